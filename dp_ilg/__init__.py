@@ -1,0 +1,1 @@
+"""Differentially private Adam for JAX with importance-shaped noise."""

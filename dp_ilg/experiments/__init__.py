@@ -1,0 +1,1 @@
+"""Training runs with Flax: configuration, data, trainer, report, command line."""

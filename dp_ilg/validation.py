@@ -1,0 +1,115 @@
+"""Checks of static facts at the door: one sentence, the value, the remedy.
+
+Every check works on Python numbers only. A traced value (inside ``jit`` or
+``optax.inject_hyperparams``) is let through, because nothing about it is known.
+"""
+
+import math
+import numbers
+from typing import Any
+
+import jax
+
+
+def positive(name: str, value: Any) -> None:
+    """Raises unless `value` is a finite number above zero.
+
+    Args:
+        name: what the caller calls it.
+        value: the number to check; traced arrays pass.
+
+    Raises:
+        ValueError: for zero, negative, NaN, infinite or non-numeric values.
+
+    Example:
+        >>> positive("l2_clip_norm", 1.0)
+        >>> positive("l2_clip_norm", -1)
+        Traceback (most recent call last):
+        ValueError: l2_clip_norm is -1, but must be a finite number above 0.
+    """
+    if isinstance(value, jax.core.Tracer):
+        return
+    if not (_is_number(value) and 0 < value < math.inf):
+        raise ValueError(f"{name} is {value!r}, but must be a finite number above 0.")
+
+
+def fraction(name: str, value: Any, *, include_zero: bool = False) -> None:
+    """Raises unless `value` lies strictly between 0 and 1 (0 if allowed).
+
+    Args:
+        name: what the caller calls it.
+        value: the number to check.
+        include_zero: whether exactly 0 is allowed.
+
+    Raises:
+        ValueError: for anything else.
+
+    Example:
+        >>> fraction("delta", 1e-5)
+        >>> fraction("delta", 2)
+        Traceback (most recent call last):
+        ValueError: delta is 2, but must lie between 0 and 1.
+    """
+    low_ok = _is_number(value) and (value > 0 or (include_zero and value == 0))
+    if not (low_ok and value < 1):
+        raise ValueError(f"{name} is {value!r}, but must lie between 0 and 1.")
+
+
+def whole(name: str, value: Any, minimum: int = 1) -> None:
+    """Raises unless `value` is an integer of at least `minimum`.
+
+    Args:
+        name: what the caller calls it.
+        value: the number to check.
+        minimum: the smallest allowed value.
+
+    Raises:
+        ValueError: for anything else, booleans included.
+
+    Example:
+        >>> whole("num_steps", 10)
+        >>> whole("num_steps", 0)
+        Traceback (most recent call last):
+        ValueError: num_steps is 0, but must be a whole number of at least 1.
+    """
+    is_int = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not is_int or int(value) < minimum:
+        raise ValueError(
+            f"{name} is {value!r}, but must be a whole number of at least {minimum}."
+        )
+
+
+def key(name: str, value: Any) -> jax.Array:
+    """Returns `value` as one typed PRNG key, or raises.
+
+    Args:
+        name: what the caller calls it.
+        value: a typed key from ``jax.random.key`` or a raw ``uint32[2]`` key.
+
+    Returns:
+        The typed key.
+
+    Raises:
+        TypeError: for an integer seed, None, an array of keys or anything else.
+
+    Example:
+        >>> key("key", jax.random.PRNGKey(0)).shape
+        ()
+        >>> key("key", 0)
+        Traceback (most recent call last):
+        TypeError: key must be one PRNG key, not int; make it with jax.random.key(seed).
+    """
+    if isinstance(value, jax.Array):
+        if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+            if value.shape == ():
+                return value
+        elif value.dtype == "uint32" and value.shape == (2,):
+            return jax.random.wrap_key_data(value)
+    raise TypeError(
+        f"{name} must be one PRNG key, not {type(value).__name__}; "
+        "make it with jax.random.key(seed)."
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
