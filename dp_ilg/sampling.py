@@ -1,0 +1,354 @@
+"""Poisson batches: the examples of step t are a function of (key, t) alone.
+
+The accountant charges a step as one Poisson-subsampled Gaussian. That is right only if
+every example enters every batch with probability q, independently of all others and of
+all other steps; shuffled epochs and batches of fixed size do not do this. A draw has no
+fixed size, so it travels as chunks of one compiled size, with a mask for the padding.
+"""
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.core import Tracer
+
+from dp_ilg import validation
+
+_DOMAIN = b"dp_ilg.sampling1"  # separates these bits from every other use of the key
+_BLOCK = 1 << 20  # 64-bit words drawn at once, which bounds memory for any data size
+_PADDING = -1
+
+
+class Chunk(NamedTuple):
+    """One fixed-size part of a step's batch.
+
+    Attributes:
+        indices: int64[chunk_size], which examples; -1 for padding, always at the end.
+        is_padding_example: bool[chunk_size], true where `indices` is -1.
+
+    Example:
+        >>> Chunk(np.array([4, -1]), np.array([False, True])).indices.tolist()
+        [4, -1]
+    """
+
+    indices: np.ndarray
+    is_padding_example: np.ndarray
+
+
+class PoissonSampler:
+    """Draws the batch of any step, in any order, without state.
+
+    A run that stops and resumes must repeat the batch of a step whose noise may have
+    been released already (law 3), so nothing here remembers earlier draws: `indices(7)`
+    is the same whether asked for first, last or twice. Example i is drawn when word i
+    of NumPy's Philox, keyed by a BLAKE2b digest of key and step, is below q * 2**64.
+
+    Attributes:
+        num_examples: N, the number of examples in the data.
+        sampling_prob: q, the probability of each example in each step.
+        num_steps: the number of steps of the plan, or None for no end.
+        chunk_size: rows of every chunk.
+
+    Privacy:
+        The sampling that a Poisson event of `dp_accounting` describes, under either
+        neighbouring relation. It assumes that the key stays secret and that Philox
+        looks random; that generator was not built to resist a cryptanalyst.
+
+    Example:
+        >>> sampler = PoissonSampler(1000, 0.01, key=jax.random.key(0), num_steps=50)
+        >>> sampler
+        PoissonSampler(1000, 0.01, key=<hidden>, num_steps=50, chunk_size=29)
+        >>> chunks = sampler.chunks(7)
+        >>> len(chunks), chunks[0].indices.shape
+        (1, (29,))
+
+    Reference:
+        Abadi et al., Deep Learning with Differential Privacy, CCS 2016, section 3.1.
+        Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3, SC 2011 (Philox).
+    """
+
+    def __init__(
+        self,
+        num_examples: int,
+        sampling_prob: float,
+        *,
+        key: Any,
+        num_steps: int | None = None,
+        chunk_size: int | None = None,
+    ):
+        """Checks the facts and hides the key.
+
+        Args:
+            num_examples: N, at least 1.
+            sampling_prob: q, above 0 and at most 1.
+            key: a typed JAX key, a raw uint32[2] key, or an integer seed of at least 0.
+            num_steps: refuse steps from here on; None for no end.
+            chunk_size: rows of a chunk; by default q N plus six standard deviations.
+
+        Raises:
+            ValueError: for a number out of its range, a negative seed included.
+            TypeError: for a key that is neither of the three kinds, or a traced one.
+        """
+        validation.whole("num_examples", num_examples)
+        if sampling_prob != 1:
+            validation.fraction("sampling_prob", sampling_prob)
+        if num_steps is not None:
+            validation.whole("num_steps", num_steps)
+        if chunk_size is not None:
+            validation.whole("chunk_size", chunk_size)
+        self.num_examples = int(num_examples)
+        self.sampling_prob = float(sampling_prob)
+        self.num_steps = None if num_steps is None else int(num_steps)
+        self.chunk_size = int(chunk_size or self._usual_chunk_size())
+        self._secret = _key_bytes(key)
+
+    @classmethod
+    def for_plan(
+        cls, plan: Any, *, key: Any, chunk_size: int | None = None
+    ) -> "PoissonSampler":
+        """Builds the sampler that the plan's accountant assumes (law 6).
+
+        Args:
+            plan: a `PrivacyPlan`, for its num_examples, sampling_prob and num_steps.
+            key: as for the constructor.
+            chunk_size: as for the constructor.
+
+        Returns:
+            The sampler; it refuses steps past the plan.
+
+        Example:
+            >>> from types import SimpleNamespace
+            >>> plan = SimpleNamespace(num_examples=90, sampling_prob=0.1, num_steps=5)
+            >>> PoissonSampler.for_plan(plan, key=3).num_steps
+            5
+        """
+        return cls(
+            plan.num_examples,
+            plan.sampling_prob,
+            key=key,
+            num_steps=plan.num_steps,
+            chunk_size=chunk_size,
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"PoissonSampler({self.num_examples}, {self.sampling_prob}, key=<hidden>, "
+            f"num_steps={self.num_steps}, chunk_size={self.chunk_size})"
+        )
+
+    def indices(self, step: int) -> np.ndarray:
+        """Returns the examples of one step.
+
+        Args:
+            step: which step, from 0.
+
+        Returns:
+            int64[drawn], ascending and distinct; empty when nobody was drawn, which is
+            a step like any other.
+
+        Raises:
+            ValueError: for a step that is negative, no integer or past the last one.
+
+        Example:
+            >>> PoissonSampler(20, 0.2, key=0).indices(3).dtype
+            dtype('int64')
+            >>> PoissonSampler(20, 1.0, key=0, num_steps=4).indices(4)
+            Traceback (most recent call last):
+            ValueError: step is 4, but the sampler has 4 steps: stop at step 3.
+        """
+        validation.whole("step", step, 0)
+        if self.num_steps is not None and step >= self.num_steps:
+            raise ValueError(
+                f"step is {step}, but the sampler has {self.num_steps} steps: "
+                f"stop at step {self.num_steps - 1}."
+            )
+        if self.sampling_prob == 1:
+            return np.arange(self.num_examples)
+        return self._draw(self._bits(int(step)))
+
+    def chunks(self, step: int) -> list[Chunk]:
+        """Returns the examples of one step, cut into chunks of one size.
+
+        A draw is never cut short (law 8): what does not fit goes into the next chunk.
+        Sum the clipped gradients of all chunks, then add noise once.
+
+        Args:
+            step: which step, from 0.
+
+        Returns:
+            At least one chunk; all padding when nobody was drawn (law 5).
+
+        Raises:
+            ValueError: for a step that is negative, no integer or past the last one.
+
+        Example:
+            >>> everybody = PoissonSampler(5, 1.0, key=0, chunk_size=3)
+            >>> [chunk.indices.tolist() for chunk in everybody.chunks(0)]
+            [[0, 1, 2], [3, 4, -1]]
+        """
+        drawn = self.indices(step)
+        count = max(1, math.ceil(len(drawn) / self.chunk_size))
+        rows = np.full((count, self.chunk_size), _PADDING, np.int64)
+        rows.flat[: len(drawn)] = drawn
+        return [Chunk(row, row == _PADDING) for row in rows]
+
+    def _usual_chunk_size(self) -> int:
+        mean = self.num_examples * self.sampling_prob
+        stddev = math.sqrt(mean * (1 - self.sampling_prob))
+        return min(self.num_examples, math.ceil(mean + 6 * stddev))
+
+    def _bits(self, step: int) -> np.random.Philox:
+        message = self._secret + step.to_bytes(16, "little")
+        digest = hashlib.blake2b(message, digest_size=16, person=_DOMAIN).digest()
+        return np.random.Philox(key=np.frombuffer(digest, "<u8").astype(np.uint64))
+
+    def _draw(self, bits: np.random.Philox) -> np.ndarray:
+        threshold = np.uint64(int(self.sampling_prob * 2.0**64))  # exact: a power of 2
+        blocks = []
+        for start in range(0, self.num_examples, _BLOCK):
+            words = bits.random_raw(min(_BLOCK, self.num_examples - start))
+            blocks.append(np.flatnonzero(words < threshold) + start)
+        return np.concatenate(blocks).astype(np.int64)
+
+
+def take(source: Any, indices: Any) -> Any:
+    """Gathers the rows of a chunk into one batch.
+
+    Args:
+        source: an array (NumPy, memory map, JAX), a dict or tuple of sources, or any
+            object with `len` and `source[int]` (a list of examples, a Hugging Face
+            `Dataset`, a Grain source); its `__getitems__(list)` is used if it has one.
+        indices: integers, -1 for padding: `Chunk.indices`.
+
+    Returns:
+        The batch in NumPy arrays, in the structure of the source or of its examples,
+        with a leading axis; rows of padding are zero.
+
+    Raises:
+        ValueError: for an empty source, parts of unequal length, an index out of range
+            or examples that differ in shape.
+        TypeError: for indices that are no integers, or a source without positions.
+
+    Privacy:
+        Zeros are not absence: pass `is_padding_example` to the gradient, too (law 4).
+
+    Example:
+        >>> take({"x": np.eye(3), "y": np.array([4, 5, 6])}, [2, -1])["y"].tolist()
+        [6, 0]
+        >>> take([("a", 1.0), ("b", 2.0)], [1])[1].tolist()
+        [2.0]
+    """
+    wanted = np.asarray(indices)
+    if wanted.ndim != 1 or (wanted.size and wanted.dtype.kind not in "iu"):
+        raise TypeError(
+            f"indices must be a list of integers, not {wanted.dtype} of shape "
+            f"{wanted.shape}; pass Chunk.indices."
+        )
+    return _take(source, wanted.astype(np.int64), _length(source))
+
+
+def _take(source: Any, wanted: np.ndarray, length: int) -> Any:
+    if isinstance(source, Mapping):
+        return {name: _take(part, wanted, length) for name, part in source.items()}
+    if isinstance(source, tuple):
+        return _like(source, [_take(part, wanted, length) for part in source])
+    if wanted.size and not _PADDING <= wanted.min() <= wanted.max() < length:
+        bad = wanted[(wanted < _PADDING) | (wanted >= length)][0]
+        raise ValueError(
+            f"index {bad} is outside a source of {length} examples; build the sampler "
+            f"with num_examples={length}."
+        )
+    is_drawn = wanted != _PADDING
+    # With nobody drawn, example 0 lends its shape; none of its values is kept.
+    picked = wanted[is_drawn] if is_drawn.any() else np.zeros(1, np.int64)
+    return _spread(_rows(source, picked), is_drawn)
+
+
+def _length(source: Any) -> int:
+    """Returns the common length of all parts of a source, or raises."""
+    if isinstance(source, Mapping | tuple):
+        parts = source.values() if isinstance(source, Mapping) else source
+        lengths = sorted({_length(part) for part in parts}) or [0]
+        if len(lengths) > 1:
+            raise ValueError(
+                f"the source's parts hold {lengths[0]} and {lengths[-1]} examples; "
+                "give every part the same number."
+            )
+        length = lengths[0]
+    else:
+        try:
+            length = len(source)
+        except TypeError as error:
+            raise TypeError(
+                f"a source needs len and indexing, not so {type(source).__name__}; "
+                "pass arrays, a dict of arrays or a list of examples."
+            ) from error
+    if not length:
+        raise ValueError("the source holds no examples; pass at least one.")
+    return length
+
+
+def _rows(source: Any, picked: np.ndarray) -> Any:
+    """Returns the picked examples, stacked; `picked` is never empty."""
+    if hasattr(source, "iloc"):  # pandas would look labels up, not positions
+        raise TypeError(
+            f"{type(source).__name__} is indexed by label; pass its to_numpy() instead."
+        )
+    if hasattr(source, "shape") and hasattr(source, "dtype"):
+        return np.asarray(source[picked])
+    if hasattr(source, "__getitems__"):
+        return _stack(source.__getitems__(picked.tolist()))
+    return _stack([source[i] for i in picked.tolist()])
+
+
+def _stack(examples: Sequence[Any]) -> Any:
+    """Stacks examples leaf by leaf; a list inside an example is one array."""
+    first = examples[0]
+    if isinstance(first, Mapping):
+        return {name: _stack([e[name] for e in examples]) for name in first}
+    if isinstance(first, tuple):
+        return _like(first, [_stack(part) for part in zip(*examples, strict=True)])
+    arrays = [np.asarray(example) for example in examples]
+    shapes = sorted({array.shape for array in arrays})
+    if len(shapes) > 1:
+        raise ValueError(
+            f"examples have shapes {shapes[0]} and {shapes[-1]}; "
+            "pad or crop them to one shape."
+        )
+    return np.stack(arrays)
+
+
+def _spread(rows: Any, is_drawn: np.ndarray) -> Any:
+    """Puts the rows where somebody was drawn and zeros elsewhere."""
+
+    def spread(leaf: np.ndarray) -> np.ndarray:
+        full = np.zeros((len(is_drawn), *leaf.shape[1:]), leaf.dtype)
+        full[is_drawn] = leaf[: is_drawn.sum()]
+        return full
+
+    return jax.tree.map(spread, rows)
+
+
+def _like(example: tuple[Any, ...], parts: list[Any]) -> tuple[Any, ...]:
+    """Returns the parts as a tuple of the example's own type."""
+    return type(example)(*parts) if hasattr(example, "_fields") else tuple(parts)
+
+
+def _key_bytes(key: Any) -> bytes:
+    """Returns the key's bits; equal bytes mean equal kind and equal key."""
+    if isinstance(key, Tracer):
+        raise TypeError("key is traced; build the sampler outside jit.")
+    if isinstance(key, jax.Array):
+        words = np.asarray(jax.random.key_data(validation.key("key", key)))
+        return b"key" + words.astype("<u4").tobytes()
+    if isinstance(key, np.integer | int) and not isinstance(key, bool):
+        if key < 0:
+            raise ValueError("key is a negative seed; use an integer of at least 0.")
+        return b"seed" + f"{int(key):x}".encode()
+    raise TypeError(
+        f"key must be a JAX key or an integer seed, not {type(key).__name__}; "
+        "make one with jax.random.key(seed)."
+    )
