@@ -1,0 +1,285 @@
+"""The privacy plan: every number that decides the guarantee, in one place.
+
+Sampler, clip, noise, ledger and accountant all read the same frozen object, so that
+what is claimed and what is done cannot drift apart.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+from typing import Any, Self
+
+import dp_accounting
+import numpy as np
+
+from dp_ilg import accounting, validation
+from dp_ilg.statement import Statement, describe
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PrivacyPlan:
+    """Sampling, noise, clip norm and length of one private training run.
+
+    Usually made by `dp_ilg.plan_privacy`. Frozen and hashable: a jitted step may close
+    over it, and it may be a key of a cache.
+
+    Attributes:
+        num_examples: the number N of training examples.
+        batch_size: the *expected* batch size; every example takes part in a step
+            independently with probability ``batch_size / num_examples``.
+        num_steps: the number of steps, the whole budget.
+        delta: the delta of the guarantee.
+        l2_clip_norm: the bound C of one example's gradient.
+        score_budget: the share of each step's budget spent on layer scores, in [0, 1).
+        stages: pairs of a number of steps and their effective noise multiplier z.
+        accountant: a key of `dp_ilg.accounting.ACCOUNTANTS`.
+        neighboring_relation: a key of `dp_ilg.accounting.NEIGHBORING_RELATIONS`.
+        target_epsilon: what calibration aimed at, if it did.
+
+    Raises:
+        ValueError: on construction, for any value that makes no valid plan.
+
+    Privacy:
+        Every step is one Poisson-sampled Gaussian with noise multiplier z relative to
+        C. Its two parts, gradient and scores, see the same sample and have multipliers
+        z / sqrt(1 - r) and z / sqrt(r) for a score budget r; jointly they are z. The
+        claim holds if batches are drawn by Poisson sampling with this plan's rate and
+        one example moves the clipped sum by at most C.
+
+    Example:
+        >>> plan = PrivacyPlan(
+        ...     num_examples=60_000, batch_size=600, num_steps=100, delta=1e-5,
+        ...     l2_clip_norm=1.0, score_budget=0.01, stages=((100, 1.0),))
+        >>> round(plan.epsilon(), 2)
+        0.72
+        >>> plan == PrivacyPlan.from_json(plan.to_json())
+        True
+    """
+
+    num_examples: int
+    batch_size: int
+    num_steps: int
+    delta: float
+    l2_clip_norm: float
+    score_budget: float
+    stages: tuple[tuple[int, float], ...]
+    accountant: str = "pld"
+    neighboring_relation: str = "add_or_remove_one"
+    target_epsilon: float | None = None
+
+    def __post_init__(self):
+        _check(self)
+        for name in ("num_examples", "batch_size", "num_steps"):
+            object.__setattr__(self, name, int(getattr(self, name)))
+        for name in ("delta", "l2_clip_norm", "score_budget"):
+            object.__setattr__(self, name, float(getattr(self, name)))
+        if self.target_epsilon is not None:
+            object.__setattr__(self, "target_epsilon", float(self.target_epsilon))
+        stages = tuple((int(count), float(z)) for count, z in self.stages)
+        object.__setattr__(self, "stages", stages)
+
+    @property
+    def sampling_prob(self) -> float:
+        """The probability with which an example takes part in a step."""
+        return self.batch_size / self.num_examples
+
+    @property
+    def noise_multipliers(self) -> np.ndarray:
+        """The effective multiplier z of every step: what is accounted (read-only)."""
+        return _expand(self.stages)
+
+    @property
+    def gradient_noise_multipliers(self) -> np.ndarray:
+        """The multiplier of the gradient's noise at every step, z / sqrt(1 - r)."""
+        return self.noise_multipliers / math.sqrt(1 - self.score_budget)
+
+    @property
+    def score_noise_multipliers(self) -> np.ndarray:
+        """The multiplier of the scores' noise, z / sqrt(r); infinite if r is 0."""
+        if self.score_budget == 0:
+            return np.full(self.num_steps, np.inf)
+        return self.noise_multipliers / math.sqrt(self.score_budget)
+
+    def event(self, steps: int | None = None) -> dp_accounting.DpEvent:
+        """Returns what the first steps of the plan release, for any accountant.
+
+        Args:
+            steps: the number of steps taken, at most `num_steps`; None for all.
+
+        Returns:
+            One Poisson-sampled Gaussian a step, self-composed by stage.
+
+        Raises:
+            ValueError: for a negative number of steps or one past the plan.
+
+        Example:
+            >>> plan = PrivacyPlan(
+            ...     num_examples=100, batch_size=10, num_steps=3, delta=1e-5,
+            ...     l2_clip_norm=1.0, score_budget=0.0, stages=((3, 2.0),))
+            >>> plan.event(2).events[0].count
+            2
+        """
+        left = self._steps(steps)
+        taken = []
+        for count, z in self.stages:
+            taken.append((min(left, count), z))
+            left -= taken[-1][0]
+        return accounting.sampled_gaussians(
+            self.sampling_prob, [stage for stage in taken if stage[0]]
+        )
+
+    def epsilon(self, steps: int | None = None) -> float:
+        """Returns epsilon after some steps; asked again, it answers from a cache.
+
+        Args:
+            steps: the number of steps taken, at most `num_steps`; None for all.
+
+        Returns:
+            Epsilon at the plan's delta, accountant and neighbouring relation; infinite
+            if a step has no noise.
+
+        Raises:
+            ValueError: for a negative number of steps or one past the plan.
+
+        Example:
+            >>> plan = PrivacyPlan(
+            ...     num_examples=100, batch_size=10, num_steps=3, delta=1e-5,
+            ...     l2_clip_norm=1.0, score_budget=0.0, stages=((3, 0.0),))
+            >>> plan.epsilon(0), plan.epsilon()
+            (0.0, inf)
+        """
+        return accounting.epsilon(
+            self.event(steps),
+            self.delta,
+            accountant=self.accountant,
+            neighboring_relation=self.neighboring_relation,
+        )
+
+    def statement(self) -> Statement:
+        """Returns the guarantee of the whole plan in words and as JSON.
+
+        Returns:
+            A statement; ``str(statement)`` is one paragraph for people and
+            ``statement.as_dict()`` a record for programs.
+
+        Example:
+            >>> plan = PrivacyPlan(
+            ...     num_examples=100, batch_size=10, num_steps=3, delta=1e-5,
+            ...     l2_clip_norm=1.0, score_budget=0.0, stages=((3, 0.0),))
+            >>> str(plan.statement())[:10]
+            'NO PRIVACY'
+        """
+        return describe(self)
+
+    def to_json(self) -> str:
+        """Returns the plan as one line of JSON, the same for equal plans."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Reads what `to_json` wrote.
+
+        Args:
+            text: a JSON object with exactly the plan's fields.
+
+        Returns:
+            A plan equal to the one written.
+
+        Raises:
+            ValueError: if the text is not JSON, or a field is unknown, missing or
+                wrong.
+
+        Example:
+            >>> PrivacyPlan.from_json('{"epsilon": 1}')
+            Traceback (most recent call last):
+            ValueError: The plan has an unknown field 'epsilon'; ...
+        """
+        return cls(**_fields_from_json(cls, text))
+
+    def digest(self) -> str:
+        """Returns 16 hexadecimal digits that name the plan, the same on any machine."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
+
+    def _steps(self, steps: int | None) -> int:
+        if steps is None:
+            return self.num_steps
+        validation.whole("steps", steps, 0)
+        if steps > self.num_steps:
+            raise ValueError(
+                f"steps is {steps}, but the plan ends after {self.num_steps}; make a "
+                "longer plan before training."
+            )
+        return int(steps)
+
+
+@functools.lru_cache(maxsize=64)
+def _expand(stages: tuple[tuple[int, float], ...]) -> np.ndarray:
+    counts, multipliers = zip(*stages, strict=True)
+    values = np.repeat(np.array(multipliers, np.float64), counts)
+    values.flags.writeable = False
+    return values
+
+
+def _check(plan: PrivacyPlan) -> None:
+    for name in ("num_examples", "batch_size", "num_steps"):
+        validation.whole(name, getattr(plan, name))
+    if plan.batch_size > plan.num_examples:
+        raise ValueError(
+            f"batch_size is {plan.batch_size}, but there are only {plan.num_examples} "
+            "examples; choose a batch size of at most num_examples."
+        )
+    validation.fraction("delta", plan.delta)
+    validation.positive("l2_clip_norm", plan.l2_clip_norm)
+    validation.fraction("score_budget", plan.score_budget, include_zero=True)
+    if plan.target_epsilon is not None:
+        validation.positive("target_epsilon", plan.target_epsilon)
+    accounting.check_names(plan.accountant, plan.neighboring_relation)
+    _check_stages(plan)
+
+
+def _check_stages(plan: PrivacyPlan) -> None:
+    total = 0
+    for stage in plan.stages:
+        if not (isinstance(stage, tuple | list) and len(stage) == 2):
+            raise ValueError(
+                f"The stage {stage!r} must be a pair of a number of steps and a noise "
+                "multiplier."
+            )
+        validation.whole("the number of steps of a stage", stage[0])
+        if stage[1] != 0:
+            validation.positive("the noise multiplier of a stage", stage[1])
+        total += stage[0]
+    if total != plan.num_steps:
+        raise ValueError(
+            f"The stages have {total} steps but num_steps is {plan.num_steps}; they "
+            "must agree."
+        )
+
+
+def _fields_from_json(cls: type, text: str) -> dict[str, Any]:
+    try:
+        fields = json.loads(text)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"The plan is not valid JSON: {error}.") from None
+    if not isinstance(fields, dict):
+        raise ValueError("The plan must be a JSON object with one entry a field.")
+    known = [field.name for field in dataclasses.fields(cls)]
+    for name in fields:
+        if name not in known:
+            raise ValueError(
+                f"The plan has an unknown field {name!r}; the fields are "
+                f"{', '.join(known)}."
+            )
+    for name in known:
+        if name not in fields:
+            raise ValueError(f"The plan lacks the field {name!r}; write it again.")
+    if not isinstance(fields["stages"], list):
+        raise ValueError(
+            f"stages is {fields['stages']!r}, but must be a list of pairs."
+        )
+    fields["stages"] = tuple(
+        tuple(stage) if isinstance(stage, list) else stage for stage in fields["stages"]
+    )
+    return fields

@@ -1,0 +1,331 @@
+"""Noise schedules: the shape of the noise multiplier over the steps.
+
+A schedule is public: it depends on the step alone, never on data. It gives a
+*relative* shape; calibration scales the whole of it to reach a target epsilon, and
+`to_stages` first makes it piecewise constant, because the cost of exact accounting
+grows with the number of distinct multipliers.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable
+from typing import SupportsFloat
+
+import numpy as np
+
+from dp_ilg import validation
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """A named shape with its parameters; hashable, so a plan may be a cache key.
+
+    Made by the factories of this module, which check the parameters.
+
+    Attributes:
+        name: a key of `SCHEDULES`.
+        parameters: the numbers the shape needs.
+
+    Example:
+        >>> linear(0.5) == linear(0.5)
+        True
+        >>> linear(0.5).multipliers(3, steps_per_epoch=1.0)
+        array([1.  , 0.75, 0.5 ])
+    """
+
+    name: str
+    parameters: tuple[float, ...] = ()
+
+    def multipliers(self, num_steps: int, steps_per_epoch: SupportsFloat) -> np.ndarray:
+        """Returns the relative noise multiplier of every step.
+
+        Args:
+            num_steps: the number of steps.
+            steps_per_epoch: the number of examples over the expected batch size.
+
+        Returns:
+            A new float64 array of `num_steps` positive multipliers.
+
+        Raises:
+            ValueError: if the shape cannot have that many steps or falls to zero.
+
+        Example:
+            >>> stages([1.0, 2.0]).multipliers(4, steps_per_epoch=1.0)
+            array([1., 1., 2., 2.])
+        """
+        validation.whole("num_steps", num_steps)
+        validation.positive("steps_per_epoch", steps_per_epoch)
+        steps = np.arange(int(num_steps))
+        # The guard keeps 3 * (10 / 3) from being epoch 0 by rounding.
+        epochs = np.floor(steps / float(steps_per_epoch) + 1e-9)
+        values = _SHAPES[self.name](self.parameters, steps, epochs)
+        if not np.all(values > 0):
+            raise ValueError(
+                f"The schedule {self.name}{self.parameters} reaches a noise multiplier "
+                f"of 0 within {num_steps} steps; use a slower decay or a floor."
+            )
+        return values
+
+
+def constant() -> Schedule:
+    """The same noise at every step; the strongest baseline.
+
+    Returns:
+        The schedule.
+
+    Example:
+        >>> constant().multipliers(2, steps_per_epoch=1.0)
+        array([1., 1.])
+    """
+    return Schedule("constant")
+
+
+def inverse_time(decay: SupportsFloat, floor: SupportsFloat | None = None) -> Schedule:
+    """The decay of DP-AdamILG: 1 / (1 + decay * epoch), not below `floor`.
+
+    Epochs count from 0 and are whole. The published floor is an absolute noise
+    multiplier, sqrt(2 ln(1.25 / delta)) / eps_lim. A schedule is a shape, so here
+    `floor` is a fraction of the scale: give ``absolute_floor / sigma_0``. With
+    ``plan_privacy(noise_multiplier=sigma_0)`` that is exactly the published schedule;
+    with ``plan_privacy(epsilon=...)`` the floor is scaled with everything else.
+
+    Args:
+        decay: the rate k of an epoch, 0 or above.
+        floor: the smallest relative multiplier, or None for no floor.
+
+    Returns:
+        The schedule.
+
+    Raises:
+        ValueError: for a negative or non-finite decay or a floor not above 0.
+
+    Example:
+        >>> inverse_time(1.0, floor=0.4).multipliers(4, steps_per_epoch=1.0)
+        array([1. , 0.5, 0.4, 0.4])
+
+    Reference:
+        Li, Liang, Jiang, Zhang, "DP-AdamILG", PMLR 260, 2024, Algorithm 1.
+    """
+    if floor is None:
+        return Schedule("inverse_time", (_rate("decay", decay),))
+    validation.positive("floor", floor)
+    return Schedule("inverse_time", (_rate("decay", decay), float(floor)))
+
+
+def linear(end: SupportsFloat) -> Schedule:
+    """A straight line from 1 at the first step to `end` at the last.
+
+    Args:
+        end: the last relative multiplier, above 0; above 1 the noise grows.
+
+    Returns:
+        The schedule.
+
+    Raises:
+        ValueError: if `end` is not a finite number above 0.
+
+    Example:
+        >>> linear(2.0).multipliers(3, steps_per_epoch=1.0)
+        array([1. , 1.5, 2. ])
+    """
+    validation.positive("end", end)
+    return Schedule("linear", (float(end),))
+
+
+def exponential(rate: SupportsFloat) -> Schedule:
+    """The exponential decay exp(-rate * epoch), in whole epochs from 0.
+
+    Args:
+        rate: the decay of an epoch, 0 or above.
+
+    Returns:
+        The schedule.
+
+    Raises:
+        ValueError: for a negative or non-finite rate.
+
+    Example:
+        >>> exponential(0.5).multipliers(3, steps_per_epoch=1.0).round(3)
+        array([1.   , 0.607, 0.368])
+
+    Reference:
+        Yu, Liu, Pu, Gursoy, Truex, "Differentially Private Model Publishing for
+        Deep Learning", IEEE S&P 2019.
+    """
+    return Schedule("exponential", (_rate("rate", rate),))
+
+
+def cosine(end: SupportsFloat) -> Schedule:
+    """Half a cosine from 1 at the first step to `end` at the last.
+
+    Args:
+        end: the last relative multiplier, above 0; above 1 the noise grows.
+
+    Returns:
+        The schedule.
+
+    Raises:
+        ValueError: if `end` is not a finite number above 0.
+
+    Example:
+        >>> cosine(0.5).multipliers(3, steps_per_epoch=1.0)
+        array([1.  , 0.75, 0.5 ])
+    """
+    validation.positive("end", end)
+    return Schedule("cosine", (float(end),))
+
+
+def stages(values: Iterable[SupportsFloat]) -> Schedule:
+    """Equally long stages, each with its own multiplier.
+
+    Args:
+        values: the relative multiplier of each stage, at most one a step.
+
+    Returns:
+        The schedule.
+
+    Raises:
+        ValueError: if there are no values or one is not a finite number above 0.
+
+    Example:
+        >>> stages([2, 1]).multipliers(4, steps_per_epoch=1.0)
+        array([2., 2., 1., 1.])
+    """
+    return Schedule("stages", _positive_values(values))
+
+
+def array(values: Iterable[SupportsFloat]) -> Schedule:
+    """Any schedule, one multiplier a step.
+
+    Args:
+        values: the relative multiplier of every step.
+
+    Returns:
+        The schedule; it fits plans of exactly that many steps.
+
+    Raises:
+        ValueError: if there are no values or one is not a finite number above 0.
+
+    Example:
+        >>> array([1, 2, 1]).multipliers(3, steps_per_epoch=1.0)
+        array([1., 2., 1.])
+    """
+    return Schedule("array", _positive_values(values))
+
+
+SCHEDULES: dict[str, Callable[..., Schedule]] = {
+    "constant": constant,
+    "inverse_time": inverse_time,
+    "linear": linear,
+    "exponential": exponential,
+    "cosine": cosine,
+    "stages": stages,
+    "array": array,
+}
+
+
+def to_stages(
+    multipliers: np.ndarray, num_stages: int
+) -> tuple[tuple[int, float], ...]:
+    """Makes a sequence of multipliers piecewise constant.
+
+    A sequence that already has at most `num_stages` runs of equal values is kept
+    exactly. Otherwise it is cut into `num_stages` pieces of equal length, and each
+    piece gets the multiplier that spends the same zCDP budget, sum 1/z^2, as the
+    piece did. The result is what is applied *and* accounted, so the approximation
+    costs no privacy.
+
+    Args:
+        multipliers: the multiplier of every step, all above 0.
+        num_stages: the largest number of stages.
+
+    Returns:
+        Pairs of a number of steps and their multiplier.
+
+    Raises:
+        ValueError: if `num_stages` is not a whole number of at least 1.
+
+    Example:
+        >>> to_stages(np.array([2.0, 2.0, 1.0]), num_stages=16)
+        ((2, 2.0), (1, 1.0))
+        >>> len(to_stages(linear(0.5).multipliers(100, 10.0), num_stages=4))
+        4
+    """
+    validation.whole("num_stages", num_stages)
+    values = np.asarray(multipliers, np.float64)
+    starts = np.flatnonzero(np.diff(values, prepend=np.nan) != 0)
+    if len(starts) <= num_stages:
+        pieces = np.split(values, starts[1:])
+        return tuple((len(piece), float(piece[0])) for piece in pieces)
+    pieces = np.array_split(values, num_stages)
+    return tuple((len(piece), float(np.mean(piece**-2.0) ** -0.5)) for piece in pieces)
+
+
+def _constant(parameters, steps, epochs):
+    return np.ones(len(steps))
+
+
+def _inverse_time(parameters, steps, epochs):
+    values = 1.0 / (1.0 + parameters[0] * epochs)
+    return np.maximum(values, parameters[1]) if len(parameters) == 2 else values
+
+
+def _linear(parameters, steps, epochs):
+    return 1.0 + (parameters[0] - 1.0) * _progress(steps)
+
+
+def _exponential(parameters, steps, epochs):
+    return np.exp(-parameters[0] * epochs)
+
+
+def _cosine(parameters, steps, epochs):
+    (end,) = parameters
+    return end + (1.0 - end) * 0.5 * (1.0 + np.cos(np.pi * _progress(steps)))
+
+
+def _stages(parameters, steps, epochs):
+    if len(parameters) > len(steps):
+        raise ValueError(
+            f"The schedule has {len(parameters)} stages but the plan only "
+            f"{len(steps)} steps; give at most one stage a step."
+        )
+    return np.array(parameters)[steps * len(parameters) // len(steps)]
+
+
+def _array(parameters, steps, epochs):
+    if len(parameters) != len(steps):
+        raise ValueError(
+            f"The schedule has {len(parameters)} values but the plan has "
+            f"{len(steps)} steps; give one value a step."
+        )
+    return np.array(parameters)
+
+
+_SHAPES = {
+    "constant": _constant,
+    "inverse_time": _inverse_time,
+    "linear": _linear,
+    "exponential": _exponential,
+    "cosine": _cosine,
+    "stages": _stages,
+    "array": _array,
+}
+
+
+def _progress(steps: np.ndarray) -> np.ndarray:
+    return steps / max(len(steps) - 1, 1)
+
+
+def _rate(name: str, value: SupportsFloat) -> float:
+    if isinstance(value, (str, bytes)) or not 0 <= float(value) < math.inf:
+        raise ValueError(f"{name} is {value!r}, but must be a finite number from 0 up.")
+    return float(value)
+
+
+def _positive_values(values: Iterable[SupportsFloat]) -> tuple[float, ...]:
+    values = tuple(values)
+    if not values:
+        raise ValueError("The schedule has no values; give at least one above 0.")
+    for index, value in enumerate(values):
+        validation.positive(f"values[{index}]", value)
+    return tuple(float(value) for value in values)

@@ -1,0 +1,186 @@
+"""The privacy statement: what a plan promises, in words and as JSON."""
+
+import dataclasses
+import importlib.metadata
+import math
+from typing import Any
+
+RELATIONS = {
+    "add_or_remove_one": "adding one training example to the data or removing one",
+    "replace_one": "replacing one training example by any other",
+}
+ACCOUNTANTS = {
+    "pld": (
+        "composition of privacy loss distributions, rounded so that epsilon is never "
+        "understated"
+    ),
+    "rdp": "composition of Renyi differential privacy",
+    "zcdp": (
+        "composition of zero concentrated differential privacy, which takes no "
+        "advantage of the random sampling of batches"
+    ),
+}
+NOT_COVERED = (
+    "the choice of hyper-parameters, if several were tried on the same data",
+    "a vocabulary, a feature scaling or other preprocessing computed from the data",
+    "evaluation on other data, whose results come from that data",
+    "further releases computed from the same data: their costs add up",
+    "attacks on the rounding of floating-point noise",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Statement:
+    """What a plan promises: a paragraph for people and a record for programs.
+
+    Attributes:
+        text: one paragraph that a data-protection officer can read.
+        facts: the same as (name, value) pairs, ready for JSON.
+
+    Example:
+        >>> statement = Statement("Epsilon is 2.", (("epsilon", 2.0),))
+        >>> print(statement)
+        Epsilon is 2.
+        >>> statement.as_dict()
+        {'epsilon': 2.0}
+    """
+
+    text: str
+    facts: tuple[tuple[str, Any], ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the facts as a new dictionary that ``json.dumps`` accepts.
+
+        Returns:
+            Names to numbers, strings, lists of strings, booleans or None.
+        """
+        facts = dict(self.facts)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in facts.items()}
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def describe(plan: Any) -> Statement:
+    """Writes the statement of a plan.
+
+    Args:
+        plan: a `dp_ilg.PrivacyPlan`.
+
+    Returns:
+        The statement of the whole plan, that is, of all its steps.
+    """
+    epsilon = plan.epsilon()
+    sentences = [
+        _guarantee(plan, epsilon),
+        _mechanism(plan),
+        _scores(plan),
+        _accounting(plan),
+        "The guarantee does not cover: " + "; ".join(NOT_COVERED) + ".",
+    ]
+    text = " ".join(sentence for sentence in sentences if sentence)
+    return Statement(text, tuple(_facts(plan, epsilon, text).items()))
+
+
+def _guarantee(plan, epsilon: float) -> str:
+    if math.isinf(epsilon):
+        return (
+            "NO PRIVACY: at least one step adds no noise, so epsilon is infinite and "
+            "nothing is guaranteed to anybody."
+        )
+    shown = round_up(epsilon)
+    factor = round_up(math.exp(epsilon)) if epsilon < 50 else f"exp({shown})"
+    weak = " An epsilon this large is a weak promise by itself." if epsilon > 10 else ""
+    return (
+        f"Training satisfies ({shown}, {plan.delta:g})-differential privacy. The unit "
+        "of privacy is one training example: for every way of "
+        f"{RELATIONS[plan.neighboring_relation]}, any result that a reader of the "
+        "trained model, or of every noisy gradient released on the way, could look for "
+        f"becomes at most {factor} times as likely (epsilon = {shown}), plus a "
+        f"probability of at most {plan.delta:g} (delta). A person who contributed "
+        f"several examples is protected less.{weak}"
+    )
+
+
+def _mechanism(plan) -> str:
+    low, high = plan.noise_multipliers.min(), plan.noise_multipliers.max()
+    noise = f"{low:.4g}" if low == high else f"between {low:.4g} and {high:.4g}"
+    steps = "step" if plan.num_steps == 1 else "steps"
+    return (
+        f"Training takes {plan.num_steps:,} {steps}. In each step every one of the "
+        f"{plan.num_examples:,} examples takes part independently of all others with "
+        f"probability {plan.sampling_prob:.6g} (Poisson sampling), {plan.batch_size:,} "
+        "on average; sums are divided by this average and never by the number drawn, "
+        "and rows that only fill up a batch count as absent. The gradient of each "
+        f"example is limited to a norm of {plan.l2_clip_norm:g} before it enters the "
+        "sum, and normally distributed noise is added whose standard deviation, "
+        f"relative to that limit and over all that a step releases, is {noise} (the "
+        "noise multiplier)."
+    )
+
+
+def _scores(plan) -> str:
+    if plan.score_budget == 0:
+        return "Nothing is spent on measuring the importance of layers."
+    return (
+        f"Of each step's budget {plan.score_budget:.3g} (as a share of 1) pays for "
+        "noisy measurements of how important each layer's gradient is; the rest pays "
+        "for the gradient itself, and both are included in epsilon."
+    )
+
+
+def _accounting(plan) -> str:
+    return (
+        f"Epsilon was computed with dp-accounting {_version()} by "
+        f"{ACCOUNTANTS[plan.accountant]}."
+    )
+
+
+def _facts(plan, epsilon: float, text: str) -> dict[str, Any]:
+    return {
+        "epsilon": None if math.isinf(epsilon) else epsilon,
+        "private": not math.isinf(epsilon),
+        "delta": plan.delta,
+        "target_epsilon": plan.target_epsilon,
+        "unit_of_privacy": "one training example",
+        "neighboring_relation": plan.neighboring_relation,
+        "neighboring_relation_in_words": RELATIONS[plan.neighboring_relation],
+        "sampling": "poisson",
+        "sampling_probability": plan.sampling_prob,
+        "num_examples": plan.num_examples,
+        "expected_batch_size": plan.batch_size,
+        "num_steps": plan.num_steps,
+        "l2_clip_norm": plan.l2_clip_norm,
+        "smallest_noise_multiplier": float(plan.noise_multipliers.min()),
+        "largest_noise_multiplier": float(plan.noise_multipliers.max()),
+        "score_budget": plan.score_budget,
+        "accountant": plan.accountant,
+        "amplification_by_sampling": plan.accountant != "zcdp",
+        "dp_accounting_version": _version(),
+        "plan_digest": plan.digest(),
+        "not_covered": NOT_COVERED,
+        "text": text,
+    }
+
+
+def round_up(value: float) -> str:
+    """Four significant digits, never smaller than the value.
+
+    Args:
+        value: a positive finite number, or 0.
+
+    Returns:
+        The number as text.
+
+    Example:
+        >>> round_up(1.99842), round_up(2.0), round_up(0.0)
+        ('1.999', '2', '0')
+    """
+    if value == 0:
+        return "0"
+    unit = 10.0 ** (math.floor(math.log10(value)) - 3)
+    return f"{math.ceil(value / unit - 1e-9) * unit:.4g}"
+
+
+def _version() -> str:
+    return importlib.metadata.version("dp-accounting")
