@@ -1,0 +1,353 @@
+"""What one training run is: frozen dataclasses, read from TOML and written back.
+
+The defaults are the bundled digits run, so an installed wheel trains without any
+file. A number that decides the guarantee is stated in the file or refused: nothing
+about privacy is inherited silently from the digits.
+"""
+
+import dataclasses
+import json
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+import tyro
+
+from dp_ilg.experiments.fields import from_mapping, json_rows, required
+from dp_ilg.validation import fraction, positive, whole
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which data: `name` is a row of the table of loaders.
+
+    Example:
+        >>> DataConfig(name="mnist").name
+        'mnist'
+    """
+
+    name: str = required("digits")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which network: a row of `dp_ilg.experiments.models.MODELS` and its sizes.
+
+    A size left out (None) is the model's own default; a size the model does not
+    have is refused when the model is built.
+
+    Example:
+        >>> ModelConfig(name="cnn", hidden=(32,)).options()
+        {'hidden': (32,), 'activation': 'tanh'}
+    """
+
+    name: str = required("mlp")
+    framework: Literal["linen", "nnx"] = "linen"
+    hidden: tuple[int, ...] = (64,)
+    activation: Literal["tanh", "relu", "gelu"] = "tanh"
+    channels: tuple[int, ...] | None = None
+    embed_dim: int | None = None
+    embed_scale: float | None = None
+
+    def __post_init__(self):
+        for size in (*self.hidden, *(self.channels or ())):
+            whole("model: a layer's size", size)
+        if self.embed_dim is not None:
+            whole("model.embed_dim", self.embed_dim)
+        if self.embed_scale is not None:
+            positive("model.embed_scale", self.embed_scale)
+
+    def options(self) -> dict[str, Any]:
+        """Returns the sizes that were given, as keyword arguments of the builder."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        del values["name"], values["framework"]
+        return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """The shape of the noise over steps: a row of `dp_ilg.schedules.SCHEDULES`.
+
+    Example:
+        >>> ScheduleConfig(name="linear", end=0.5).options()
+        {'end': 0.5}
+    """
+
+    name: str = required("constant")
+    decay: float | None = None
+    floor: float | None = None
+    end: float | None = None
+    rate: float | None = None
+    values: tuple[float, ...] | None = None
+
+    def options(self) -> dict[str, Any]:
+        """Returns the parameters that were given, for the schedule's factory."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        del values["name"]
+        return {name: value for name, value in values.items() if value is not None}
+
+
+def _flag(name: str) -> Any:
+    """Lets a dotted field also answer to the short flag `name`."""
+    return tyro.conf.arg(aliases=(name,))
+
+
+@dataclass(frozen=True)
+class PrivacyConfig:
+    """The claim and what it costs: everything `dp_ilg.plan_privacy` is told.
+
+    Privacy:
+        These fields, the number of training examples and the sampler decide
+        (epsilon, delta); the batch size is the expected one of a Poisson sample.
+
+    Example:
+        >>> PrivacyConfig(epsilon=-1.0)
+        Traceback (most recent call last):
+        ValueError: privacy.epsilon is -1.0, but must be a finite number above 0.
+    """
+
+    epsilon: Annotated[float, _flag("--epsilon")] = required(8.0)
+    delta: Annotated[float, _flag("--delta")] = required(1e-5)
+    batch_size: Annotated[int, _flag("--batch-size")] = required(256)
+    num_steps: Annotated[int, _flag("--num-steps")] = required(200)
+    l2_clip_norm: float = 1.0
+    clip_mode: Literal["joint", "normalize", "per_layer"] = "joint"
+    score_budget: float = 0.01
+    accountant: Literal["pld", "rdp", "zcdp"] = "pld"
+    neighboring_relation: Literal["add_or_remove_one", "replace_one"] = (
+        "add_or_remove_one"
+    )
+    schedule: ScheduleConfig = ScheduleConfig()
+    num_stages: int = 16
+
+    def __post_init__(self):
+        positive("privacy.epsilon", self.epsilon)
+        fraction("privacy.delta", self.delta)
+        whole("privacy.batch_size", self.batch_size)
+        whole("privacy.num_steps", self.num_steps)
+        positive("privacy.l2_clip_norm", self.l2_clip_norm)
+        fraction("privacy.score_budget", self.score_budget, include_zero=True)
+        whole("privacy.num_stages", self.num_stages)
+
+
+@dataclass(frozen=True)
+class LearningRateConfig:
+    """How the learning rate moves: a warm-up, then constant, cosine or linear.
+
+    `end` is the share of the learning rate that is left at the last step.
+
+    Example:
+        >>> LearningRateConfig(name="cosine", warmup_steps=10).end
+        0.0
+    """
+
+    name: Literal["constant", "cosine", "linear"] = required("constant")
+    warmup_steps: int = 0
+    end: float = 0.0
+
+    def __post_init__(self):
+        whole("optimizer.learning_rate_schedule.warmup_steps", self.warmup_steps, 0)
+
+
+@dataclass(frozen=True)
+class BlockConfig:
+    """One leaf cut into blocks along an axis: `dp_ilg.layers.blocks`, in a file.
+
+    Example:
+        >>> BlockConfig(path="embedding", num_blocks=8).axis
+        0
+    """
+
+    path: str = required("")
+    axis: int = 0
+    num_blocks: int | None = None
+    edges: tuple[int, ...] | None = None
+
+    def __post_init__(self):
+        if (self.num_blocks is None) == (self.edges is None):
+            raise ValueError(
+                f"optimizer.blocks for {self.path!r} has num_blocks = "
+                f"{self.num_blocks} and edges = {self.edges}, but must have exactly "
+                "one of them."
+            )
+
+
+Blocks = Annotated[tuple[BlockConfig, ...], json_rows(BlockConfig)]
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """What follows the clip: importance, groups and Adam.
+
+    Example:
+        >>> OptimizerConfig(importance="uniform").importance  # DP-Adam, exactly
+        'uniform'
+    """
+
+    learning_rate: Annotated[float, _flag("--learning-rate")] = required(0.01)
+    learning_rate_schedule: LearningRateConfig = LearningRateConfig()
+    importance: Annotated[str, _flag("--importance")] = "min_noise_energy"
+    source: Literal["scores", "released", "public"] = "scores"
+    layers: Literal["module", "leaf"] = "module"
+    blocks: Blocks = ()
+    frozen: tuple[str, ...] = ()
+    adam: Literal["plain", "noise_corrected"] = "plain"
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    ema_decay: float = 0.9
+    floor: float = 0.01
+    weight_decay: float = 0.0
+
+    def __post_init__(self):
+        positive("optimizer.learning_rate", self.learning_rate)
+        positive("optimizer.eps", self.eps)
+        fraction("optimizer.floor", self.floor)
+        for name in ("b1", "b2", "ema_decay", "weight_decay"):
+            value = getattr(self, name)
+            fraction(f"optimizer.{name}", value, include_zero=True)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How the run is carried out; nothing here changes the guarantee but `seed`.
+
+    Privacy:
+        Who knows the seed can subtract the noise. Left out, the keys come from the
+        operating system and only the checkpoints hold them.
+
+    Example:
+        >>> RunConfig().seed is None
+        True
+    """
+
+    seed: Annotated[int | None, _flag("--seed")] = None
+    eval_every: int = 25
+    checkpoint_every: int = 100
+    microbatch_size: int | None = None
+    engine: str = "auto"
+    show_private_loss: Annotated[bool, _flag("--show-private-loss")] = False
+
+    def __post_init__(self):
+        if self.seed is not None:
+            whole("run.seed", self.seed, 0)
+        whole("run.eval_every", self.eval_every)
+        whole("run.checkpoint_every", self.checkpoint_every)
+        if self.microbatch_size is not None:
+            whole("run.microbatch_size", self.microbatch_size)
+
+
+@dataclass(frozen=True)
+class Config:
+    """One training run; the defaults are the bundled digits.
+
+    Example:
+        >>> config = Config()
+        >>> config.data.name, config.privacy.epsilon
+        ('digits', 8.0)
+    """
+
+    data: DataConfig = field(default=DataConfig(), metadata={"required": True})
+    model: ModelConfig = field(default=ModelConfig(), metadata={"required": True})
+    privacy: PrivacyConfig = field(default=PrivacyConfig(), metadata={"required": True})
+    optimizer: OptimizerConfig = field(
+        default=OptimizerConfig(), metadata={"required": True}
+    )
+    run: RunConfig = RunConfig()
+
+
+def read_config(path: Path) -> Config:
+    """Reads and checks a TOML file.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        ValueError: in one sentence, for a file that cannot be read or is no TOML,
+            and for unknown, missing or mistyped fields.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "digits.toml"
+        >>> _ = path.write_text(config_to_toml(Config()))
+        >>> read_config(path) == Config()
+        True
+    """
+    try:
+        mapping = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(f"The config {path} cannot be read: {reason}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"The config {path} is not valid TOML: {error}.") from None
+    return config_from_mapping(mapping, source=str(path))
+
+
+def config_from_mapping(mapping: dict[str, Any], source: str = "config") -> Config:
+    """Checks a mapping of sections, as TOML gives it.
+
+    Args:
+        mapping: sections to fields.
+        source: how errors name it.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        ValueError: for unknown, missing or mistyped fields, in one sentence.
+
+    Example:
+        >>> config_from_mapping({"date": {}})
+        Traceback (most recent call last):
+        ValueError: config has an unknown field date; did you mean data?
+    """
+    return from_mapping(Config, mapping, source=source)
+
+
+def config_to_toml(config: Config, *, seed: bool = False) -> str:
+    """Writes a configuration as TOML that `read_config` reads back.
+
+    Args:
+        config: the configuration.
+        seed: whether to write the seed too.
+
+    Returns:
+        The text; fields that are None are left out.
+
+    Privacy:
+        The seed is left out unless asked for: who knows it can subtract the noise.
+
+    Example:
+        >>> print(config_to_toml(Config()).splitlines()[0:2])
+        ['[data]', 'name = "digits"']
+    """
+    if not seed:
+        config = dataclasses.replace(
+            config, run=dataclasses.replace(config.run, seed=None)
+        )
+    sections = []
+    for name in get_type_hints(Config):
+        lines = [f"[{name}]", *_assignments(getattr(config, name))]
+        sections.append("\n".join(lines))
+    return "\n\n".join(sections) + "\n"
+
+
+def _assignments(section: Any) -> list[str]:
+    values = {f.name: getattr(section, f.name) for f in dataclasses.fields(section)}
+    return [f"{k} = {_toml(v)}" for k, v in values.items() if v is not None]
+
+
+def _toml(value: Any) -> str:
+    if dataclasses.is_dataclass(value):
+        return "{" + ", ".join(_assignments(value)) + "}"
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    if isinstance(value, str):  # TOML's basic strings are JSON's, but for DEL
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return repr(value)

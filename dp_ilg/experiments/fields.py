@@ -1,0 +1,201 @@
+"""Mappings to frozen dataclasses, strictly: unknown, missing and mistyped raise."""
+
+import dataclasses
+import difflib
+import json
+import types
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from tyro.constructors import PrimitiveConstructorSpec
+
+T = TypeVar("T")
+
+
+def required(default: Any) -> Any:
+    """A dataclass field with a default in Python that a file must still state.
+
+    Args:
+        default: its value for code and for the bundled run.
+
+    Returns:
+        The field.
+
+    Example:
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class Data:
+        ...     name: str = required("digits")
+        >>> from_mapping(Data, {}, source="file")
+        Traceback (most recent call last):
+        ValueError: file lacks the field name (for example name = 'digits').
+    """
+    return dataclasses.field(default=default, metadata={"required": True})
+
+
+def from_mapping(cls: type[T], mapping: Any, *, source: str, where: str = "") -> T:
+    """Builds a frozen dataclass from a mapping, or says in one sentence why not.
+
+    Args:
+        cls: the dataclass; its annotations are the types.
+        mapping: field names to values, as TOML or JSON give them.
+        source: how errors name the whole, for example a path.
+        where: the dotted place inside it, empty at the top.
+
+    Returns:
+        The instance; integers stand for floats, lists for tuples.
+
+    Raises:
+        ValueError: for unknown, missing or mistyped fields.
+
+    Example:
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class Run:
+        ...     steps: int = 1
+        >>> from_mapping(Run, {"steps": "many"}, source="file")
+        Traceback (most recent call last):
+        ValueError: file has steps = 'many', but it must be a whole number.
+    """
+    if not isinstance(mapping, dict):
+        place = where or "its content"
+        raise ValueError(f"{source} has {place} = {mapping!r}, but it must be a table.")
+    prefix = f"{where}." if where else ""
+    hints = get_type_hints(cls)
+    for name in mapping:
+        if name not in hints:
+            raise ValueError(f"{source} has {unknown(prefix + name, hints, prefix)}")
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        if field.metadata.get("required") and field.name not in mapping:
+            raise ValueError(f"{source} lacks {_missing(field, prefix)}")
+    values = {
+        name: _typed(hints[name], value, source, prefix + name)
+        for name, value in mapping.items()
+    }
+    return cls(**values)
+
+
+def unknown(name: str, known: Any, prefix: str = "") -> str:
+    """Words for an unknown name: with the nearest known one, or all of them.
+
+    Args:
+        name: what was given.
+        known: the names there are.
+        prefix: what goes before each known name.
+
+    Returns:
+        The end of a sentence.
+
+    Example:
+        >>> unknown("epsilom", ["epsilon", "delta"])
+        'an unknown field epsilom; did you mean epsilon?'
+    """
+    return f"an unknown field {name}; {nearest(name, [prefix + k for k in known])}"
+
+
+def nearest(name: str, known: Any) -> str:
+    """Advice for a name that is in no table.
+
+    Args:
+        name: what was given.
+        known: the names there are.
+
+    Returns:
+        The nearest known name as a question, else the list of names.
+
+    Example:
+        >>> nearest("mmist", ["mnist", "adult"])
+        'did you mean mnist?'
+        >>> nearest("x", ["mnist", "adult"])
+        'known are adult, mnist.'
+    """
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {close[0]}?" if close else f"known are {_listed(known)}."
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(sorted(names))
+
+
+def _missing(field: Any, prefix: str) -> str:
+    if dataclasses.is_dataclass(field.default):
+        return f"the section [{prefix}{field.name}]."
+    default = field.default
+    return f"the field {prefix}{field.name} (for example {field.name} = {default!r})."
+
+
+_SCALARS = {
+    bool: ("true or false", lambda v: isinstance(v, bool)),
+    int: (
+        "a whole number",
+        lambda v: isinstance(v, int) and not isinstance(v, bool),
+    ),
+    float: (
+        "a number",
+        lambda v: isinstance(v, int | float) and not isinstance(v, bool),
+    ),
+    str: ("a string", lambda v: isinstance(v, str)),
+}
+
+
+def _typed(hint: Any, value: Any, source: str, where: str) -> Any:
+    """Returns `value` as `hint` says, or raises."""
+    if get_origin(hint) in (Union, types.UnionType):
+        hint = next(arg for arg in get_args(hint) if arg is not type(None))
+    if dataclasses.is_dataclass(hint):
+        return from_mapping(hint, value, source=source, where=where)  # type: ignore
+    if get_origin(hint) is tuple:
+        return _items(get_args(hint)[0], value, source, where)
+    if get_origin(hint) is Literal:
+        if value in get_args(hint):
+            return value
+        words = f"one of {_listed(get_args(hint))}"
+    else:
+        words, accepts = _SCALARS[hint]
+        if accepts(value):
+            return hint(value)
+    raise ValueError(f"{source} has {where} = {value!r}, but it must be {words}.")
+
+
+def _items(hint: Any, value: Any, source: str, where: str) -> tuple:
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{source} has {where} = {value!r}, but it must be a list.")
+    return tuple(
+        _typed(hint, item, source, f"{where}[{i}]") for i, item in enumerate(value)
+    )
+
+
+def json_rows(row: type) -> PrimitiveConstructorSpec:
+    """A command-line value that is a JSON list of tables, `[]` for none.
+
+    Args:
+        row: the dataclass of one table.
+
+    Returns:
+        What tyro needs to read and show such a flag.
+
+    Example:
+        >>> from dp_ilg.experiments.config import BlockConfig
+        >>> read = json_rows(BlockConfig).instance_from_str
+        >>> read(['[{"path": "embedding", "num_blocks": 8}]'])[0].num_blocks
+        8
+    """
+
+    def read(words: list[str]) -> tuple:
+        try:
+            rows = json.loads(words[0])
+        except json.JSONDecodeError:
+            raise ValueError(
+                f"{words[0]!r} is no JSON list of tables; [] stands for none"
+            ) from None
+        return _items(row, rows, "the flag", "blocks")
+
+    def write(rows: tuple) -> list[str]:
+        known = [dataclasses.asdict(row) for row in rows]
+        given = [{k: v for k, v in r.items() if v is not None} for r in known]
+        return [json.dumps(given)]
+
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="JSON",
+        instance_from_str=read,
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=write,
+    )
