@@ -1,1 +1,56 @@
-"""Differentially private Adam for JAX with importance-shaped noise."""
+"""Differentially private Adam for JAX with importance-shaped noise.
+
+Start with `plan_privacy` (how much noise for an epsilon), `dp_adam_ilg` (an Optax
+transformation) and `clipped_grad` (the clipped gradient of a batch); batches come
+from `PoissonSampler`, and `PrivacyLedger` refuses a step past the plan.
+"""
+
+from dp_ilg import accounting, layers, schedules
+from dp_ilg.adam import scale_by_noise_corrected_adam
+from dp_ilg.base import ClippedGrad, PerExampleGrads
+from dp_ilg.calibration import (
+    batch_size_for_epsilon,
+    plan_privacy,
+    steps_for_epsilon,
+)
+from dp_ilg.clipping import clip_per_example
+from dp_ilg.geometry import Geometry
+from dp_ilg.gradients import clipped_grad
+from dp_ilg.importance import (
+    score_layer_importance,
+    score_released_gradients,
+    set_layer_importance,
+)
+from dp_ilg.ledger import BudgetExhausted, PrivacyLedger
+from dp_ilg.noise import add_importance_noise
+from dp_ilg.optimizers import chain, differentially_private_aggregate, dp_adam_ilg
+from dp_ilg.plan import PrivacyPlan
+from dp_ilg.sampling import PoissonSampler
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BudgetExhausted",
+    "ClippedGrad",
+    "Geometry",
+    "PerExampleGrads",
+    "PoissonSampler",
+    "PrivacyLedger",
+    "PrivacyPlan",
+    "accounting",
+    "add_importance_noise",
+    "batch_size_for_epsilon",
+    "chain",
+    "clip_per_example",
+    "clipped_grad",
+    "differentially_private_aggregate",
+    "dp_adam_ilg",
+    "layers",
+    "plan_privacy",
+    "schedules",
+    "scale_by_noise_corrected_adam",
+    "score_layer_importance",
+    "score_released_gradients",
+    "set_layer_importance",
+    "steps_for_epsilon",
+]

@@ -1,0 +1,144 @@
+"""Types that two or more modules speak.
+
+An engine turns a loss and a batch into `PerExampleGrads`: numbers and a closure.
+Clipping turns those into a `ClippedGrad`, which carries the geometry and the clip
+norm it was made with, so that noise can only be drawn to match (law 1).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from jaxtyping import Array, Float, PyTree
+
+Params = PyTree
+Example = PyTree
+LossFn = Callable[[Params, Example], Any]
+
+
+class PerExampleGrads(NamedTuple):
+    """What an engine knows of a batch of gradients.
+
+    Attributes:
+        norms: L2 norm of every example's gradient in every group, float32
+            ``[batch, groups]``; NaN or infinite where the gradient is.
+        weighted_sum: maps coefficients, ``[batch]`` or ``[batch, groups]``, to the
+            float32 sum over examples, shaped like the parameters. A coefficient
+            of 0 removes its example whatever that holds (law 4).
+
+    Privacy: both are raw; neither may leave before clipping and noise.
+    """
+
+    norms: Float[Array, "batch groups"]
+    weighted_sum: Callable[[Array], Params]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ClippedGrad:
+    """A clipped sum over examples, with the geometry and norm it was clipped in.
+
+    Attributes:
+        gradients: float32 sum of clipped gradients, shaped like the parameters.
+        layer_shares: sum over examples of the unit vector of group norms,
+            float32 ``[groups]``.
+        geometry: the `Geometry` of the clip.
+        l2_clip_norm: the bound C on one example in that geometry, float32 scalar.
+
+    Privacy: adding or removing one example moves `gradients` by at most
+    `l2_clip_norm` in the geometry's norm and `layer_shares` by at most 1 in L2.
+    The values are not private themselves: noise has still to be added.
+
+    Example:
+        >>> import jax.numpy as jnp, dp_ilg
+        >>> params = {"w": jnp.ones(2)}
+        >>> geometry = dp_ilg.Geometry.uniform(params)
+        >>> loss = lambda p, x: jnp.sum(p["w"] * x)
+        >>> grad_fn = dp_ilg.clipped_grad(loss, l2_clip_norm=1.0)
+        >>> clipped = grad_fn(params, jnp.array([[3.0, 4.0]]), geometry=geometry)
+        >>> [round(float(x), 4) for x in clipped.gradients["w"]]
+        [0.6, 0.8]
+        >>> clipped.sensitivity()
+        1.0
+    """
+
+    gradients: Any
+    layer_shares: Any
+    geometry: Any
+    l2_clip_norm: Any
+
+    def __contains__(self, name: object) -> bool:
+        """Whether the parameter tree has a top-level entry `name` (Flax asks)."""
+        try:
+            return name in self.gradients
+        except TypeError:
+            return False
+
+    def __add__(self, other: ClippedGrad) -> ClippedGrad:
+        """Joins two chunks of the same step; the geometry must be the same."""
+        if not isinstance(other, ClippedGrad):
+            return NotImplemented
+        if self.geometry.groups != other.geometry.groups:
+            raise ValueError(
+                "Two chunks were clipped in different groups; pass both the same "
+                "geometry."
+            )
+        add = jax.tree.map(lambda a, b: a + b, self.gradients, other.gradients)
+        shares = self.layer_shares + other.layer_shares
+        return dataclasses.replace(self, gradients=add, layer_shares=shares)
+
+    def sensitivity(self, neighboring_relation: str = "add_or_remove_one") -> float:
+        """How far one example moves the sum, in the geometry's norm.
+
+        Args:
+            neighboring_relation: "add_or_remove_one" (C) or "replace_one" (2 C).
+
+        Returns:
+            The bound as a Python float.
+
+        Raises:
+            ValueError: for another relation.
+        """
+        factors = {"add_or_remove_one": 1.0, "replace_one": 2.0}
+        if neighboring_relation not in factors:
+            raise ValueError(
+                f"neighboring_relation is {neighboring_relation!r}, but must be one "
+                f"of {sorted(factors)}."
+            )
+        return factors[neighboring_relation] * float(self.l2_clip_norm)
+
+
+class PrivateTransformation(optax.GradientTransformationExtraArgs):
+    """An Optax transformation that also says what `dp_ilg.chain` must know.
+
+    Attributes:
+        role: "clip", "score", "noise", "private" (a whole chain) or "".
+        key: the PRNG key given to the factory, or None.
+        geometry: maps the transformation's state to its `Geometry`, or None.
+        importance: maps the state to importance shares ``[groups]``, or None.
+    """
+
+    role: str
+    key: Any
+    geometry: Any
+    importance: Any
+
+    def __new__(
+        cls,
+        init: Callable,
+        update: Callable,
+        *,
+        role: str = "",
+        key: Any = None,
+        geometry: Callable | None = None,
+        importance: Callable | None = None,
+    ) -> PrivateTransformation:
+        """Makes the (init, update) pair and hangs the facts on it."""
+        self = super().__new__(cls, init, update)
+        self.role, self.key = role, key
+        self.geometry, self.importance = geometry, importance
+        return self

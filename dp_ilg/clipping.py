@@ -1,0 +1,259 @@
+"""Clipping of single examples in the geometry of the step.
+
+A clip mode maps the norms of one example's groups to its coefficients. Every mode
+keeps the clipped example within C in the geometry's norm, so the noise and the
+accounting do not depend on the mode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from dp_ilg import validation
+from dp_ilg.base import ClippedGrad, Params, PerExampleGrads, PrivateTransformation
+from dp_ilg.geometry import Geometry
+from dp_ilg.groups import weighted_norm
+from dp_ilg.layers import group
+from dp_ilg.per_example import from_gradients
+
+ROUNDING_SLACK = 2e-6
+"""Relative margin left under C, so that the bound holds after float32 rounding."""
+
+
+@dataclass(frozen=True)
+class ClipMode:
+    """A named way to bound one example; made by `joint`, `normalize`, `per_layer`.
+
+    Attributes:
+        name: as in `CLIP_MODES`.
+        coefficients: maps ``(norms [batch, groups], weights [groups], C)`` to
+            ``[batch]`` or ``[batch, groups]`` coefficients.
+    """
+
+    name: str
+    coefficients: Callable[[Array, Array, Array], Array]
+
+
+def joint() -> ClipMode:
+    """Clips the whole example in the geometry's norm: ``min(1, C / ||g||_w)``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> norms, weights = jnp.array([[3.0, 4.0]]), jnp.ones(2)
+        >>> joint().coefficients(norms, weights, 2.5).tolist()
+        [0.5]
+
+    Reference: Abadi et al. 2016, Algorithm 1, in the norm of DESIGN.md section 2.
+    """
+
+    def coefficients(norms: Array, weights: Array, bound: Array) -> Array:
+        return jnp.minimum(1.0, bound / weighted_norm(norms, weights))
+
+    return ClipMode("joint", coefficients)
+
+
+def normalize(gamma: float = 1e-4) -> ClipMode:
+    """Scales every example to (nearly) C: ``C / (||g||_w + gamma)``.
+
+    Args:
+        gamma: public stability constant; examples far below it fade out.
+
+    Returns:
+        The mode, also called automatic clipping.
+
+    Raises:
+        ValueError: unless `gamma` is positive.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> norms, weights = jnp.array([[0.3, 0.4]]), jnp.ones(2)
+        >>> normalize(0.5).coefficients(norms, weights, 1.0).tolist()
+        [1.0]
+
+    Reference: Bu et al. 2022 (automatic clipping, AUTO-S).
+    """
+    validation.positive("gamma", gamma)
+
+    def coefficients(norms: Array, weights: Array, bound: Array) -> Array:
+        return bound / (weighted_norm(norms, weights) + gamma)
+
+    return ClipMode("normalize", coefficients)
+
+
+def per_layer() -> ClipMode:
+    """Clips every group on its own, to ``C w_j / sqrt(J)``.
+
+    The box of these bounds lies inside the ellipsoid ``||g||_w <= C``, so the noise
+    is the same as for `joint`; it clips more.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> norms, weights = jnp.array([[0.5, 4.0, 0.0, 0.0]]), jnp.ones(4)
+        >>> per_layer().coefficients(norms, weights, 2.0).tolist()
+        [[1.0, 0.25, 1.0, 1.0]]
+
+    Reference: He et al. 2023 (group-wise clipping); McMahan et al. 2018.
+    """
+
+    def coefficients(norms: Array, weights: Array, bound: Array) -> Array:
+        bounds = bound * weights / jnp.sqrt(weights.shape[-1])
+        return jnp.minimum(1.0, bounds / norms)
+
+    return ClipMode("per_layer", coefficients)
+
+
+CLIP_MODES = {"joint": joint, "normalize": normalize, "per_layer": per_layer}
+
+
+def as_clip_mode(mode: str | ClipMode) -> ClipMode:
+    """Reads a name of `CLIP_MODES` or a `ClipMode`.
+
+    Raises:
+        ValueError: for anything else.
+
+    Example:
+        >>> as_clip_mode("joint").name
+        'joint'
+    """
+    if isinstance(mode, ClipMode):
+        return mode
+    if not isinstance(mode, str) or mode not in CLIP_MODES:
+        raise ValueError(
+            f"clip_mode is {mode!r}, but must be one of {sorted(CLIP_MODES)}."
+        )
+    return CLIP_MODES[mode]()
+
+
+def clip_sum(
+    per_example: PerExampleGrads,
+    geometry: Geometry,
+    l2_clip_norm: Any,
+    mode: ClipMode,
+    is_padding_example: Array | None = None,
+) -> ClippedGrad:
+    """Sums clipped examples; padding and non-finite examples are absent (law 4).
+
+    Args:
+        per_example: what the engine found.
+        geometry: weights released before this step.
+        l2_clip_norm: bound C on one example in the geometry's norm.
+        mode: how to bound.
+        is_padding_example: bool ``[batch]``; True rows do not exist.
+
+    Returns:
+        The `ClippedGrad`.
+
+    Raises:
+        ValueError: if the mask does not fit the batch.
+
+    Privacy: sensitivity ``l2_clip_norm`` for the sum and 1 for the shares, for
+    adding or removing one example; nothing here is private before noise.
+    """
+    norms = per_example.norms
+    present = jnp.all(jnp.isfinite(norms), axis=-1)
+    if is_padding_example is not None:
+        mask = jnp.asarray(is_padding_example)
+        if mask.shape != present.shape or mask.dtype != bool:
+            raise ValueError(
+                f"is_padding_example has shape {mask.shape} and dtype {mask.dtype}, "
+                f"but must be bool of shape {present.shape}."
+            )
+        present = present & ~mask
+    norms = jnp.where(present[:, None], norms, 0)
+    overall = weighted_norm(norms, jnp.ones_like(geometry.weights))
+    present = present & jnp.isfinite(weighted_norm(norms, geometry.weights))
+    bound = jnp.asarray(l2_clip_norm, norms.dtype)
+    raw = mode.coefficients(norms, geometry.weights, bound * (1 - ROUNDING_SLACK))
+    keep = present.reshape(-1, *[1] * (raw.ndim - 1))
+    sums = per_example.weighted_sum(jnp.where(keep, raw, 0))
+    return ClippedGrad(sums, _shares(norms, overall, present), geometry, bound)
+
+
+def _shares(
+    norms: Float[Array, "batch groups"], overall: Array, present: Array
+) -> Float[Array, " groups"]:
+    """Sum over examples of the unit vector of group norms; 0 where all are 0."""
+    usable = present & (overall > 0) & jnp.isfinite(overall)
+    units = norms / jnp.where(usable, overall, 1)[:, None]
+    units = jnp.where(usable[:, None], units, 0) * (1 - ROUNDING_SLACK)
+    return jnp.sum(units, axis=0).astype(jnp.float32)
+
+
+def clip_per_example(
+    l2_clip_norm: Any, *, clip_mode: str | ClipMode = "joint"
+) -> PrivateTransformation:
+    """Clips per-example gradients in the geometry and sums them.
+
+    The first link of a private chain. Its updates are per-example gradients (each
+    leaf with a leading batch axis) or a `ClippedGrad`, which passes through, also
+    when handed over as the extra argument ``clipped_grad=`` (``nnx.Optimizer``
+    drops everything but gradients). `dp_ilg.chain` supplies ``geometry=``; under a
+    plain ``optax.chain`` the caller does.
+
+    Args:
+        l2_clip_norm: bound C on one example in the geometry's norm.
+        clip_mode: "joint", "normalize", "per_layer" or a `ClipMode`.
+
+    Returns:
+        A transformation to `ClippedGrad`; its update takes ``geometry=``,
+        ``is_padding_example=`` and ``clipped_grad=``.
+
+    Raises:
+        ValueError: for a bad norm or mode, missing geometry, missing or unequal
+            batch axes.
+
+    Privacy: sensitivity C for adding or removing one example; no noise yet, so the
+    output is not private. Padding, NaN and infinite examples contribute nothing.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> params = {"w": jnp.zeros(2)}
+        >>> clip = clip_per_example(1.0)
+        >>> gradients = {"w": jnp.array([[3.0, 4.0], [0.0, 0.5]])}
+        >>> geometry = Geometry.uniform(params)
+        >>> clipped, _ = clip.update(gradients, clip.init(params), geometry=geometry)
+        >>> [round(float(x), 3) for x in clipped.gradients["w"]]
+        [0.6, 1.3]
+
+    Reference: Abadi et al. 2016, Algorithm 1.
+    """
+    validation.positive("l2_clip_norm", l2_clip_norm)
+    mode = as_clip_mode(clip_mode)
+
+    def init(params: Params) -> optax.EmptyState:
+        group(params)
+        return optax.EmptyState()
+
+    def update(
+        updates: Any,
+        state: optax.EmptyState,
+        params: Params | None = None,
+        *,
+        geometry: Geometry | None = None,
+        is_padding_example: Array | None = None,
+        clipped_grad: ClippedGrad | None = None,
+        **extra: Any,
+    ) -> tuple[ClippedGrad, optax.EmptyState]:
+        del params, extra
+        if clipped_grad is not None:
+            return clipped_grad, state
+        if isinstance(updates, ClippedGrad):
+            return updates, state
+        if geometry is None:
+            raise ValueError(
+                "clip_per_example got no geometry; use dp_ilg.chain, which supplies "
+                "it, or pass geometry=dp_ilg.Geometry.uniform(params) to update."
+            )
+        per_example = from_gradients(updates, geometry.groups)
+        clipped = clip_sum(
+            per_example, geometry, l2_clip_norm, mode, is_padding_example
+        )
+        return clipped, state
+
+    return PrivateTransformation(init, update, role="clip")

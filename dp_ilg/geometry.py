@@ -1,0 +1,152 @@
+"""The geometry of a step: one positive weight a group, and the norm they make.
+
+``||g||_w = sqrt(sum_j ||g^j||^2 / w_j^2)``. Clipping in this norm and adding noise
+of standard deviation ``sigma C w_j`` in group j is one Gaussian mechanism with
+multiplier sigma whatever the weights (DESIGN.md section 2), as long as they come
+from public facts and earlier releases only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from dp_ilg.groups import Groups, weighted_norm
+from dp_ilg.layers import group
+
+LARGEST_RATIO = 1e4
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """Weights of the groups, and which groups they are.
+
+    Attributes:
+        weights: positive float32 ``[groups]``.
+        groups: static facts, part of the tree structure.
+
+    Privacy: the weights must be functions of public facts and of earlier releases;
+    then any step clipped and noised in them has the guarantee of its noise
+    multiplier, for adding or removing one example.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> params = {"a": jnp.ones(3), "b": jnp.ones(4)}
+        >>> geometry = Geometry.of(params, {"a": 1.0, "b": 2.0})
+        >>> geometry.groups.names, geometry.weights.tolist()
+        (('a', 'b'), [1.0, 2.0])
+        >>> float(geometry.norm(jnp.array([3.0, 8.0])))
+        5.0
+
+    Reference: the lemma of Li et al. 2024 (section 4) for fixed thresholds, here
+    with thresholds that are released before they are used.
+    """
+
+    weights: Any
+    groups: Groups = dataclasses.field(metadata={"static": True})
+
+    @classmethod
+    def uniform(cls, params: PyTree, layers: Any = "module") -> Geometry:
+        """All weights 1: the ordinary L2 norm, that is, DP-SGD and DP-Adam.
+
+        Args:
+            params: the parameter tree.
+            layers: how to group it, see `dp_ilg.layers`.
+
+        Returns:
+            The geometry.
+        """
+        groups = group(params, layers)
+        return cls(jnp.ones(len(groups.names), jnp.float32), groups)
+
+    @classmethod
+    def of(cls, params: PyTree, weights: Any, layers: Any = "module") -> Geometry:
+        """Public constants as weights.
+
+        Args:
+            params: the parameter tree.
+            weights: a mapping from group name to weight, or one number a group.
+            layers: how to group it, see `dp_ilg.layers`.
+
+        Returns:
+            The geometry.
+
+        Raises:
+            ValueError: unless there is one positive finite weight for each group.
+        """
+        groups = group(params, layers)
+        return cls(public_values("weights", weights, groups), groups)
+
+    def norm(self, norms: Float[Array, "... groups"]) -> Float[Array, "..."]:
+        """The geometry's norm of a gradient whose groups have these L2 norms."""
+        return weighted_norm(norms, self.weights)
+
+
+def public_values(name: str, values: Any, groups: Groups) -> Float[Array, " groups"]:
+    """Reads one positive public number a group from a mapping or a sequence.
+
+    Args:
+        name: what the caller calls them.
+        values: mapping from group name to number, or numbers in group order.
+        groups: the groups.
+
+    Returns:
+        float32 ``[groups]``.
+
+    Raises:
+        ValueError: for missing, unknown, non-positive or non-finite entries.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> public_values("weights", [2.0], group({"w": jnp.ones(3)})).tolist()
+        [2.0]
+    """
+    if isinstance(values, Mapping):
+        if set(values) != set(groups.names):
+            raise ValueError(
+                f"{name} name the groups {sorted(values)}, but the model has "
+                f"{sorted(groups.names)}; give each group one number."
+            )
+        values = [values[n] for n in groups.names]
+    array = jnp.asarray(values, jnp.float32)
+    if array.shape != (len(groups.names),):
+        raise ValueError(
+            f"{name} have shape {array.shape}, but the model has "
+            f"{len(groups.names)} groups; give each group one number."
+        )
+    if not bool(jnp.all(jnp.isfinite(array) & (array > 0))):
+        raise ValueError(f"{name} are {array.tolist()}, but must be positive.")
+    return array
+
+
+def scaled_to_profile(
+    raw: Float[Array, " groups"], shares: Float[Array, " groups"]
+) -> Float[Array, " groups"]:
+    """Scales weights so that an example of average profile keeps its L2 norm.
+
+    ``sum_j shares_j / w_j^2 = 1``, hence C keeps its meaning under every rule.
+    Weights are first held within a factor of 10,000 of the largest, so that a
+    rule cannot leave the range in which the norm is exact.
+
+    Args:
+        raw: positive weights up to a factor.
+        shares: importance shares, summing to 1.
+
+    Returns:
+        The scaled weights.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> scaled_to_profile(jnp.array([3.0, 3.0]), jnp.array([0.5, 0.5])).tolist()
+        [1.0, 1.0]
+    """
+    usable = jnp.where(jnp.isfinite(raw) & (raw > 0), raw, 0.0)
+    usable = jnp.where(jnp.max(usable) > 0, usable, jnp.ones_like(usable))
+    relative = jnp.maximum(usable / jnp.max(usable), 1 / LARGEST_RATIO)
+    return relative * jnp.sqrt(jnp.sum(shares / jnp.square(relative)))

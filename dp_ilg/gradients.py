@@ -1,0 +1,288 @@
+"""Clipped gradients of a batch, by any engine, in micro-batches.
+
+The seam for faster engines: an engine is one row of `dp_ilg.per_example.ENGINES`,
+and everything here works on what it returns.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.extend.core
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from dp_ilg import validation
+from dp_ilg.base import ClippedGrad, Example, LossFn, Params
+from dp_ilg.clipping import ClipMode, as_clip_mode, clip_sum
+from dp_ilg.geometry import Geometry
+from dp_ilg.groups import accumulator
+from dp_ilg.layers import group
+from dp_ilg.per_example import ENGINES
+
+
+class LeafPlan(NamedTuple):
+    """How one leaf's gradient is clipped: a row of `ClippedGradFn.explain`."""
+
+    leaf: str
+    path: str
+    why: str
+    bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ClippedGradFn:
+    """The function `clipped_grad` returns; see there."""
+
+    loss_fn: LossFn
+    l2_clip_norm: Any
+    clip_mode: ClipMode
+    engine: str
+    microbatch_size: int | None
+
+    def __call__(
+        self,
+        params: Params,
+        batch: Example,
+        *,
+        geometry: Geometry,
+        is_padding_example: Array | None = None,
+    ) -> ClippedGrad:
+        """Sums the clipped gradients of a batch.
+
+        Args:
+            params: any tree of floating-point arrays.
+            batch: the same tree as an example, each leaf with a leading batch axis.
+            geometry: ``tx.geometry(state)``, or a `Geometry` of public weights.
+            is_padding_example: bool ``[batch]``; True rows do not exist.
+
+        Returns:
+            The `ClippedGrad`.
+
+        Raises:
+            ValueError: for a batch without common batch axis, a loss that is not
+                scalar or ignores the example, or a geometry of another model.
+            TypeError: for parameters or a geometry of the wrong type.
+        """
+        size = batch_length(batch)
+        self._check(params, batch, geometry)
+        padding = jnp.zeros(size, bool)
+        if is_padding_example is not None:
+            padding = jnp.asarray(is_padding_example)
+        if padding.shape != (size,) or padding.dtype != bool:
+            raise ValueError(
+                f"is_padding_example has shape {padding.shape} and dtype "
+                f"{padding.dtype}, but must be bool of shape ({size},)."
+            )
+        chunk = self.microbatch_size or size
+        if size <= chunk:
+            return self._one(params, batch, geometry, padding)
+        return self._many(params, batch, geometry, padding)
+
+    def explain(self, params: Params, batch: Example) -> list[LeafPlan]:
+        """Says for each leaf which path is taken, why, and the bytes it holds.
+
+        Args:
+            params: as in a call.
+            batch: as in a call; only shapes are read.
+
+        Returns:
+            One row a leaf.
+        """
+        size = batch_length(batch)
+        held = min(size, self.microbatch_size or size)
+        why = "the vmap engine instantiates every example's gradient"
+        rows = []
+        for leaf, value in zip(
+            group(params).leaves, jax.tree.leaves(params), strict=True
+        ):
+            cost = held * value.size * value.dtype.itemsize
+            rows.append(LeafPlan(leaf.path, "per-example gradient", why, cost))
+        return rows
+
+    def _one(
+        self, params: Params, batch: Example, geometry: Geometry, padding: Array
+    ) -> ClippedGrad:
+        engine = ENGINES[self.engine]
+        per_example = engine(self.loss_fn, params, batch, geometry.groups)
+        return clip_sum(
+            per_example, geometry, self.l2_clip_norm, self.clip_mode, padding
+        )
+
+    def _many(
+        self, params: Params, batch: Example, geometry: Geometry, padding: Array
+    ) -> ClippedGrad:
+        """Accumulates micro-batches in a scan; the rest is filled with padding."""
+        chunk = self.microbatch_size or 1
+
+        def body(total: ClippedGrad, piece: Any) -> tuple[ClippedGrad, None]:
+            rows, mask = piece
+            return total + self._one(params, rows, geometry, mask), None
+
+        pieces = (_split(batch, chunk), ~_split(~padding, chunk))
+        return jax.lax.scan(body, self._zero(params, geometry), pieces)[0]
+
+    def _zero(self, params: Params, geometry: Geometry) -> ClippedGrad:
+        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, accumulator(p.dtype)), params)
+        trained = [leaf.dtype for leaf in geometry.groups.leaves if leaf.groups]
+        widest = jnp.result_type(*[accumulator(dtype) for dtype in trained])
+        shares = jnp.zeros(len(geometry.groups.names), jnp.float32)
+        bound = jnp.asarray(self.l2_clip_norm, widest)
+        return ClippedGrad(zeros, shares, geometry, bound)
+
+    def _check(self, params: Params, batch: Example, geometry: Geometry) -> None:
+        group(params)
+        if not isinstance(geometry, Geometry):
+            raise TypeError(
+                f"geometry is {type(geometry).__name__}, but must be a Geometry; pass "
+                "tx.geometry(state) or dp_ilg.Geometry.uniform(params)."
+            )
+        geometry.groups.check(jax.tree.leaves(params))
+        example = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch
+        )
+        check_loss(self.loss_fn, params, example)
+
+
+def clipped_grad(
+    loss_fn: LossFn,
+    *,
+    l2_clip_norm: Any,
+    clip_mode: str | ClipMode = "joint",
+    engine: str = "auto",
+    microbatch_size: int | None = None,
+) -> ClippedGradFn:
+    """Turns a loss of one example into the clipped gradient sum of a batch.
+
+    Args:
+        loss_fn: ``(params, example) -> scalar``, pure, for ONE example.
+        l2_clip_norm: bound C on one example in the geometry's norm.
+        clip_mode: "joint", "normalize", "per_layer" or a `ClipMode`.
+        engine: a row of `dp_ilg.per_example.ENGINES`; "auto" takes the best there is.
+        microbatch_size: how many examples are differentiated at once (None: all).
+            Changes memory and speed, and the result by rounding only.
+
+    Returns:
+        ``grad_fn(params, batch, *, geometry, is_padding_example=None)``, which gives a
+        `ClippedGrad`, and ``grad_fn.explain(params, batch)``.
+
+    Raises:
+        ValueError: for a bad norm, mode, engine or size.
+
+    Privacy: sensitivity `l2_clip_norm` in the geometry's norm for adding or removing
+    one example, and 1 for the layer shares; not private before noise. Losses of
+    single examples do not leave.
+
+    Example:
+        >>> import jax.numpy as jnp, dp_ilg
+        >>> params = {"w": jnp.zeros(2)}
+        >>> loss = lambda p, example: jnp.sum(p["w"] * example["x"]) * example["y"]
+        >>> grad_fn = clipped_grad(loss, l2_clip_norm=5.0, microbatch_size=1)
+        >>> batch = {"x": jnp.array([[3.0, 4.0], [6.0, 8.0]]), "y": jnp.ones(2)}
+        >>> geometry = dp_ilg.Geometry.uniform(params)
+        >>> clipped = grad_fn(params, batch, geometry=geometry)
+        >>> [round(float(x), 3) for x in clipped.gradients["w"]]
+        [6.0, 8.0]
+
+    Reference: Abadi et al. 2016, Algorithm 1; DESIGN.md section 2.
+    """
+    validation.positive("l2_clip_norm", l2_clip_norm)
+    if microbatch_size is not None:
+        validation.whole("microbatch_size", microbatch_size)
+    chosen = "vmap" if engine == "auto" else engine
+    if chosen not in ENGINES:
+        raise ValueError(
+            f"engine is {engine!r}, but must be 'auto' or one of {sorted(ENGINES)}."
+        )
+    mode = as_clip_mode(clip_mode)
+    return ClippedGradFn(loss_fn, l2_clip_norm, mode, chosen, microbatch_size)
+
+
+def batch_length(batch: Example) -> int:
+    """Length of the batch axis that every leaf of a batch shares.
+
+    Raises:
+        ValueError: for an empty tree, a leaf without axes or unequal lengths.
+
+    Example:
+        >>> import numpy as np
+        >>> batch_length((np.zeros((3, 2)), np.zeros(3)))
+        3
+    """
+    leaves = jax.tree.leaves(batch)
+    if not leaves:
+        raise ValueError("The batch is an empty tree; pass at least one array.")
+    shapes = [jnp.shape(x) for x in leaves]
+    if any(len(s) == 0 for s in shapes):
+        raise ValueError(
+            "The batch holds a scalar, which has no batch axis; give every array a "
+            "leading axis of examples."
+        )
+    lengths = sorted({s[0] for s in shapes})
+    if len(lengths) > 1:
+        raise ValueError(
+            f"The batch has arrays of unequal length {lengths}; each must hold the "
+            "same examples."
+        )
+    return lengths[0]
+
+
+def check_loss(loss_fn: LossFn, params: Params, example: Example) -> None:
+    """Raises unless the loss of one example is one real number that depends on it.
+
+    Args:
+        loss_fn: the loss.
+        params: the parameters.
+        example: one example, as shapes and dtypes.
+
+    Raises:
+        ValueError: for a loss that is not scalar, or ignores the example.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> x = jax.ShapeDtypeStruct((2,), jnp.float32)
+        >>> check_loss(lambda w, x: jnp.sum(w), jnp.ones(2), x)
+        Traceback (most recent call last):
+        ValueError: The loss ignores the example; it must use its second argument.
+    """
+    closed, out = jax.make_jaxpr(loss_fn, return_shape=True)(params, example)
+    shapes = jax.tree.leaves(out)
+    if len(shapes) != 1 or shapes[0].shape != ():
+        raise ValueError(
+            f"The loss of one example has shapes {[s.shape for s in shapes]}, but must "
+            "be one scalar; reduce it, and return nothing beside it."
+        )
+    if not jnp.issubdtype(shapes[0].dtype, jnp.floating):
+        raise ValueError(
+            f"The loss is {shapes[0].dtype}, but must be a real floating-point number."
+        )
+    count = len(jax.tree.leaves(example))
+    reached = set(closed.jaxpr.invars[-count:]) if count else set()
+    for equation in closed.jaxpr.eqns:
+        inputs = {
+            v for v in equation.invars if not isinstance(v, jax.extend.core.Literal)
+        }
+        if inputs & reached:
+            reached |= set(equation.outvars)
+    if not reached & set(closed.jaxpr.outvars):
+        raise ValueError(
+            "The loss ignores the example; it must use its second argument."
+        )
+
+
+def _split(batch: Example, chunk: int) -> Example:
+    """Cuts every leaf into micro-batches, the last filled up with zeros."""
+
+    def split(x: Any) -> Array:
+        x = jnp.asarray(x)
+        count = -(-x.shape[0] // chunk)
+        missing = count * chunk - x.shape[0]
+        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            tail = x[jnp.zeros(missing, jnp.int32)]
+        else:
+            tail = jnp.zeros((missing, *x.shape[1:]), x.dtype)
+        return jnp.concatenate([x, tail]).reshape(count, chunk, *x.shape[1:])
+
+    return jax.tree.map(split, batch)

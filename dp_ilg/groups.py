@@ -1,0 +1,171 @@
+"""Groups of parameters: values per group to leaves, leaves to norms per group.
+
+Groups are static facts: hashable, kept in the tree structure and never in arrays,
+so that no shape depends on data.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+
+@dataclass(frozen=True)
+class LeafGroups:
+    """One leaf: its blocks along `axis` and the group of each.
+
+    `edges` is empty for a whole leaf; `groups` is empty for a frozen one.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    axis: int
+    edges: tuple[int, ...]
+    groups: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The groups of one parameter tree, in the order of its leaves.
+
+    Attributes:
+        names: one name a group.
+        sizes: number of parameters in each group.
+        leaves: how each leaf divides into groups.
+    """
+
+    names: tuple[str, ...]
+    sizes: tuple[int, ...]
+    leaves: tuple[LeafGroups, ...]
+
+    def expand(self, values: Float[Array, " groups"]) -> list[Array]:
+        """One array a leaf, broadcastable against it; 0 on frozen leaves."""
+        return [_expand(leaf, values) for leaf in self.leaves]
+
+    def norms(self, leaves: Sequence[Array]) -> Float[Array, " groups"]:
+        """L2 norm of each group of one tree, given its leaves.
+
+        Every piece is scaled by its largest entry first, so nothing finite over-
+        or underflows in float32 (law 10). NaN and infinity give NaN or infinity.
+        """
+        pieces, owners = [], []
+        for leaf, value in zip(self.leaves, leaves, strict=True):
+            for start, stop, group in pieces_of(leaf):
+                part = cut_piece(leaf, value, start, stop)
+                pieces.append(scaled_norm(part.astype(accumulator(part.dtype))))
+                owners.append(group)
+        return _join(jnp.stack(pieces), np.array(owners), len(self.names))
+
+    def check(self, leaves: Sequence[Any], batch_axes: int = 0) -> None:
+        """Raises unless the leaves have the shapes these groups were made for."""
+        got = [tuple(x.shape[batch_axes:]) for x in leaves]
+        want = [leaf.shape for leaf in self.leaves]
+        if got != want:
+            pairs = zip(self.leaves, got, want, strict=False)
+            bad = [f"{p.path} {g} for {w}" for p, g, w in pairs if g != w]
+            raise ValueError(
+                f"The gradients do not fit the geometry's parameters ({len(got)} "
+                f"leaves for {len(want)}{'; ' + bad[0] if bad else ''}); use the "
+                "geometry of the same model."
+            )
+
+
+def accumulator(dtype: Any) -> Any:
+    """The dtype in which norms and sums of `dtype` are held: float32 or wider.
+
+    Example:
+        >>> str(accumulator("bfloat16"))
+        'float32'
+    """
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def group_sizes(leaves: Sequence[LeafGroups], count: int) -> tuple[int, ...]:
+    """Number of parameters in each of `count` groups."""
+    sizes = [0] * count
+    for leaf in leaves:
+        total = math.prod(leaf.shape)
+        for start, stop, owner in pieces_of(leaf):
+            width = leaf.shape[leaf.axis] if leaf.edges else 1
+            sizes[owner] += total * (stop - start) // width if leaf.edges else total
+    return tuple(sizes)
+
+
+def scaled_norm(x: Float[Array, "..."]) -> Float[Array, ""]:
+    """L2 norm of all entries, scaled by the largest against over- and underflow.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> bool(jnp.allclose(scaled_norm(jnp.array([3e30, 4e30])), 5e30))
+        True
+    """
+    if x.size == 0:
+        return jnp.zeros((), x.dtype)
+    largest = jnp.max(jnp.abs(x))
+    scale = _nonzero(largest)
+    return scale * jnp.sqrt(jnp.sum(jnp.square(x / scale)))
+
+
+def weighted_norm(
+    norms: Float[Array, "... groups"], weights: Float[Array, " groups"]
+) -> Float[Array, "..."]:
+    """``sqrt(sum_j norms_j^2 / weights_j^2)``, scaled against over- and underflow.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> float(weighted_norm(jnp.array([3.0, 8.0]), jnp.array([1.0, 2.0])))
+        5.0
+    """
+    relative = norms / weights
+    scale = _nonzero(jnp.max(relative, axis=-1, keepdims=True))
+    squares = jnp.sum(jnp.square(relative / scale), axis=-1)
+    return scale[..., 0] * jnp.sqrt(squares)
+
+
+def _join(
+    pieces: Float[Array, " pieces"], owners: np.ndarray, count: int
+) -> Float[Array, " groups"]:
+    """Norm of each group from the norms of its pieces, scaled within the group."""
+    largest = jnp.zeros(count, pieces.dtype).at[owners].max(pieces)
+    scale = _nonzero(largest)
+    squares = jnp.square(pieces / scale[owners])
+    return scale * jnp.sqrt(jnp.zeros(count, pieces.dtype).at[owners].add(squares))
+
+
+def _nonzero(scale: Array) -> Array:
+    """`scale`, or 1 where it is zero or denormal (which a device may flush)."""
+    return jnp.where(scale < jnp.finfo(scale.dtype).tiny, 1.0, scale)
+
+
+def _expand(leaf: LeafGroups, values: Array) -> Array:
+    if not leaf.groups:
+        return jnp.zeros((), values.dtype)
+    if not leaf.edges:
+        return values[leaf.groups[0]]
+    counts = np.diff(leaf.edges)
+    rows = np.repeat(np.array(leaf.groups), counts)
+    shape = [1] * len(leaf.shape)
+    shape[leaf.axis] = leaf.shape[leaf.axis]
+    return values[rows].reshape(shape)
+
+
+def pieces_of(leaf: LeafGroups) -> list[tuple[int, int, int]]:
+    """(start, stop, group) of every piece of a leaf; none if it is frozen."""
+    if not leaf.edges:
+        return [(0, 0, g) for g in leaf.groups]
+    return list(zip(leaf.edges, leaf.edges[1:], leaf.groups, strict=False))
+
+
+def cut_piece(leaf: LeafGroups, value: Array, start: int, stop: int) -> Array:
+    """One piece of a leaf-shaped array."""
+    if not leaf.edges:
+        return value
+    return jax.lax.slice_in_dim(value, start, stop, axis=leaf.axis)

@@ -1,0 +1,194 @@
+"""Gaussian noise in the geometry of the clip, drawn once a step.
+
+The standard deviation of group j is ``sigma_t C w_j``: sigma_t from the plan, C and
+w from the `ClippedGrad` itself, so that clip and noise cannot disagree (law 1).
+Sums are divided by the expected batch size q N, never by the drawn one (law 5).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from dp_ilg import validation
+from dp_ilg.base import ClippedGrad, Params, PrivateTransformation
+from dp_ilg.geometry import Geometry
+from dp_ilg.layers import group
+from dp_ilg.plan import PrivacyPlan
+
+
+class AddImportanceNoiseState(NamedTuple):
+    """All randomness of the noise: the key, and which step comes next."""
+
+    key: Any
+    step: Any
+
+
+def multiplier_at(table: np.ndarray, step: Array) -> Float[Array, ""]:
+    """Reads a plan's multiplier for a traced step; NaN past the plan's end.
+
+    Indexing past the end clamps silently in JAX; here it poisons the release
+    instead, so that a step without budget shows nothing but NaN (law 7).
+
+    Example:
+        >>> import numpy as np, jax.numpy as jnp
+        >>> table = np.array([1.0, 2.0])
+        >>> [float(multiplier_at(table, jnp.int32(t))) for t in (1, 2)]
+        [2.0, nan]
+    """
+    return jnp.asarray(table, jnp.float32).at[step].get(mode="fill", fill_value=jnp.nan)
+
+
+def noise_stddev(
+    plan: PrivacyPlan, step: Array, geometry: Geometry, l2_clip_norm: Array
+) -> Float[Array, " groups"]:
+    """Standard deviation of the noise on each group's clipped sum at a step.
+
+    Args:
+        plan: holds sigma_t.
+        step: which step, from 0.
+        geometry: the weights of that step's clip.
+        l2_clip_norm: C of that step's clip.
+
+    Returns:
+        ``sigma_t C w_j``, float32 ``[groups]``; divide by ``plan.batch_size`` for the
+        noise on the mean. All of it is public.
+
+    Example:
+        >>> import dp_ilg, jax.numpy as jnp
+        >>> plan = dp_ilg.plan_privacy(noise_multiplier=2.0, delta=1e-5, score_budget=0,
+        ...     num_examples=1000, batch_size=10, num_steps=3)
+        >>> geometry = Geometry.of({"w": jnp.ones(3)}, [0.5])
+        >>> noise_stddev(plan, jnp.int32(0), geometry, jnp.float32(3.0)).tolist()
+        [3.0]
+    """
+    sigma = multiplier_at(plan.gradient_noise_multipliers, step)
+    return sigma * jnp.float32(l2_clip_norm) * geometry.weights
+
+
+def gaussian_noise(
+    clipped: ClippedGrad, stddev: Float[Array, " groups"], key: Array
+) -> Params:
+    """The clipped sum plus independent normal noise, one standard deviation a group.
+
+    Args:
+        clipped: what to add to.
+        stddev: float32 ``[groups]``.
+        key: used for this step only; folded with the leaf's index.
+
+    Returns:
+        The noised sum, in float32 or wider; frozen leaves stay exactly 0.
+    """
+    leaves, treedef = jax.tree.flatten(clipped.gradients)
+    clipped.geometry.groups.check(leaves)
+    scales = clipped.geometry.groups.expand(stddev)
+    noised = []
+    facts = clipped.geometry.groups.leaves
+    for index, (leaf, value, scale) in enumerate(
+        zip(facts, leaves, scales, strict=True)
+    ):
+        if leaf.groups:
+            draw = jax.random.normal(
+                jax.random.fold_in(key, index), value.shape, value.dtype
+            )
+            value = value + scale.astype(value.dtype) * draw
+        noised.append(value)
+    return jax.tree.unflatten(treedef, noised)
+
+
+def released_mean(noised: Params, geometry: Geometry, batch_size: float) -> Params:
+    """Divides a noised sum by the expected batch size, in the parameters' dtypes."""
+    leaves, treedef = jax.tree.flatten(noised)
+    facts = geometry.groups.leaves
+    means = [
+        (value / batch_size).astype(leaf.dtype)
+        for leaf, value in zip(facts, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, means)
+
+
+def add_importance_noise(plan: PrivacyPlan, *, key: Any) -> PrivateTransformation:
+    """Adds the plan's noise to a clipped sum and divides by the expected batch size.
+
+    Noise of step t is a function of (key, t) and the leaf: a resumed run repeats a
+    release and never draws new noise for the same data (law 3). Past the plan's last
+    step the result is NaN.
+
+    Args:
+        plan: sigma_t, number of steps and expected batch size.
+        key: PRNG key, secret; not used for anything else.
+
+    Returns:
+        A transformation from `ClippedGrad` to an ordinary gradient: the release.
+
+    Raises:
+        TypeError: for a bad key, or an update that was not clipped.
+
+    Privacy: with a clip of the plan's Poisson sample before it, each step is one
+    Poisson-subsampled Gaussian with multiplier ``plan.gradient_noise_multipliers[t]``
+    for adding or removing one example, whatever the weights. Together with
+    `score_layer_importance` on the same sample it is one with
+    ``plan.noise_multipliers[t]``, which is what the plan accounts. The noise comes
+    from JAX's threefry generator in floating point: no hardening against
+    floating-point attacks is claimed.
+
+    Example:
+        >>> import dp_ilg, jax, jax.numpy as jnp
+        >>> plan = dp_ilg.plan_privacy(epsilon=2.0, delta=1e-5, num_examples=1000,
+        ...     batch_size=100, num_steps=10, score_budget=0)
+        >>> params = {"w": jnp.zeros(3)}
+        >>> noise = add_importance_noise(plan, key=jax.random.key(0))
+        >>> geometry = dp_ilg.Geometry.uniform(params)
+        >>> nothing = dp_ilg.ClippedGrad(params, jnp.zeros(1), geometry, 1.0)
+        >>> release, state = noise.update(nothing, noise.init(params))
+        >>> release["w"].shape, int(state.step)
+        ((3,), 1)
+
+    Reference: Abadi et al. 2016, Algorithm 1; Li et al. 2024, Eq. 10 (the idea of
+    noise by layer); DESIGN.md section 2 (the proof).
+    """
+    key = validation.key("key", key)
+    _check_plan(plan)
+
+    def init(params: Params) -> AddImportanceNoiseState:
+        group(params)
+        return AddImportanceNoiseState(fresh_key(key), jnp.zeros((), jnp.int32))
+
+    def update(
+        updates: ClippedGrad,
+        state: AddImportanceNoiseState,
+        params: Params | None = None,
+        **extra: Any,
+    ) -> tuple[Params, AddImportanceNoiseState]:
+        del params, extra
+        if not isinstance(updates, ClippedGrad):
+            raise TypeError(
+                f"add_importance_noise got {type(updates).__name__}, not a ClippedGrad;"
+                " put clip_per_example before it in the chain."
+            )
+        geometry = updates.geometry
+        stddev = noise_stddev(plan, state.step, geometry, updates.l2_clip_norm)
+        step_key = jax.random.fold_in(state.key, state.step)
+        noised = gaussian_noise(updates, stddev, step_key)
+        release = released_mean(noised, geometry, plan.batch_size)
+        return release, AddImportanceNoiseState(state.key, state.step + 1)
+
+    return PrivateTransformation(init, update, role="noise", key=key)
+
+
+def fresh_key(key: Array) -> Array:
+    """A copy of a key, so that donating a state does not delete the factory's."""
+    data = jnp.array(jax.random.key_data(key), copy=True)
+    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(key))
+
+
+def _check_plan(plan: Any) -> None:
+    if not isinstance(plan, PrivacyPlan):
+        raise TypeError(
+            f"plan is {type(plan).__name__}, but must be a PrivacyPlan; make one with "
+            "dp_ilg.plan_privacy."
+        )

@@ -1,0 +1,359 @@
+"""Chains of the verbs: `chain`, and the optimizers made with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dp_ilg import validation
+from dp_ilg.adam import scale_by_noise_corrected_adam
+from dp_ilg.base import ClippedGrad, Params, PrivateTransformation
+from dp_ilg.clipping import ClipMode, as_clip_mode, clip_per_example
+from dp_ilg.geometry import Geometry
+from dp_ilg.importance import (
+    score_layer_importance,
+    score_released_gradients,
+    set_layer_importance,
+)
+from dp_ilg.layers import as_layering, group
+from dp_ilg.noise import add_importance_noise, fresh_key, gaussian_noise, released_mean
+from dp_ilg.plan import PrivacyPlan
+from dp_ilg.rules import Rule, as_rule
+
+
+def chain(*transformations: optax.GradientTransformation) -> PrivateTransformation:
+    """``optax.chain`` that hands the released geometry to the next step's clip.
+
+    The one transformation that holds a geometry (a scorer, or a chain with one inside)
+    says after step t what the clip of step t + 1 uses; the noise reads it from the
+    clipped sum, and what follows the noise is told which geometry and clip norm it
+    had. Any Optax transformation may follow the noise.
+
+    Args:
+        *transformations: `clip_per_example`, a scorer and `add_importance_noise`, and
+            whatever is to be done with the release.
+
+    Returns:
+        A transformation with ``geometry(state)`` and ``importance(state)``. Its update
+        takes per-example gradients or a `ClippedGrad`, and the extra arguments
+        ``is_padding_example=`` and ``clipped_grad=``.
+
+    Raises:
+        ValueError: for a missing or repeated clip, geometry or noise, a wrong order,
+            or one key for two of them.
+
+    Privacy: that of the noise; the chain adds nothing. Wrapping the whole chain in
+    ``optax.masked`` is refused (raw gradients would pass); to freeze parameters use
+    ``layers=dp_ilg.layers.by_module(frozen=...)``.
+
+    Example:
+        >>> import dp_ilg, jax, jax.numpy as jnp, optax
+        >>> plan = dp_ilg.plan_privacy(epsilon=2.0, delta=1e-5, num_examples=1000,
+        ...     batch_size=100, num_steps=10)
+        >>> k1, k2 = jax.random.split(jax.random.key(0))
+        >>> tx = dp_ilg.chain(
+        ...     dp_ilg.clip_per_example(plan.l2_clip_norm),
+        ...     dp_ilg.score_layer_importance("min_noise_energy", plan, key=k1),
+        ...     dp_ilg.add_importance_noise(plan, key=k2),
+        ...     optax.scale_by_adam(), optax.scale_by_learning_rate(1e-3))
+        >>> params = {"w": jnp.zeros(2)}
+        >>> state = tx.init(params)
+        >>> updates, state = tx.update({"w": jnp.ones((5, 2))}, state, params)
+        >>> updates["w"].shape, tx.geometry(state).weights.shape
+        ((2,), (1,))
+
+    Reference: DESIGN.md section 4.
+    """
+    holder = _check_chain(transformations)
+    links = [optax.with_extra_args_support(t) for t in transformations]
+
+    def init(params: Params) -> tuple:
+        return tuple(link.init(params) for link in links)
+
+    def update(
+        updates: Any, state: tuple, params: Params | None = None, **extra: Any
+    ) -> tuple[Any, tuple]:
+        if len(state) != len(links):
+            raise ValueError(
+                f"The state has {len(state)} parts, but the chain has {len(links)} "
+                "transformations; call init of the same chain."
+            )
+        _refuse_masked(updates)
+        extra.setdefault("geometry", geometry(state))
+        new = []
+        for link, part in zip(links, state, strict=True):
+            updates, part = link.update(updates, part, params, **extra)
+            new.append(part)
+            if isinstance(updates, ClippedGrad):
+                extra["geometry"] = updates.geometry
+                extra["l2_clip_norm"] = updates.l2_clip_norm
+        return updates, tuple(new)
+
+    def geometry(state: tuple) -> Geometry:
+        return transformations[holder].geometry(state[holder])
+
+    def importance(state: tuple) -> Any:
+        return transformations[holder].importance(state[holder])
+
+    return PrivateTransformation(
+        init, update, role="private", geometry=geometry, importance=importance
+    )
+
+
+def dp_adam_ilg(
+    learning_rate: Any,
+    plan: PrivacyPlan,
+    *,
+    key: Any,
+    importance: str | Rule = "min_noise_energy",
+    source: str = "scores",
+    layers: Any = "module",
+    clip_mode: str | ClipMode = "joint",
+    adam: str = "plain",
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-8,
+    ema_decay: float = 0.9,
+    floor: float = 0.01,
+    public_importance: Any = None,
+    weight_decay: Any = None,
+) -> PrivateTransformation:
+    """Adam with differential privacy, its noise shaped by layer importance.
+
+    Args:
+        learning_rate: a number or an Optax schedule.
+        plan: from `plan_privacy`.
+        key: PRNG key, secret; scores and noise use different keys made from it.
+        importance: "min_noise_energy", "equal_snr", "paper", "uniform" (which is
+            DP-Adam), or a function ``(importance, sizes) -> weights``.
+        source: "scores" (charged to the plan's score budget), "released" (past noisy
+            gradients, free) or "public" (constants, free).
+        layers: "module", "leaf", `dp_ilg.layers.blocks`, a function of the path, or a
+            `dp_ilg.layers.Layering`, which can also freeze parameters.
+        clip_mode: "joint", "normalize" or "per_layer".
+        adam: "plain" or "noise_corrected".
+        b1: decay of the first moment.
+        b2: decay of the second moment.
+        eps: Adam's epsilon.
+        ema_decay: how much of the running score a step keeps.
+        floor: smallest importance, as a fraction of the whole.
+        public_importance: for source "public": a number for each layer (None: equal).
+        weight_decay: decoupled weight decay, or None.
+
+    Returns:
+        An Optax transformation with ``geometry(state)`` and ``importance(state)``.
+
+    Raises:
+        ValueError: for a bad number, rule, source, layering or mode.
+        TypeError: for a bad key or plan.
+
+    Privacy: (epsilon, delta) of the plan for adding or removing one example (or as the
+    plan says), if batches are the plan's Poisson samples and at most ``plan.num_steps``
+    updates are made; each further update is NaN.
+
+    Example:
+        >>> import dp_ilg, jax, jax.numpy as jnp, optax
+        >>> plan = dp_ilg.plan_privacy(epsilon=2.0, delta=1e-5, num_examples=1000,
+        ...     batch_size=100, num_steps=10)
+        >>> tx = dp_ilg.dp_adam_ilg(1e-2, plan, key=jax.random.key(0))
+        >>> params = {"w": jnp.zeros(2), "b": jnp.zeros(())}
+        >>> loss = lambda p, x: jnp.square(p["w"] @ x + p["b"] - 1)
+        >>> grads = jax.vmap(jax.grad(loss), (None, 0))(params, jnp.ones((4, 2)))
+        >>> updates, state = tx.update(grads, tx.init(params), params)
+        >>> optax.apply_updates(params, updates)["w"].shape
+        (2,)
+
+    Reference: Li et al. 2024 (DP-AdamILG), made private as in DESIGN.md section 2;
+    Kingma and Ba 2015 (Adam).
+    """
+    key = validation.key("key", key)
+    if not callable(learning_rate):
+        validation.positive("learning_rate", learning_rate)
+    rule, layers = as_rule(importance), as_layering(layers)
+    smoothing: dict[str, Any] = {"ema_decay": ema_decay, "floor": floor}
+    score_key, noise_key = jax.random.split(fresh_key(key))
+    noise = add_importance_noise(plan, key=noise_key)
+    stages: dict[str, Callable[[], list]] = {
+        "scores": lambda: [
+            score_layer_importance(
+                rule, plan, key=score_key, layers=layers, **smoothing
+            ),
+            noise,
+        ],
+        "released": lambda: [
+            noise,
+            score_released_gradients(rule, plan, layers=layers, **smoothing),
+        ],
+        "public": lambda: [
+            set_layer_importance(rule, public_importance, layers=layers),
+            noise,
+        ],
+    }
+    moments: dict[str, Callable[[], optax.GradientTransformation]] = {
+        "plain": lambda: optax.scale_by_adam(b1, b2, eps),
+        "noise_corrected": lambda: scale_by_noise_corrected_adam(
+            plan, layers=layers, b1=b1, b2=b2, eps=eps
+        ),
+    }
+    decay = [] if weight_decay is None else [optax.add_decayed_weights(weight_decay)]
+    return chain(
+        clip_per_example(plan.l2_clip_norm, clip_mode=as_clip_mode(clip_mode)),
+        *_row("source", source, stages),
+        _row("adam", adam, moments),
+        *decay,
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+class DifferentiallyPrivateAggregateState(NamedTuple):
+    """All randomness of `differentially_private_aggregate`."""
+
+    key: Any
+    step: Any
+
+
+def differentially_private_aggregate(
+    l2_norm_clip: Any, noise_multiplier: Any, key: Any, *, batch_size: int
+) -> PrivateTransformation:
+    """``optax.contrib.differentially_private_aggregate`` without its faults.
+
+    Same inputs, same distribution, except: the sum is divided by the *expected* batch
+    size given here, padding and non-finite examples are absent, an empty batch is a
+    noise-only step, norms are exact in half precision, and the key is required.
+
+    Args:
+        l2_norm_clip: bound on one example's L2 norm.
+        noise_multiplier: ratio of the noise's standard deviation to the bound.
+        key: PRNG key, secret.
+        batch_size: expected batch size q N.
+
+    Returns:
+        A transformation from per-example gradients (or a `ClippedGrad`) to a release.
+
+    Raises:
+        ValueError: for a bad norm, multiplier or size.
+        TypeError: for a bad key.
+
+    Privacy: one Gaussian with this multiplier a step, for adding or removing one
+    example. No plan holds it: nothing here counts steps or knows the sampling. Use
+    `dp_adam_ilg` for a guarantee that is tracked.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> tx = differentially_private_aggregate(1.0, 0.0, jax.random.key(0),
+        ...     batch_size=2)
+        >>> gradients = {"w": jnp.array([[3.0, 4.0], [jnp.nan, 0.0]])}
+        >>> release, _ = tx.update(gradients, tx.init({"w": jnp.zeros(2)}))
+        >>> [round(float(x), 3) for x in release["w"]]
+        [0.3, 0.4]
+
+    Reference: Abadi et al. 2016, Algorithm 1.
+    """
+    key = validation.key("key", key)
+    if noise_multiplier != 0:
+        validation.positive("noise_multiplier", noise_multiplier)
+    validation.positive("batch_size", batch_size)
+    clip = clip_per_example(l2_norm_clip)
+
+    def init(params: Params) -> DifferentiallyPrivateAggregateState:
+        clip.init(params)
+        return DifferentiallyPrivateAggregateState(
+            fresh_key(key), jnp.zeros((), jnp.int32)
+        )
+
+    def update(
+        updates: Any,
+        state: DifferentiallyPrivateAggregateState,
+        params: Params | None = None,
+        **extra: Any,
+    ) -> tuple[Params, DifferentiallyPrivateAggregateState]:
+        if "geometry" not in extra and not isinstance(updates, ClippedGrad):
+            extra["geometry"] = _uniform_for(updates)
+        clipped, _ = clip.update(updates, optax.EmptyState(), params, **extra)
+        stddev = noise_multiplier * clipped.l2_clip_norm * clipped.geometry.weights
+        step_key = jax.random.fold_in(state.key, state.step)
+        noised = gaussian_noise(clipped, stddev, step_key)
+        release = released_mean(noised, clipped.geometry, batch_size)
+        return release, state._replace(step=state.step + 1)
+
+    return PrivateTransformation(init, update, role="private", key=key)
+
+
+def _uniform_for(gradients: Any) -> Geometry:
+    """The ordinary L2 norm for parameters shaped like per-example gradients."""
+    group(gradients)
+    shapes = jax.tree.map(
+        lambda g: jax.ShapeDtypeStruct(g.shape[1:], g.dtype), gradients
+    )
+    return Geometry.uniform(shapes)
+
+
+def _row(name: str, value: Any, table: dict[str, Callable]) -> Any:
+    if value not in table:
+        raise ValueError(f"{name} is {value!r}, but must be one of {sorted(table)}.")
+    return table[value]()
+
+
+def _check_chain(transformations: tuple) -> int:
+    """Checks order and keys; returns which transformation holds the geometry."""
+    roles = [getattr(t, "role", "") for t in transformations]
+    whole = roles.count("private") == 1 and not {"clip", "noise"} & set(roles)
+    if not whole and (roles.count("clip"), roles.count("noise")) != (1, 1):
+        raise ValueError(
+            f"The chain has {roles.count('clip')} clip_per_example and "
+            f"{roles.count('noise')} add_importance_noise, but needs exactly one each."
+        )
+    if not whole and roles.index("clip") > roles.index("noise"):
+        raise ValueError("clip_per_example must stand before add_importance_noise.")
+    holders = [
+        i
+        for i, t in enumerate(transformations)
+        if getattr(t, "geometry", None) is not None
+    ]
+    if len(holders) != 1:
+        raise ValueError(
+            f"The chain has {len(holders)} sources of layer importance, but needs "
+            "exactly one; add score_layer_importance or set_layer_importance."
+        )
+    _check_first(transformations, roles)
+    _check_keys([t.key for t in transformations if getattr(t, "key", None) is not None])
+    return holders[0]
+
+
+def _check_first(transformations: tuple, roles: list[str]) -> None:
+    """Nothing but our own may touch gradients before the noise (law 2)."""
+    last = roles.index("noise") if "noise" in roles else roles.index("private")
+    for place, role in enumerate(roles[:last]):
+        if not role:
+            raise ValueError(
+                f"Transformation {place + 1} of the chain comes before the noise and "
+                "is none of dp_ilg's; what touches raw gradients may void the "
+                "guarantee, so put it behind add_importance_noise."
+            )
+
+
+def _check_keys(keys: list[Any]) -> None:
+    known: set[bytes] = set()
+    for key in keys:
+        data = jax.random.key_data(key)
+        if isinstance(data, jax.core.Tracer):
+            return
+        if data.tobytes() in known:
+            raise ValueError(
+                "Score and noise were given the same key; give each its own, e.g. "
+                "k1, k2 = jax.random.split(key)."
+            )
+        known.add(data.tobytes())
+
+
+def _refuse_masked(updates: Any) -> None:
+    is_masked = lambda x: isinstance(x, optax.MaskedNode)  # noqa: E731
+    if any(is_masked(x) for x in jax.tree.leaves(updates, is_leaf=is_masked)):
+        raise ValueError(
+            "optax.masked around a private chain would let the raw gradients of "
+            "masked-out parameters through; use layers=by_module(frozen=...)."
+        )

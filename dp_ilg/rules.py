@@ -1,0 +1,82 @@
+"""Rules from layer importance to weights: a table of exponents, or any function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+Rule = Callable[[Float[Array, " groups"], Float[Array, " groups"]], Any]
+
+
+def power_rule(p: float, q: float) -> Rule:
+    """Weights ``I_j^p n_j^-q``; see the table in DESIGN.md section 2.
+
+    Args:
+        p: exponent of the importance.
+        q: exponent of the layer's size.
+
+    Returns:
+        A rule ``(importance [groups], sizes [groups]) -> weights [groups]``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> power_rule(1, 0.5)(jnp.array([2.0]), jnp.array([4.0])).tolist()
+        [1.0]
+    """
+    return lambda importance, sizes: importance**p * sizes**-q
+
+
+RULES: dict[str, Rule] = {
+    "uniform": power_rule(0, 0),
+    "paper": power_rule(1, 0),
+    "min_noise_energy": power_rule(1 / 2, 1 / 4),
+    "equal_snr": power_rule(1, 1 / 2),
+}
+
+
+def as_rule(rule: str | Rule) -> Rule:
+    """Reads a name of `RULES` or a function ``(importance, sizes) -> weights``.
+
+    Raises:
+        ValueError: for anything else.
+
+    Example:
+        >>> as_rule("uniform") is RULES["uniform"]
+        True
+    """
+    if callable(rule):
+        return rule
+    if not isinstance(rule, str) or rule not in RULES:
+        raise ValueError(
+            f"importance is {rule!r}, but must be one of {sorted(RULES)} or a function."
+        )
+    return RULES[rule]
+
+
+def check_rule(rule: Rule, sizes: tuple[int, ...]) -> None:
+    """Tries a rule on equal importance, outside any trace.
+
+    Args:
+        rule: the rule.
+        sizes: number of parameters of each layer.
+
+    Raises:
+        ValueError: unless it gives one positive finite weight a layer.
+
+    Example:
+        >>> check_rule(RULES["paper"], (10, 3))
+    """
+    with jax.ensure_compile_time_eval():
+        trial = jnp.asarray(rule(jnp.ones(len(sizes)), jnp.array(sizes, jnp.float32)))
+        good = trial.shape == (len(sizes),)
+        good = good and bool(jnp.all(jnp.isfinite(trial) & (trial > 0)))
+        shown = trial.tolist()
+    if not good:
+        raise ValueError(
+            f"The importance rule gave {shown} for {len(sizes)} layers, but must give "
+            "one positive finite weight each."
+        )
