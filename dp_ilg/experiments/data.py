@@ -1,0 +1,326 @@
+"""Data sets of the bundled runs: from scikit-learn, from files, or from OpenML.
+
+Each row of `LOADERS` turns a name into a `Dataset` whose `note` says what about it was
+computed from data and is therefore not covered by the privacy guarantee.
+"""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dp_ilg.experiments import data_adult
+from dp_ilg.experiments.data_files import (
+    DataError,
+    find_file,
+    read_idx_folder,
+    read_npz,
+)
+
+NUM_IMDB_TOKENS = 10_000
+_NUM_IMAGE_CLASSES = 10
+_ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+_SYSTEM_FOLDER = Path("/usr/share/datasets")  # where Debian installs Fashion-MNIST
+_PIXELS = "Nothing is computed from the data: pixels are divided by their range."
+
+Inputs = np.ndarray | tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One data set, split into training and test examples.
+
+    Attributes:
+        name: its row in `LOADERS`.
+        x_train: inputs, one example a row: float32[N, height, width, channels] in
+            [0, 1] for images, uint16[N, 256] token ids for texts (0 is padding), and
+            for tables a tuple of int32[N, columns] ids and float32[N, columns] numbers.
+        y_train: int32[N] labels from 0.
+        x_test: inputs for testing, of the same kind.
+        y_test: their labels.
+        num_classes: the number of classes.
+        note: where it came from, and what in it the guarantee does not cover.
+        num_tokens: size of the vocabulary of texts, else 0.
+        num_categories: number of ids of each categorical column of tables, else empty.
+
+    Privacy:
+        The guarantee of a run covers `x_train` and `y_train`. What was computed from
+        data beforehand, and the test set, it does not cover; see `note`.
+
+    Example:
+        >>> digits = load_dataset("digits")
+        >>> digits.x_train.shape, digits.num_classes
+        ((1437, 8, 8, 1), 10)
+    """
+
+    name: str
+    x_train: Inputs
+    y_train: np.ndarray
+    x_test: Inputs
+    y_test: np.ndarray
+    num_classes: int
+    note: str
+    num_tokens: int = 0
+    num_categories: tuple[int, ...] = ()
+
+
+class _ImageSet(NamedTuple):
+    """A row of image data: shape, and where to find it."""
+
+    name: str
+    shape: tuple[int, ...]
+    openml_name: str | None
+    home: str
+
+
+def load_dataset(name: str, data_dir: str | Path | None = None) -> Dataset:
+    """Loads a row of `LOADERS`.
+
+    Digits come with scikit-learn. The others are looked for as ``NAME.npz``, then as
+    IDX files (MNIST, Fashion-MNIST) or UCI's own files (Adult), in `data_dir` and in
+    ``data_dir/NAME``; then scikit-learn asks OpenML (not for cifar10 and imdb).
+
+    ``NAME.npz`` holds ``x_train``, ``y_train``, ``x_test`` and ``y_test``: uint8 pixels
+    or, for imdb, uint16 token ids padded with 0 (1 starts a text, 2 is an unknown word,
+    then words by falling frequency) and integer labels. ``adult.npz`` is described at
+    `data_adult.read_columns`.
+
+    Args:
+        name: the row.
+        data_dir: a folder of data files.
+
+    Returns:
+        The data set.
+
+    Raises:
+        DataError: for an unknown name, or data that is absent or not as it should be.
+
+    Example:
+        >>> load_dataset("minst")
+        Traceback (most recent call last):
+        dp_ilg.experiments.data_files.DataError: There is no data set 'minst'; ...
+    """
+    if name not in LOADERS:
+        raise DataError(
+            f"There is no data set {name!r}; choose one of {', '.join(LOADERS)}."
+        )
+    folder = None if data_dir is None else Path(data_dir)
+    if folder is not None and not folder.is_dir():
+        raise DataError(f"The data folder {folder} is no folder; pass one that exists.")
+    return LOADERS[name](folder)
+
+
+def _load_digits(data_dir: Path | None) -> Dataset:
+    """Loads the 8 x 8 digits that come with scikit-learn; every fifth one is a test."""
+    del data_dir
+    digits: Any = _sklearn().load_digits()
+    x = (digits.images / 16).astype(np.float32)[..., None]
+    y = digits.target.astype(np.int32)
+    is_test = np.arange(len(y)) % 5 == 0
+    parts = (x[~is_test], y[~is_test], x[is_test], y[is_test])
+    note = f"Bundled with scikit-learn; every fifth example is a test. {_PIXELS}"
+    return Dataset("digits", *parts, num_classes=10, note=note)
+
+
+def _load_images(row: _ImageSet, data_dir: Path | None) -> Dataset:
+    arrays, source = _find_images(row, data_dir)
+    parts = []
+    for part in ("train", "test"):
+        x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]
+        _check_kind(source, f"x_{part}", x, np.uint8, row.shape)
+        y = _labels(source, f"y_{part}", y, len(x), _NUM_IMAGE_CLASSES)
+        parts += [_unit_interval(x), y]
+    note = f"From {source}. {_PIXELS}"
+    return Dataset(row.name, *parts, num_classes=_NUM_IMAGE_CLASSES, note=note)
+
+
+def _load_imdb(data_dir: Path | None) -> Dataset:
+    path = find_file(_folders("imdb", data_dir), ["imdb.npz"])
+    if path is None:
+        raise DataError(
+            _absent(
+                "imdb",
+                data_dir,
+                "",
+                "the Large Movie Review Dataset, write it to imdb.npz as the docstring "
+                "of load_dataset says",
+            )
+        )
+    arrays = read_npz(path, _ARRAYS)
+    shape = arrays["x_train"].shape[1:2] or ("length",)
+    parts = []
+    for part in ("train", "test"):
+        x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]
+        _check_kind(str(path), f"x_{part}", x, np.uint16, shape)
+        if x.size and x.max() >= NUM_IMDB_TOKENS:
+            raise DataError(
+                f"x_{part} in {path} has the token {x.max()}, but the vocabulary ends "
+                f"at {NUM_IMDB_TOKENS - 1}; replace rarer words by 2."
+            )
+        parts += [x, _labels(str(path), f"y_{part}", y, len(x), 2)]
+    note = (
+        f"From {path}. The vocabulary and its order by frequency were computed from "
+        "the training texts and are not covered by the guarantee."
+    )
+    return Dataset("imdb", *parts, num_classes=2, note=note, num_tokens=NUM_IMDB_TOKENS)
+
+
+def _load_adult(data_dir: Path | None) -> Dataset:
+    found = data_adult.read_columns(_folders("adult", data_dir))
+    if found:
+        columns, source = found[0], str(found[1])
+    else:
+        advice = "adult.data and adult.test (UCI, data set 2) or adult.npz"
+        bunch = _fetch_openml("adult", ("adult", 2), data_dir, advice)
+        columns, source = data_adult.columns_from_openml(bunch), "OpenML"
+    ids, numbers, labels = data_adult.encode(columns, source)
+    if len(labels) < 2:
+        raise DataError(f"{source} has {len(labels)} rows; pass at least 2.")
+    test = slice(0, -(-len(labels) // 3))  # UCI's own test file: 16,281 of 48,842
+    train = slice(test.stop, None)
+    note = (
+        f"From {source}; the first third is the test part, as UCI has it. Nothing is "
+        "computed from the data: categories are UCI's list and scales are fixed."
+    )
+    return Dataset(
+        "adult",
+        (ids[train], numbers[train]),
+        labels[train],
+        (ids[test], numbers[test]),
+        labels[test],
+        num_classes=2,
+        note=note,
+        num_categories=data_adult.NUM_CATEGORIES,
+    )
+
+
+def _find_images(
+    row: _ImageSet, data_dir: Path | None
+) -> tuple[dict[str, np.ndarray], str]:
+    """Returns the four arrays and where they come from."""
+    folders = _folders(row.name, data_dir)
+    path = find_file(folders, [f"{row.name}.npz"])
+    if path is not None:
+        return read_npz(path, _ARRAYS), str(path)
+    advice = f"{row.name}.npz ({row.home})"
+    if row.openml_name is None:
+        raise DataError(_absent(row.name, data_dir, "", advice))
+    found = read_idx_folder(folders)
+    if found:
+        return found[0], str(found[1])
+    advice = f"{row.name}.npz or the four IDX files ({row.home})"
+    bunch = _fetch_openml(row.name, (row.openml_name, 1), data_dir, advice)
+    return _split_openml(bunch, row), "OpenML"
+
+
+def _split_openml(bunch: Any, row: _ImageSet) -> dict[str, np.ndarray]:
+    """Cuts OpenML's 70,000 rows as their authors did: the last seventh is the test."""
+    pixels = np.asarray(bunch.data)
+    is_image = pixels.ndim == 2 and pixels.shape[1] == np.prod(row.shape)
+    if not (is_image and np.isin(pixels, np.arange(256)).all()):
+        raise DataError(
+            f"OpenML sent something other than rows of {np.prod(row.shape)} pixels for "
+            f"{row.name}; clear scikit-learn's cache and try again."
+        )
+    x = pixels.astype(np.uint8).reshape(-1, *row.shape)
+    names = [str(digit) for digit in range(_NUM_IMAGE_CLASSES)]
+    y = np.argmax(np.asarray(bunch.target).astype(str)[:, None] == names, axis=1)
+    cut = len(x) - len(x) // 7
+    parts = (x[:cut], y[:cut], x[cut:], y[cut:])
+    return dict(zip(_ARRAYS, parts, strict=True))
+
+
+def _fetch_openml(
+    title: str, name_version: tuple[str, int], data_dir: Path | None, advice: str
+) -> Any:
+    name, version = name_version
+    options = dict(as_frame=False, parser="liac-arff", n_retries=1, delay=0.1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the error below says what failed
+            return _sklearn().fetch_openml(name, version=version, **options)
+    except DataError:
+        raise
+    except Exception as error:  # network, cache, checksum: no common base class
+        reason = f" and OpenML could not be asked ({type(error).__name__})"
+        raise DataError(_absent(title, data_dir, reason, advice)) from error
+
+
+def _absent(title: str, data_dir: Path | None, reason: str, advice: str) -> str:
+    where = f"in {data_dir}" if data_dir else "given by a --data-dir"
+    return (
+        f"{title} is not {where}{reason}; get {advice} and pass its folder as "
+        "--data-dir."
+    )
+
+
+def _sklearn() -> Any:
+    try:
+        from sklearn import datasets
+    except ImportError as error:
+        raise DataError(
+            "This data set needs scikit-learn; install dp_ilg[experiments]."
+        ) from error
+    return datasets
+
+
+def _folders(name: str, data_dir: Path | None) -> list[Path]:
+    dashed = name.replace("_", "-")
+    given = [data_dir, data_dir / name, data_dir / dashed] if data_dir else []
+    return [*given, _SYSTEM_FOLDER / dashed]
+
+
+def _check_kind(
+    source: str, name: str, x: np.ndarray, dtype: Any, shape: tuple[Any, ...]
+) -> None:
+    if x.dtype != dtype or x.shape[1:] != tuple(shape) or x.ndim < 2:
+        raise DataError(
+            f"{name} in {source} is {x.dtype}{list(x.shape)}, but must be "
+            f"{np.dtype(dtype)}{['N', *shape]}; convert it or pass the right file."
+        )
+
+
+def _labels(
+    source: str, name: str, y: np.ndarray, count: int, num_classes: int
+) -> np.ndarray:
+    if y.shape != (count,) or y.dtype.kind not in "iu" or not count:
+        raise DataError(
+            f"{name} in {source} is {y.dtype}{list(y.shape)}, but must hold an integer "
+            f"for each of {count} examples (at least one); pass the right file."
+        )
+    if not 0 <= y.min() <= y.max() < num_classes:
+        raise DataError(
+            f"{name} in {source} has labels from {y.min()} to {y.max()}, but they must "
+            f"lie in 0..{num_classes - 1}; pass the right file."
+        )
+    return y.astype(np.int32)
+
+
+def _unit_interval(x: np.ndarray) -> np.ndarray:
+    """Returns pixels as float32 in [0, 1] with a channel axis."""
+    scaled = x.astype(np.float32)
+    scaled /= 255
+    return scaled if scaled.ndim == 4 else scaled[..., None]
+
+
+_MNIST = _ImageSet("mnist", (28, 28), "mnist_784", "the MNIST database")
+_FASHION = _ImageSet(
+    "fashion_mnist",
+    (28, 28),
+    "Fashion-MNIST",
+    "github.com/zalandoresearch/fashion-mnist",
+)
+_CIFAR10 = _ImageSet("cifar10", (32, 32, 3), None, "cs.toronto.edu/~kriz/cifar.html")
+
+LOADERS: dict[str, Callable[[Path | None], Dataset]] = {
+    "digits": _load_digits,
+    "mnist": partial(_load_images, _MNIST),
+    "fashion_mnist": partial(_load_images, _FASHION),
+    "cifar10": partial(_load_images, _CIFAR10),
+    "imdb": _load_imdb,
+    "adult": _load_adult,
+}
