@@ -1,0 +1,274 @@
+"""A run folder, read back and checked: what the report and the figures show."""
+
+import json
+import shutil
+import tempfile
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from dp_ilg.ledger import PrivacyLedger
+from dp_ilg.plan import PrivacyPlan
+
+
+@dataclass(frozen=True)
+class History:
+    """What a run published at its evaluations, one row an evaluation.
+
+    Attributes:
+        steps: steps taken when the model was evaluated, increasing.
+        epsilons: epsilon spent by then; infinite without privacy.
+        accuracies: test accuracy, between 0 and 1.
+        seconds: time taken by then.
+        layer_names: names of the groups that share one noise scale.
+        layer_sizes: number of parameters of each group.
+        shares: importance of each layer as a share of the sum.
+        weights: noise of each layer relative to uniform noise.
+        noise_stddevs: noise standard deviation of each layer, per coordinate.
+
+    Example:
+        >>> history = example_history()
+        >>> history.shares.shape
+        (4, 2)
+    """
+
+    steps: Float[np.ndarray, " evaluations"]
+    epsilons: Float[np.ndarray, " evaluations"]
+    accuracies: Float[np.ndarray, " evaluations"]
+    seconds: Float[np.ndarray, " evaluations"]
+    layer_names: tuple[str, ...]
+    layer_sizes: tuple[int, ...]
+    shares: Float[np.ndarray, "evaluations layers"]
+    weights: Float[np.ndarray, "evaluations layers"]
+    noise_stddevs: Float[np.ndarray, "evaluations layers"]
+
+
+def example_history() -> History:
+    """Returns a small made-up history, for examples and tests.
+
+    Returns:
+        Four evaluations of two layers.
+
+    Example:
+        >>> example_history().layer_names
+        ('embedding', 'head')
+    """
+    weights = np.array([[1.0, 1.0], [0.9, 1.6], [0.9, 1.9], [0.9, 2.0]])
+    return History(
+        steps=np.array([10.0, 20.0, 30.0, 40.0]),
+        epsilons=np.array([0.9, 1.3, 1.7, 2.0]),
+        accuracies=np.array([0.61, 0.74, 0.79, 0.81]),
+        seconds=np.array([1.0, 2.0, 3.0, 4.0]),
+        layer_names=("embedding", "head"),
+        layer_sizes=(160_000, 17),
+        shares=np.array([[0.5, 0.5], [0.7, 0.3], [0.8, 0.2], [0.8, 0.2]]),
+        weights=weights,
+        noise_stddevs=1.5 * weights,
+    )
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run folder says.
+
+    Attributes:
+        folder: the folder's name.
+        data: name of the data set.
+        config: text of `config.toml`.
+        plan: the privacy plan.
+        steps_charged: steps that the ledger holds, released or about to be.
+        history: the evaluations; None before the first.
+        summary: what the run wrote at its end; None while it is unfinished.
+    """
+
+    folder: str
+    data: str
+    config: str
+    plan: PrivacyPlan
+    steps_charged: int
+    history: History | None
+    summary: Mapping[str, Any] | None
+
+    def epsilon_charged(self) -> float:
+        """Returns the epsilon of every step in the ledger, evaluated or not."""
+        if self.history is not None and self.history.steps[-1] == self.steps_charged:
+            return float(self.history.epsilons[-1])
+        return float(self.plan.epsilon(self.steps_charged))
+
+
+def read_run(run_dir: Path) -> RunRecord:
+    """Reads a run folder; a last line cut short by a kill is left out.
+
+    Args:
+        run_dir: the folder that `dp-ilg train` wrote.
+
+    Returns:
+        The record.
+
+    Raises:
+        ValueError: in one sentence, for a folder or file that is missing or damaged,
+            or when its files are not of one run.
+
+    Example:
+        >>> read_run(Path("no/such/run"))
+        Traceback (most recent call last):
+        ValueError: no/such/run is not a folder; give the folder of a training run.
+    """
+    if not run_dir.is_dir():
+        raise ValueError(
+            f"{run_dir} is not a folder; give the folder of a training run."
+        )
+    config = _text(run_dir / "config.toml")
+    plan = _plan(run_dir / "plan.json")
+    charged = _steps_charged(run_dir / "ledger.jsonl", plan)
+    history = _history(run_dir / "metrics.jsonl")
+    if history is not None and history.steps[-1] > charged:
+        raise ValueError(
+            f"{run_dir} has an evaluation after step {history.steps[-1]:.0f} but a "
+            f"ledger of {charged} steps; its files are not of one run."
+        )
+    summary_path = run_dir / "summary.json"
+    return RunRecord(
+        folder=run_dir.resolve().name,
+        data=_data_name(run_dir / "config.toml", config),
+        config=config,
+        plan=plan,
+        steps_charged=charged,
+        history=history,
+        summary=_object(summary_path) if summary_path.exists() else None,
+    )
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing; give a complete run folder.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}.") from None
+
+
+def _damaged(path: Path, why: object) -> ValueError:
+    return ValueError(f"{path} is damaged ({why}); restore it or train again.")
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(_text(path))
+    except json.JSONDecodeError as error:
+        raise _damaged(path, error) from None
+    if not isinstance(value, dict):
+        raise _damaged(path, "not a JSON object")
+    return value
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Returns a file's JSON objects, one a line, without a last line cut short."""
+    lines = _text(path).removesuffix("\n").split("\n")
+    values = []
+    for number, line in enumerate(lines, 1):
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            if number == len(lines):
+                break
+            raise _damaged(path, f"line {number}: {error}") from None
+        if not isinstance(value, dict):
+            raise _damaged(path, f"line {number} is not a JSON object")
+        values.append(value)
+    return values
+
+
+def _data_name(path: Path, text: str) -> str:
+    try:
+        name = tomllib.loads(text)["data"]["name"]
+    except tomllib.TOMLDecodeError as error:
+        raise _damaged(path, error) from None
+    except (KeyError, TypeError):
+        raise _damaged(path, "no name in [data]") from None
+    return str(name)
+
+
+def _plan(path: Path) -> PrivacyPlan:
+    text = _text(path)
+    try:
+        return PrivacyPlan.from_json(text)
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(path, str(error).rstrip(".")) from None
+
+
+def _steps_charged(path: Path, plan: PrivacyPlan) -> int:
+    """Returns the steps on file, from a copy: opening a ledger locks and mends it."""
+    _text(path)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, path.name)
+        shutil.copyfile(path, copy)
+        try:
+            with PrivacyLedger(copy, plan) as ledger:
+                return ledger.steps
+        except ValueError as error:
+            raise ValueError(str(error).replace(str(copy), str(path))) from None
+
+
+def _history(path: Path) -> History | None:
+    """Returns the evaluations; a step repeated by a resumed run counts once."""
+    by_step: dict[int, dict[str, Any]] = {}
+    for number, line in enumerate(_lines(path), 1):
+        try:
+            by_step[int(line["step"])] = _evaluation(line)
+        except (KeyError, TypeError, ValueError) as error:
+            raise _damaged(path, f"line {number}: {error!r}") from None
+    if not by_step:
+        return None
+    rows = [by_step[step] for step in sorted(by_step)]
+    if any(row["groups"] != rows[0]["groups"] for row in rows):
+        raise _damaged(path, "its layers change between lines")
+    names, sizes = rows[0]["groups"]
+    return History(
+        steps=np.array(sorted(by_step), float),
+        layer_names=names,
+        layer_sizes=sizes,
+        **{
+            key: np.array([row[key] for row in rows])
+            for key in rows[0]
+            if key != "groups"
+        },
+    )
+
+
+def _evaluation(line: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the checked values of one line, by field of `History`."""
+    layers = line["layers"]
+    names = tuple(str(name) for name in layers["names"])
+    sizes = tuple(int(size) for size in layers["sizes"])
+    accuracy = float(line["test_accuracy"])
+    epsilon = line["epsilon"]
+    epsilon = np.inf if epsilon is None else float(epsilon)
+    if not (line["step"] > 0 and 0 <= accuracy <= 1 and epsilon >= 0 and names):
+        raise ValueError("step, test_accuracy, epsilon or layers out of range")
+    importance = _per_layer(layers["importance"], len(names))
+    if len(sizes) != len(names):
+        raise ValueError("layers of unequal lengths")
+    return {
+        "groups": (names, sizes),
+        "accuracies": accuracy,
+        "epsilons": epsilon,
+        "seconds": float(line["seconds"]),
+        "shares": importance / max(importance.sum(), 1e-300),
+        "weights": _per_layer(layers["weights"], len(names)),
+        "noise_stddevs": _per_layer(layers["noise_stddev"], len(names)),
+    }
+
+
+def _per_layer(values: Sequence[float], count: int) -> Float[np.ndarray, " layers"]:
+    array = np.array(values, float)
+    if array.shape != (count,):
+        raise ValueError("layers of unequal lengths")
+    if not (np.isfinite(array).all() and (array >= 0).all()):
+        raise ValueError("a negative or infinite value of a layer")
+    return array
