@@ -12,7 +12,7 @@ import re
 import stat
 import zlib
 from pathlib import Path
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn
 
 from dp_ilg import validation
 from dp_ilg.plan import PrivacyPlan
@@ -191,7 +191,7 @@ class PrivacyLedger:
             os.close(self._file)
             self._file = -1
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "PrivacyLedger":
         return self
 
     def __exit__(self, *exc_info: Any) -> None:
