@@ -102,6 +102,9 @@ def group_sizes(leaves: Sequence[LeafGroups], count: int) -> tuple[int, ...]:
 def scaled_norm(x: Float[Array, "..."]) -> Float[Array, ""]:
     """L2 norm of all entries, scaled by the largest against over- and underflow.
 
+    Where the largest exceeds about 8e37 (float32) the reciprocal would be flushed to
+    zero; the norm is then NaN, and the example absent.
+
     Example:
         >>> import jax.numpy as jnp
         >>> bool(jnp.allclose(scaled_norm(jnp.array([3e30, 4e30])), 5e30))
@@ -109,9 +112,12 @@ def scaled_norm(x: Float[Array, "..."]) -> Float[Array, ""]:
     """
     if x.size == 0:
         return jnp.zeros((), x.dtype)
-    largest = jnp.max(jnp.abs(x))
-    scale = _nonzero(largest)
-    return scale * jnp.sqrt(jnp.sum(jnp.square(x / scale)))
+    scale = _nonzero(jnp.max(jnp.abs(x)))
+    unit = x.reshape(-1) * (1 / scale)
+    squares = jnp.dot(unit, unit, precision=jax.lax.Precision.HIGHEST)
+    return jnp.where(scale * jnp.finfo(x.dtype).tiny < 1, scale, jnp.nan) * jnp.sqrt(
+        squares
+    )
 
 
 def weighted_norm(
