@@ -119,38 +119,18 @@ def noise_multiplier_figure(
     """
     figure = Figure(figsize=(5.2, 3.4))
     axes = figure.add_subplot()
-    edges = np.arange(len(effective) + 1)
-    if np.isfinite(score).all():
-        axes.stairs(
-            score,
-            edges,
-            baseline=None,
-            color=GREEN,
-            lw=1.8,
-            label=f"score: {_range(score)}",
-        )
-    axes.stairs(
-        gradient,
-        edges,
-        baseline=None,
-        color=ORANGE,
-        lw=1.6,
-        ls="--",
-        label=f"gradient: {_range(gradient)}",
-    )
-    axes.stairs(
-        effective,
-        edges,
-        baseline=None,
-        color=BLUE,
-        lw=4,
-        alpha=0.45,
-        label=f"effective: {_range(effective)}",
-    )
+    for name, values, look in (
+        ("score", score, {"color": GREEN, "linewidth": 1.8}),
+        ("gradient", gradient, {"color": ORANGE, "linewidth": 1.6, "linestyle": "--"}),
+        ("effective", effective, {"color": BLUE, "linewidth": 4, "alpha": 0.45}),
+    ):
+        if np.isfinite(values).all():
+            label = f"{name}: {_range(values)}"
+            axes.stairs(values, baseline=None, label=label, **look)
     _scale_multipliers(axes, np.concatenate([effective, gradient, score]))
     if steps_taken < len(effective):
         left = steps_taken > len(effective) / 2
-        _mark(axes, steps_taken, f"now at {steps_taken:,}", to_the_left=left)
+        _mark(axes, float(steps_taken), f"now at {steps_taken:,}", to_the_left=left)
     axes.set_xlim(0, len(effective))
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.set_xlabel("step")
@@ -308,20 +288,15 @@ def _colour_scale(values: np.ndarray, log: bool) -> tuple[Normalize, Sequence[fl
 
 
 def _round_ticks(low: float, high: float) -> list[float]:
-    """Returns at most about six round numbers from `low` to `high`, log spaced."""
-    decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
-    for digits in (
-        (1,),
-        (1, 3),
-        (1, 2, 5),
-        (1, 1.5, 2, 3, 4, 5, 7),
-        [digit / 10 for digit in range(10, 100)],
-    ):
+    """Returns three to six round numbers from `low` to `high`, for a log scale."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for digits in ((1,), (1, 3), (1, 2, 5)):
         ticks = [digit * 10.0**decade for decade in decades for digit in digits]
         ticks = [tick for tick in ticks if low <= tick <= high]
         if len(ticks) >= 3:
-            return ticks[:: 1 + (len(ticks) - 1) // 6]
-    return [low, high]
+            return ticks[:: math.ceil(len(ticks) / 6)]
+    spaced = MaxNLocator(4).tick_values(low, high)
+    return [float(tick) for tick in spaced if low <= tick <= high] or [low, high]
 
 
 def _label_layers(axes: Axes, names: Sequence[str], width: int) -> None:

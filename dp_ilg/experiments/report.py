@@ -135,6 +135,8 @@ def render_report(record: RunRecord) -> str:
         noise=_noise_facts(record.history) if record.history else None,
         budget=_budget(record),
         versions=_versions(record.summary),
+        notes=_notes(record.summary),
+        warning=_warning(record),
     )
 
 
@@ -149,18 +151,32 @@ def _statement(plan: PrivacyPlan) -> dict[str, Any]:
     return {**facts, "paragraph": paragraph.strip()}
 
 
+def _notes(summary: Mapping[str, Any] | None) -> list[str]:
+    """Returns what the run itself says about its data and its seed."""
+    found = [(summary or {}).get(name) for name in ("data_note", "seed_note")]
+    return [str(note) for note in found if note]
+
+
+def _warning(record: RunRecord) -> str:
+    """Returns why the guarantee may not hold for somebody, or nothing."""
+    if record.shows_private_loss:
+        return (
+            "The training loss of this run was recorded. It is computed from the data "
+            "without noise, so nothing is guaranteed towards those who saw it."
+        )
+    return ""
+
+
 def _facts(record: RunRecord) -> list[tuple[str, str, str]]:
     """Returns the headline: label, value and a note each."""
     plan, history = record.plan, record.history
-    summary = record.summary or {}
     last = f"at step {history.steps[-1]:,.0f}" if history else "no evaluation yet"
-    accuracy = history.accuracies[-1] if history else math.nan
-    accuracy = summary.get("test_accuracy", accuracy)
-    seconds = summary.get("seconds", history.seconds[-1] if history else None)
+    accuracy = f"{100 * history.accuracies[-1]:.1f} %" if history else "–"
+    seconds = _duration(history.seconds[-1]) if history else "–"
     target = plan.target_epsilon
     return [
         ("Data set", record.data, f"{plan.num_examples:,} training examples"),
-        ("Test accuracy", f"{100 * accuracy:.1f} %" if history else "–", last),
+        ("Test accuracy", accuracy, last),
         (
             "Privacy spent, ε",
             _epsilon(record.epsilon_charged()),
@@ -168,7 +184,7 @@ def _facts(record: RunRecord) -> list[tuple[str, str, str]]:
         ),
         ("Privacy, δ", _short(plan.delta), f"1/N is {_short(1 / plan.num_examples)}"),
         ("Steps", f"{record.steps_charged:,}", f"of {plan.num_steps:,} planned"),
-        ("Time", _duration(seconds), "with evaluation"),
+        ("Time", seconds, "with evaluation"),
     ]
 
 
@@ -186,9 +202,7 @@ def _digits(value: float) -> str:
     return f"{value:#.3g}".removesuffix(".")
 
 
-def _duration(seconds: Any) -> str:
-    if not isinstance(seconds, int | float) or not math.isfinite(seconds):
-        return "–"
+def _duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

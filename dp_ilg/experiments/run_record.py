@@ -83,6 +83,7 @@ class RunRecord:
         plan: the privacy plan.
         steps_charged: steps that the ledger holds, released or about to be.
         history: the evaluations; None before the first.
+        shows_private_loss: whether a loss without noise was recorded.
         summary: what the run wrote at its end; None while it is unfinished.
     """
 
@@ -92,6 +93,7 @@ class RunRecord:
     plan: PrivacyPlan
     steps_charged: int
     history: History | None
+    shows_private_loss: bool
     summary: Mapping[str, Any] | None
 
     def epsilon_charged(self) -> float:
@@ -124,6 +126,7 @@ def read_run(run_dir: Path) -> RunRecord:
             f"{run_dir} is not a folder; give the folder of a training run."
         )
     config = _text(run_dir / "config.toml")
+    table = _table(run_dir / "config.toml", config)
     plan = _plan(run_dir / "plan.json")
     charged = _steps_charged(run_dir / "ledger.jsonl", plan)
     history = _history(run_dir / "metrics.jsonl")
@@ -135,11 +138,12 @@ def read_run(run_dir: Path) -> RunRecord:
     summary_path = run_dir / "summary.json"
     return RunRecord(
         folder=run_dir.resolve().name,
-        data=_data_name(run_dir / "config.toml", config),
+        data=table["data"]["name"],
         config=config,
         plan=plan,
         steps_charged=charged,
         history=history,
+        shows_private_loss=bool(table.get("run", {}).get("show_private_loss")),
         summary=_object(summary_path) if summary_path.exists() else None,
     )
 
@@ -184,14 +188,17 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return values
 
 
-def _data_name(path: Path, text: str) -> str:
+def _table(path: Path, text: str) -> dict[str, Any]:
+    """Returns the configuration, sure to name its data set."""
     try:
-        name = tomllib.loads(text)["data"]["name"]
+        table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise _damaged(path, error) from None
-    except (KeyError, TypeError):
-        raise _damaged(path, "no name in [data]") from None
-    return str(name)
+    data, run = table.get("data"), table.get("run", {})
+    named = isinstance(data, dict) and isinstance(data.get("name"), str)
+    if not (named and isinstance(run, dict)):
+        raise _damaged(path, "no name in [data] or no table [run]")
+    return table
 
 
 def _plan(path: Path) -> PrivacyPlan:
