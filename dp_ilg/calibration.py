@@ -6,20 +6,20 @@ target.
 """
 
 import dataclasses
-import math
 import warnings
 from collections.abc import Callable
 from typing import Any, SupportsFloat, SupportsIndex
 
 import numpy as np
 
-from dp_ilg import accounting, validation
+from dp_ilg import accounting, search, validation
 from dp_ilg import schedules as schedules_lib
 from dp_ilg.plan import PrivacyPlan
 
 _CONSTANT = schedules_lib.constant()
 _LEAST_NOISE, _MOST_NOISE = 1e-3, 1e6
 _MOST_STEPS = 1_000_000
+_LARGEST_EPSILON = 10_000
 
 
 def plan_privacy(
@@ -98,13 +98,14 @@ def plan_privacy(
     plan = _with_shape(plan, schedule, num_stages)
     if epsilon is None:
         return _scaled(plan, _noise(noise_multiplier))
+    _check_useful(epsilon)
     scale = _solve(
         lambda x: _scaled(plan, x), epsilon, _MOST_NOISE, _LEAST_NOISE, whole=False
     )
     if scale == _LEAST_NOISE:
         raise ValueError(
-            f"epsilon {epsilon} at delta {delta} needs a noise multiplier below "
-            f"{_LEAST_NOISE}, which protects nobody; choose a smaller epsilon or delta."
+            f"epsilon {epsilon} at delta {delta} holds without any noise, because an "
+            "example is hardly ever drawn; choose a smaller epsilon or delta."
         )
     return _scaled(plan, scale)
 
@@ -290,89 +291,35 @@ def _scaled(plan: PrivacyPlan, scale: Any) -> PrivacyPlan:
     return dataclasses.replace(plan, stages=stages)
 
 
+def _check_useful(epsilon: Any) -> None:
+    if epsilon > _LARGEST_EPSILON:
+        raise ValueError(
+            f"epsilon is {epsilon}, which promises nothing; choose at most "
+            f"{_LARGEST_EPSILON:,}, or noise_multiplier=0 for a run without privacy."
+        )
+
+
 def _noise(noise_multiplier: Any) -> float:
     if noise_multiplier != 0:
         validation.positive("noise_multiplier", noise_multiplier)
     return float(noise_multiplier)
 
 
-# --- The search ---------------------------------------------------------------------
-
-_TOLERANCE = {False: 1e-3, True: 2e-4}  # of epsilon; by whether numbers are whole
-
-
 def _solve(
-    at: Callable[[float], PrivacyPlan],
-    epsilon: Any,
-    safe: float,
-    unsafe: float,
-    *,
-    whole: bool,
+    at: Callable[[float], PrivacyPlan], epsilon, safe, unsafe, *, whole
 ) -> float:
-    """Returns the number nearest to `unsafe` whose plan stays within epsilon.
+    def exact(x: float) -> float:
+        return at(x).epsilon()
 
-    The Renyi estimate, corrected by the ratio seen at the last exact evaluation,
-    proposes the next one; every fourth is the middle, so that it always ends.
-    """
-    target = float(epsilon)
-    if at(safe).epsilon() > target:
-        raise ValueError(
-            f"epsilon {epsilon} cannot be reached: it is exceeded even at {safe:g}, "
-            "the most private choice; choose a larger epsilon or delta, or more noise."
+    def rough(x: float) -> float:
+        plan = at(x)
+        return accounting.estimate(
+            plan.event(),
+            plan.delta,
+            accountant=plan.accountant,
+            neighboring_relation=plan.neighboring_relation,
         )
-    if _rough(at(unsafe)) <= 3 * target and at(unsafe).epsilon() <= target:
-        return unsafe
-    tolerance, correction = _TOLERANCE[whole], 1.0
-    for turn in range(1, 60):
-        if _settled(safe, unsafe, whole):
-            break
-        aim = target * (1 - tolerance / 2) / correction
-        guess = math.sqrt(safe * unsafe)
-        if turn % 4:
-            guess = _where(lambda x, y=aim: _rough(at(x)) <= y, safe, unsafe, whole)
-        guess = _inside(guess, safe, unsafe, whole)
-        value = at(guess).epsilon()
-        if value > target:
-            unsafe = guess
-        else:
-            safe = guess
-            if value >= target * (1 - tolerance):
-                break
-        rough = _rough(at(guess))
-        correction = value / rough if 0 < rough < math.inf and value > 0 else 1.0
-    return safe
 
-
-def _rough(plan: PrivacyPlan) -> float:
-    return accounting.estimate(
-        plan.event(),
-        plan.delta,
-        accountant=plan.accountant,
-        neighboring_relation=plan.neighboring_relation,
+    return search.furthest_within(
+        float(epsilon), exact, rough, safe, unsafe, whole=whole
     )
-
-
-def _where(holds: Callable[[float], bool], safe: float, unsafe: float, whole) -> float:
-    """Bisects on a log scale for the last number from `safe` on where `holds`."""
-    while not _settled(safe, unsafe, whole):
-        middle = _inside(math.sqrt(safe * unsafe), safe, unsafe, whole)
-        if holds(middle):
-            safe = middle
-        else:
-            unsafe = middle
-    return safe
-
-
-def _inside(guess: float, safe: float, unsafe: float, whole: bool) -> float:
-    """Moves a guess a little off both ends of the bracket, so that it shrinks."""
-    low, high = sorted((safe, unsafe))
-    if whole:
-        return min(max(round(guess), low + 1), high - 1)
-    margin = (high / low) ** 1e-3
-    return min(max(guess, low * margin), high / margin)
-
-
-def _settled(safe: float, unsafe: float, whole: bool) -> bool:
-    if whole:
-        return abs(safe - unsafe) <= 1
-    return max(safe, unsafe) / min(safe, unsafe) < 1 + 1e-6

@@ -9,7 +9,7 @@ import functools
 import hashlib
 import json
 import math
-from typing import Any, Self
+from typing import Any
 
 import dp_accounting
 import numpy as np
@@ -122,13 +122,15 @@ class PrivacyPlan:
             2
         """
         left = self._steps(steps)
-        taken = []
+        events = []
         for count, z in self.stages:
-            taken.append((min(left, count), z))
-            left -= taken[-1][0]
-        return accounting.sampled_gaussians(
-            self.sampling_prob, [stage for stage in taken if stage[0]]
-        )
+            taken = min(left, count)
+            left -= taken
+            if taken:
+                gaussian = dp_accounting.GaussianDpEvent(z)
+                step = dp_accounting.PoissonSampledDpEvent(self.sampling_prob, gaussian)
+                events.append(dp_accounting.SelfComposedDpEvent(step, taken))
+        return dp_accounting.ComposedDpEvent(events)
 
     def epsilon(self, steps: int | None = None) -> float:
         """Returns epsilon after some steps; asked again, it answers from a cache.
@@ -178,7 +180,7 @@ class PrivacyPlan:
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
 
     @classmethod
-    def from_json(cls, text: str) -> Self:
+    def from_json(cls, text: str) -> "PrivacyPlan":
         """Reads what `to_json` wrote.
 
         Args:

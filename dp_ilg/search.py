@@ -1,0 +1,135 @@
+"""The search of calibration: few exact evaluations, steered by a cheap estimate.
+
+Noise, steps and batch size each have a safe end (much noise, one step) and an unsafe
+one; epsilon grows from one to the other. The search walks towards the unsafe end and
+only ever returns a number whose exact epsilon was seen to be within the target.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+_TOLERANCE = {False: 1e-3, True: 2e-4}  # of epsilon; by whether numbers are whole
+
+
+def furthest_within(
+    target: float,
+    exact: Callable[[float], float],
+    rough: Callable[[float], float],
+    safe: float,
+    unsafe: float,
+    *,
+    whole: bool,
+) -> float:
+    """Returns the number nearest to `unsafe` at which epsilon is within the target.
+
+    Args:
+        target: the epsilon not to exceed.
+        exact: epsilon at a number, monotone between `safe` and `unsafe`.
+        rough: a cheap upper estimate of it.
+        safe: the positive end where epsilon is smallest.
+        unsafe: the positive end where it is largest.
+        whole: whether only whole numbers are meant.
+
+    Returns:
+        The number; `unsafe` itself if even that is within the target.
+
+    Raises:
+        ValueError: if epsilon exceeds the target even at `safe`.
+
+    Example:
+        >>> furthest_within(2.0, lambda x: 3 / x, lambda x: 4 / x, 1e6, 1e-3,
+        ...                 whole=False)
+        1.500...
+        >>> furthest_within(2.0, lambda x: x / 8, lambda x: x / 6, 1, 100, whole=True)
+        16
+    """
+    if exact(safe) > target:
+        raise ValueError(
+            f"epsilon {target:g} cannot be reached: it is exceeded even at {safe:g}, "
+            "the most private choice; choose a larger epsilon or delta, or more noise."
+        )
+    if rough(unsafe) <= 3 * target and exact(unsafe) <= target:
+        return unsafe
+    aim = target * (1 - _TOLERANCE[whole] / 2)
+    bracket = _Bracket(rough, aim, safe, unsafe, whole)
+    for turn in range(60):
+        if bracket.settled():
+            break
+        guess = bracket.guess(turn)
+        value = exact(guess)
+        bracket.learn(guess, value, is_safe=value <= target)
+        if target * (1 - _TOLERANCE[whole]) <= value <= target:
+            break
+    return bracket.safe
+
+
+@dataclasses.dataclass
+class _Bracket:
+    """A safe and an unsafe number, with epsilon at both once it is known."""
+
+    rough: Callable[[float], float]
+    aim: float
+    safe: float
+    unsafe: float
+    whole: bool
+    safe_epsilon: float = 0.0
+    unsafe_epsilon: float = math.inf
+    correction: float = 1.0
+
+    def guess(self, turn: int) -> float:
+        """Where to look next: the corrected estimate, then a straight line in logs.
+
+        Later, every third turn takes the middle, so that the search always ends.
+        """
+        if turn > 6 and turn % 3 == 0:
+            guess = math.sqrt(self.safe * self.unsafe)
+        elif self.safe_epsilon > 0 and self.unsafe_epsilon < math.inf:
+            guess = self._on_line()
+        else:
+            guess = self._by_estimate(self.aim / self.correction)
+        return _inside(guess, self.safe, self.unsafe, self.whole)
+
+    def learn(self, guess: float, value: float, *, is_safe: bool) -> None:
+        """Moves one end of the bracket to a number whose epsilon is now known."""
+        if is_safe:
+            self.safe, self.safe_epsilon = guess, value
+        else:
+            self.unsafe, self.unsafe_epsilon = guess, value
+        rough = self.rough(guess)
+        if value > 0 and 0 < rough < math.inf:
+            self.correction = value / rough
+
+    def settled(self) -> bool:
+        """Whether the two ends are as close as matters."""
+        return _settled(self.safe, self.unsafe, self.whole)
+
+    def _on_line(self) -> float:
+        rise = math.log(self.unsafe_epsilon / self.safe_epsilon)
+        share = math.log(self.aim / self.safe_epsilon) / rise
+        return self.safe * (self.unsafe / self.safe) ** min(max(share, 0.0), 1.0)
+
+    def _by_estimate(self, aim: float) -> float:
+        safe, unsafe = self.safe, self.unsafe
+        while not _settled(safe, unsafe, self.whole):
+            middle = _inside(math.sqrt(safe * unsafe), safe, unsafe, self.whole)
+            if self.rough(middle) <= aim:
+                safe = middle
+            else:
+                unsafe = middle
+        return safe
+
+
+def _inside(guess: float, safe: float, unsafe: float, whole: bool) -> float:
+    """Moves a guess a little off both ends of the bracket, so that it shrinks."""
+    low, high = sorted((safe, unsafe))
+    if whole:
+        return min(max(round(guess), low + 1), high - 1)
+    margin = (high / low) ** 1e-3
+    return min(max(guess, low * margin), high / margin)
+
+
+def _settled(safe: float, unsafe: float, whole: bool) -> bool:
+    if whole:
+        return abs(safe - unsafe) <= 1
+    return max(safe, unsafe) / min(safe, unsafe) < 1 + 1e-5
