@@ -480,6 +480,7 @@ def test_take_from_grain_itself():
 
 def test_take_from_datasets_itself():
     datasets = pytest.importorskip("datasets", reason="datasets is not installed")
-    source = datasets.Dataset.from_dict({"x": X.tolist(), "y": Y.tolist()})
+    table = pytest.importorskip("pyarrow").table({"x": X.tolist(), "y": Y.tolist()})
+    source = datasets.Dataset(table, fingerprint="of-a-test")
     batch = take(source, [3, -1])
     assert batch["y"].tolist() == [13, 0] and batch["x"].shape == (2, 2, 2)

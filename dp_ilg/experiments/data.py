@@ -220,15 +220,17 @@ def _find_images(
 def _split_openml(bunch: Any, row: _ImageSet) -> dict[str, np.ndarray]:
     """Cuts OpenML's 70,000 rows as their authors did: the last seventh is the test."""
     pixels = np.asarray(bunch.data)
+    names = [str(digit) for digit in range(_NUM_IMAGE_CLASSES)]
+    is_class = np.asarray(bunch.target).astype(np.str_)[:, None] == names
     is_image = pixels.ndim == 2 and pixels.shape[1] == np.prod(row.shape)
-    if not (is_image and np.isin(pixels, np.arange(256)).all()):
+    is_sound = is_image and np.isin(pixels, np.arange(256)).all()
+    if not (is_sound and is_class.any(axis=1).all()):
         raise DataError(
-            f"OpenML sent something other than rows of {np.prod(row.shape)} pixels for "
-            f"{row.name}; clear scikit-learn's cache and try again."
+            f"OpenML sent something other than rows of {np.prod(row.shape)} pixels and "
+            f"a digit for {row.name}; clear scikit-learn's cache and try again."
         )
     x = pixels.astype(np.uint8).reshape(-1, *row.shape)
-    names = [str(digit) for digit in range(_NUM_IMAGE_CLASSES)]
-    y = np.argmax(np.asarray(bunch.target).astype(str)[:, None] == names, axis=1)
+    y = np.argmax(is_class, axis=1)
     cut = len(x) - len(x) // 7
     parts = (x[:cut], y[:cut], x[cut:], y[cut:])
     return dict(zip(_ARRAYS, parts, strict=True))
