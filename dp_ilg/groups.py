@@ -115,9 +115,7 @@ def scaled_norm(x: Float[Array, "..."]) -> Float[Array, ""]:
     scale = _nonzero(jnp.max(jnp.abs(x)))
     unit = x.reshape(-1) * (1 / scale)
     squares = jnp.dot(unit, unit, precision=jax.lax.Precision.HIGHEST)
-    return jnp.where(scale * jnp.finfo(x.dtype).tiny < 1, scale, jnp.nan) * jnp.sqrt(
-        squares
-    )
+    return _trusted(scale) * jnp.sqrt(squares)
 
 
 def weighted_norm(
@@ -133,7 +131,7 @@ def weighted_norm(
     relative = norms / weights
     scale = _nonzero(jnp.max(relative, axis=-1, keepdims=True))
     squares = jnp.sum(jnp.square(relative / scale), axis=-1)
-    return scale[..., 0] * jnp.sqrt(squares)
+    return _trusted(scale[..., 0]) * jnp.sqrt(squares)
 
 
 def _join(
@@ -143,12 +141,22 @@ def _join(
     largest = jnp.zeros(count, pieces.dtype).at[owners].max(pieces)
     scale = _nonzero(largest)
     squares = jnp.square(pieces / scale[owners])
-    return scale * jnp.sqrt(jnp.zeros(count, pieces.dtype).at[owners].add(squares))
+    total = jnp.zeros(count, pieces.dtype).at[owners].add(squares)
+    return _trusted(scale) * jnp.sqrt(total)
 
 
 def _nonzero(scale: Array) -> Array:
     """`scale`, or 1 where it is zero or denormal (which a device may flush)."""
     return jnp.where(scale < jnp.finfo(scale.dtype).tiny, 1.0, scale)
+
+
+def _trusted(scale: Array) -> Array:
+    """`scale`, or NaN above about 8e37 in float32.
+
+    There the reciprocal is denormal; a device that flushes it would report a norm of
+    zero for a huge gradient, and leave it unclipped. NaN makes the example absent.
+    """
+    return jnp.where(scale * jnp.finfo(scale.dtype).tiny < 1, scale, jnp.nan)
 
 
 def _expand(leaf: LeafGroups, values: Array) -> Array:

@@ -6,4 +6,6 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from jaxtyping import install_import_hook
 
-install_import_hook("dp_ilg", "beartype.beartype")
+import tests.typechecker  # noqa: F401  (the hook looks it up by name)
+
+install_import_hook("dp_ilg", "tests.typechecker.check")

@@ -1,0 +1,76 @@
+"""The module ranks of DESIGN.md section 5, and what an import may pull in."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+PACKAGE = pathlib.Path(__file__).parent.parent / "dp_ilg"
+RANKS = {
+    0: ["base", "groups", "sampling", "schedules", "statement", "validation"],
+    1: ["accounting", "layers", "per_example", "rules"],
+    2: ["geometry", "plan"],
+    3: ["calibration", "clipping", "ledger", "noise"],
+    4: ["adam", "gradients", "importance"],
+    5: ["optimizers"],
+    6: ["__init__"],
+}
+RANK_OF = {name: rank for rank, names in RANKS.items() for name in names}
+CORE_DISTRIBUTIONS = {"jax", "optax", "numpy", "scipy", "dp_accounting", "jaxtyping"}
+HEAVY = ["flax", "orbax", "matplotlib", "tyro", "rich", "jinja2", "sklearn"]
+
+
+def imports(path):
+    """Modules a file imports, as full dotted names of dp_ilg or top-level packages."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            if node.module == "dp_ilg":
+                found |= {f"dp_ilg.{alias.name}" for alias in node.names}
+            else:
+                found.add(node.module)
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=lambda p: p.stem)
+def test_core_imports_only_lower_ranks_and_core_packages(path):
+    assert path.stem in RANK_OF, f"give {path.stem} a rank"
+    for name in imports(path):
+        top, _, inner = name.partition(".")
+        if top == "dp_ilg":
+            inner = inner.partition(".")[0] or "__init__"
+            assert RANK_OF[inner] < RANK_OF[path.stem], f"{path.stem} imports {inner}"
+        else:
+            assert top in CORE_DISTRIBUTIONS | sys.stdlib_module_names, name
+
+
+@pytest.mark.parametrize(
+    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE))
+)
+def test_modules_stay_short(path):
+    assert path.read_text().count("\n") <= 360
+
+
+def test_accounting_needs_no_jax():
+    for name in ("accounting", "schedules", "statement"):
+        assert not any(m.startswith("jax") for m in imports(PACKAGE / f"{name}.py"))
+
+
+def test_importing_the_package_pulls_in_no_extra():
+    code = "import sys, dp_ilg; print(sorted(m for m in %r if m in sys.modules))"
+    out = subprocess.run(
+        [sys.executable, "-c", code % HEAVY], capture_output=True, text=True, check=True
+    )
+    assert out.stdout.strip() == "[]"
+
+
+def test_public_names_exist_are_sorted_and_documented():
+    import dp_ilg
+
+    assert dp_ilg.__all__ == sorted(dp_ilg.__all__)
+    for name in dp_ilg.__all__:
+        assert getattr(dp_ilg, name).__doc__, name
