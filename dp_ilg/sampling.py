@@ -8,7 +8,7 @@ fixed size, so it travels as chunks of one compiled size, with a mask for the pa
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -125,13 +125,8 @@ class PoissonSampler:
             >>> PoissonSampler.for_plan(plan, key=3).num_steps
             5
         """
-        return cls(
-            plan.num_examples,
-            plan.sampling_prob,
-            key=key,
-            num_steps=plan.num_steps,
-            chunk_size=chunk_size,
-        )
+        sizes = dict(num_steps=plan.num_steps, chunk_size=chunk_size)
+        return cls(plan.num_examples, plan.sampling_prob, key=key, **sizes)
 
     def __repr__(self) -> str:
         return (
@@ -167,7 +162,7 @@ class PoissonSampler:
             )
         if self.sampling_prob == 1:
             return np.arange(self.num_examples)
-        return self._draw(self._bits(int(step)))
+        return self._draw(self._bits(int(step)).random_raw)
 
     def chunks(self, step: int) -> list[Chunk]:
         """Returns the examples of one step, cut into chunks of one size.
@@ -205,11 +200,11 @@ class PoissonSampler:
         digest = hashlib.blake2b(message, digest_size=16, person=_DOMAIN).digest()
         return np.random.Philox(key=np.frombuffer(digest, "<u8").astype(np.uint64))
 
-    def _draw(self, bits: np.random.Philox) -> np.ndarray:
+    def _draw(self, random_words: Callable[[int], np.ndarray]) -> np.ndarray:
         threshold = np.uint64(int(self.sampling_prob * 2.0**64))  # exact: a power of 2
         blocks = []
         for start in range(0, self.num_examples, _BLOCK):
-            words = bits.random_raw(min(_BLOCK, self.num_examples - start))
+            words = random_words(min(_BLOCK, self.num_examples - start))
             blocks.append(np.flatnonzero(words < threshold) + start)
         return np.concatenate(blocks).astype(np.int64)
 
