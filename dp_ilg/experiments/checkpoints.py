@@ -54,8 +54,7 @@ def save_checkpoint(
         "leaves": {str(i): x for i, x in enumerate(leaves) if x.size},
         "facts": {"json": np.frombuffer(_encode(facts), np.uint8), "step": step},
     }
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        checkpointer.save(target, saved, force=True)
+    _store(target, saved)
     _owner_only(folder)
     for old in _steps(folder)[:-keep]:
         _remove(folder / f"{old:08d}")
@@ -132,7 +131,7 @@ def _plain(leaf: Any) -> np.ndarray:
 
 def _like(template: Any, value: np.ndarray) -> jax.Array:
     if not _is_key(template):
-        return jnp.asarray(value)
+        return jnp.array(value)  # a copy, since the step donates it
     return jax.random.wrap_key_data(
         jnp.asarray(value), impl=jax.random.key_impl(template)
     )
@@ -142,6 +141,16 @@ def _is_key(leaf: Any) -> bool:
     return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(
         leaf.dtype, jax.dtypes.prng_key
     )
+
+
+def _store(target: Path, saved: Any) -> None:
+    try:
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            checkpointer.save(target, saved, force=True)
+    except OSError:
+        raise
+    except Exception as error:  # Orbax's storage has error types of its own
+        raise OSError(f"the checkpoint {target} cannot be written: {error}") from error
 
 
 def _restore(path: Path) -> Any:

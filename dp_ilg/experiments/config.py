@@ -60,9 +60,7 @@ class ModelConfig:
 
     def options(self) -> dict[str, Any]:
         """Returns the sizes that were given, as keyword arguments of the builder."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        del values["name"], values["framework"]
-        return {name: value for name, value in values.items() if value is not None}
+        return _given(self, "name", "framework")
 
 
 @dataclass(frozen=True)
@@ -83,9 +81,7 @@ class ScheduleConfig:
 
     def options(self) -> dict[str, Any]:
         """Returns the parameters that were given, for the schedule's factory."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        del values["name"]
-        return {name: value for name, value in values.items() if value is not None}
+        return _given(self, "name")
 
 
 def _flag(name: str) -> Any:
@@ -336,9 +332,14 @@ def config_to_toml(config: Config, *, seed: bool = False) -> str:
     return "\n\n".join(sections) + "\n"
 
 
+def _given(section: Any, *besides: str) -> dict[str, Any]:
+    names = [f.name for f in dataclasses.fields(section) if f.name not in besides]
+    values = {name: getattr(section, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def _assignments(section: Any) -> list[str]:
-    values = {f.name: getattr(section, f.name) for f in dataclasses.fields(section)}
-    return [f"{k} = {_toml(v)}" for k, v in values.items() if v is not None]
+    return [f"{name} = {_toml(value)}" for name, value in _given(section).items()]
 
 
 def _toml(value: Any) -> str:

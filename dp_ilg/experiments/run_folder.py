@@ -1,0 +1,247 @@
+"""The folder of a run: begun whole or not at all, resumed only where it fits."""
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from dp_ilg.experiments.checkpoints import save_checkpoint
+from dp_ilg.experiments.config import Config, config_to_toml, read_config
+from dp_ilg.experiments.job import Job
+from dp_ilg.experiments.trainer import Position
+from dp_ilg.ledger import PrivacyLedger
+from dp_ilg.plan import PrivacyPlan
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a file so that a reader sees the old one or the whole new one.
+
+    Args:
+        path: the file.
+        text: its content.
+
+    Raises:
+        OSError: if it cannot be written; nothing is left behind.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "a.txt"
+        >>> write_atomically(path, "one")
+        >>> path.read_text(), len(list(path.parent.iterdir()))
+        ('one', 1)
+    """
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with open(draft, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+class RunFolder:
+    """Paths and files of one run.
+
+    The folder is for its owner only (mode 0700): the checkpoints hold the keys. The
+    report and the summary hold nothing private and may be copied out.
+
+    Attributes:
+        path: the folder.
+
+    Privacy:
+        `config.toml` leaves the seed out. Who knows the seed or reads the keys in a
+        checkpoint can subtract the noise.
+
+    Example:
+        >>> RunFolder(Path("runs/one")).ledger.name
+        'ledger.jsonl'
+    """
+
+    def __init__(self, path: Path):
+        """Names the files; touches nothing."""
+        self.path = Path(path)
+        self.config = self.path / "config.toml"
+        self.plan = self.path / "plan.json"
+        self.ledger = self.path / "ledger.jsonl"
+        self.metrics = self.path / "metrics.jsonl"
+        self.summary = self.path / "summary.json"
+        self.checkpoints = self.path / "checkpoints"
+
+    def check_absent(self) -> None:
+        """Raises if something is there already.
+
+        Raises:
+            ValueError: naming the two ways out.
+
+        Example:
+            >>> RunFolder(Path("/")).check_absent()
+            Traceback (most recent call last):
+            ValueError: The run folder / exists; choose another one, or pass --resume \
+to go on with it.
+        """
+        if os.path.lexists(self.path):
+            raise ValueError(
+                f"The run folder {self.path} exists; choose another one, or pass "
+                "--resume to go on with it."
+            )
+
+    def begin(self, job: Job, position: Position, seed_fixed: bool) -> None:
+        """Makes the folder with everything in it, the first checkpoint included.
+
+        It is built under another name and renamed, so that a start that fails leaves
+        nothing, and no step is taken whose keys are not on disk.
+
+        Args:
+            job: the run.
+            position: its start.
+            seed_fixed: whether the keys come from a seed that somebody chose.
+
+        Raises:
+            ValueError: if the folder exists.
+            OSError: if it cannot be written.
+        """
+        self.check_absent()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        draft = RunFolder(
+            self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}")
+        )
+        try:
+            draft.path.mkdir(mode=0o700)
+            draft.config.write_text(config_to_toml(job.config), encoding="utf-8")
+            draft.plan.write_text(job.plan.to_json() + "\n", encoding="utf-8")
+            draft.metrics.touch()
+            PrivacyLedger(draft.ledger, job.plan).close()
+            draft.saver(job, seed_fixed)(position)
+            self.check_absent()
+            os.rename(draft.path, self.path)
+        except BaseException:
+            shutil.rmtree(draft.path, ignore_errors=True)
+            raise
+
+    def saver(self, job: Job, seed_fixed: bool) -> Callable[[Position], None]:
+        """Returns a function that writes a position as a checkpoint.
+
+        Args:
+            job: the run.
+            seed_fixed: whether the keys come from a seed that somebody chose.
+
+        Returns:
+            The function; it raises OSError if the disk does not take it.
+        """
+        facts = dict(identity(job), seed_fixed=seed_fixed)
+
+        def save(position: Position) -> None:
+            tree = (position.params, position.state, position.sampler_key)
+            found = dict(facts, seconds=position.seconds)
+            save_checkpoint(self.checkpoints, position.step, tree, found)
+
+        return save
+
+    def read_plan(self) -> PrivacyPlan:
+        """Reads the plan the run was begun with.
+
+        Returns:
+            The plan.
+
+        Raises:
+            ValueError: if it is not there or damaged.
+        """
+        try:
+            return PrivacyPlan.from_json(self.plan.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{self.plan} cannot be read ({error}); give a complete run folder."
+            ) from None
+
+    def read_config(self) -> Config:
+        """Reads the configuration the run was begun with, without its seed.
+
+        Returns:
+            The configuration.
+
+        Raises:
+            ValueError: if it is not there or damaged.
+        """
+        return read_config(self.config)
+
+    def add_metrics(self, record: Mapping[str, Any]) -> None:
+        """Appends one evaluation.
+
+        Args:
+            record: JSON values.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
+        with open(self.metrics, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def cut_metrics(self, step: int) -> None:
+        """Drops evaluations after a step, and a last line that was cut short.
+
+        Args:
+            step: the step a run is resumed from.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
+        kept = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except (ValueError, KeyError, TypeError):
+                continue
+        write_atomically(self.metrics, "".join(kept))
+
+
+def identity(job: Job) -> dict[str, str]:
+    """What a checkpoint must share with the run that resumes it.
+
+    Args:
+        job: the run.
+
+    Returns:
+        Digests of the plan and of the configuration, the seed apart.
+
+    Example:
+        >>> from dp_ilg.experiments.job import build_job
+        >>> sorted(identity(build_job(Config())))
+        ['configuration', 'plan']
+    """
+    text = config_to_toml(job.config)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return {"plan": job.plan.digest(), "configuration": digest}
+
+
+def differing_field(one: Config, other: Config) -> str | None:
+    """Names the first field in which two runs differ, the seed apart.
+
+    Args:
+        one: a configuration.
+        other: another one.
+
+    Returns:
+        A line like ``run.eval_every is 25, not 10``, or None.
+
+    Example:
+        >>> from dp_ilg.experiments.config import DataConfig
+        >>> differing_field(Config(), Config(data=DataConfig("mnist")))
+        "data.name is 'digits', not 'mnist'"
+    """
+    for section in ("data", "model", "privacy", "optimizer", "run"):
+        a, b = getattr(one, section), getattr(other, section)
+        for name in a.__dataclass_fields__:
+            if (section, name) == ("run", "seed"):
+                continue
+            if getattr(a, name) != getattr(b, name):
+                values = f"{getattr(a, name)!r}, not {getattr(b, name)!r}"
+                return f"{section}.{name} is {values}"
+    return None

@@ -1,0 +1,262 @@
+"""A run from a configuration to a finished folder, or on from where it stopped."""
+
+import dataclasses
+import importlib.metadata
+import json
+import platform
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from dp_ilg.experiments.checkpoints import load_checkpoint
+from dp_ilg.experiments.config import Config
+from dp_ilg.experiments.job import Job, build_job, run_keys
+from dp_ilg.experiments.report import write_report
+from dp_ilg.experiments.run_folder import (
+    RunFolder,
+    differing_field,
+    identity,
+    write_atomically,
+)
+from dp_ilg.experiments.trainer import (
+    Position,
+    Watch,
+    accuracy_fn,
+    params_sha256,
+    start,
+    train,
+)
+from dp_ilg.ledger import PrivacyLedger
+
+_PACKAGES = ("dp_ilg", "jax", "jaxlib", "optax", "flax", "dp-accounting", "numpy")
+_FIXED_SEED = (
+    "The seed was fixed: the run can be repeated, and its guarantee holds only against "
+    "those who do not know the seed."
+)
+_FRESH_KEYS = (
+    "The keys came from the operating system and are in the checkpoints only, which "
+    "must stay secret."
+)
+
+
+class Interrupted(Exception):
+    """The run was asked to stop and can be resumed.
+
+    Example:
+        >>> str(Interrupted("Stopped."))
+        'Stopped.'
+    """
+
+
+def run_training(
+    config: Config,
+    run_dir: Path,
+    *,
+    data_dir: Path | None = None,
+    resume: bool = False,
+    progress: Callable[[Job, int], Any] | None = None,
+) -> dict[str, Any]:
+    """Trains a model and leaves a complete run folder.
+
+    Args:
+        config: the run.
+        run_dir: where to; must not exist, unless resumed.
+        data_dir: where data files are.
+        resume: go on with the folder, or start it if it does not exist.
+        progress: (job, first step) -> context manager that gives an object with
+            ``stepped(step)`` and ``evaluated(record)``.
+
+    Returns:
+        The summary, as in ``summary.json``.
+
+    Raises:
+        ValueError: in one sentence, before anything is written, for a configuration,
+            data, model or folder that does not fit.
+        Interrupted: after Ctrl-C; everything is saved.
+        OSError: if the disk takes no more.
+
+    Privacy:
+        Everything in the folder but ``checkpoints/`` is released by the plan's
+        mechanism or public; the checkpoints hold the keys.
+
+    Example:
+        >>> import inspect
+        >>> list(inspect.signature(run_training).parameters)[:2]
+        ['config', 'run_dir']
+    """
+    folder = RunFolder(run_dir)
+    known = resume and folder.path.exists()
+    if not known:
+        folder.check_absent()
+    if known:
+        _check_same(folder, config)
+    job = build_job(config, data_dir, folder.read_plan() if known else None)
+    position, seed_fixed = (_resumed if known else _begun)(folder, job)
+    if known and position.step == job.plan.num_steps and folder.summary.exists():
+        write_report(folder.path)
+        return json.loads(folder.summary.read_text(encoding="utf-8"))
+    with PrivacyLedger(folder.ledger, job.plan) as ledger:
+        _check_ledger(ledger, position)
+        if known:
+            folder.cut_metrics(position.step)
+        position = _train(folder, job, position, ledger, seed_fixed, progress)
+        if position.step < job.plan.num_steps:
+            raise Interrupted(
+                f"Stopped after step {position.step} of {job.plan.num_steps}; go on "
+                f"with --resume --run-dir {folder.path}."
+            )
+        summary = _summary(job, position, ledger, seed_fixed)
+    write_atomically(folder.summary, json.dumps(summary, indent=1) + "\n")
+    write_report(folder.path)
+    return summary
+
+
+def _begun(folder: RunFolder, job: Job) -> tuple[Position, bool]:
+    seed = job.config.run.seed
+    position = start(job, run_keys(seed))
+    folder.begin(job, position, seed is not None)
+    return position, seed is not None
+
+
+def _resumed(folder: RunFolder, job: Job) -> tuple[Position, bool]:
+    seed = job.config.run.seed
+    blank = start(job, run_keys(seed))
+    like = (blank.params, blank.state, blank.sampler_key)
+    step, tree, facts = load_checkpoint(folder.checkpoints, like, identity(job))
+    params, state, sampler_key = tree
+    if seed is not None and not (sampler_key == blank.sampler_key).all():
+        raise ValueError(
+            "--seed is not the one this run was begun with; leave it out, the run "
+            "folder holds the keys."
+        )
+    return Position(step, params, state, sampler_key, facts["seconds"]), bool(
+        facts["seed_fixed"]
+    )
+
+
+def _check_same(folder: RunFolder, config: Config) -> None:
+    found = differing_field(folder.read_config(), config)
+    if found:
+        raise ValueError(
+            f"The run folder {folder.path} was begun with another configuration: "
+            f"{found}; resume without changes or choose another folder."
+        )
+
+
+def _check_ledger(ledger: PrivacyLedger, position: Position) -> None:
+    if ledger.steps < position.step:
+        raise ValueError(
+            f"{ledger.path} has {ledger.steps} steps but the checkpoint has "
+            f"{position.step}, so released steps are missing; restore the ledger."
+        )
+
+
+def _train(
+    folder: RunFolder,
+    job: Job,
+    position: Position,
+    ledger: PrivacyLedger,
+    seed_fixed: bool,
+    progress: Callable[[Job, int], Any] | None,
+) -> Position:
+    begin = progress or _silent
+    with _stop_requests() as stop, begin(job, position.step) as bar:
+
+        def evaluated(record: dict[str, Any]) -> None:
+            folder.add_metrics(record)
+            bar.evaluated(record)
+
+        watch = Watch(bar.stepped, evaluated, folder.saver(job, seed_fixed), stop)
+        return train(job, position, ledger, watch)
+
+
+@contextmanager
+def _silent(job: Job, step: int) -> Iterator[Watch]:
+    yield Watch()
+
+
+@contextmanager
+def _stop_requests() -> Iterator[Callable[[], bool]]:
+    """Turns the first Ctrl-C into a question the loop asks; the second one raises."""
+    asked = []
+
+    def ask(number: int, frame: Any) -> None:
+        asked.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        print("Stopping after this step; Ctrl-C again to drop it.", file=sys.stderr)
+
+    try:
+        before = signal.signal(signal.SIGINT, ask)
+    except ValueError:  # not the main thread: nobody can press Ctrl-C here
+        yield lambda: False
+        return
+    try:
+        yield lambda: bool(asked)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _summary(
+    job: Job, position: Position, ledger: PrivacyLedger, seed_fixed: bool
+) -> dict[str, Any]:
+    config, plan = job.config, job.plan
+    summary = {
+        "test_accuracy": accuracy_fn(job)(position.params),
+        "epsilon": ledger.epsilon(),
+        "delta": plan.delta,
+        "steps": ledger.steps,
+        "seconds": round(position.seconds, 3),
+        "params_sha256": params_sha256(position.params),
+        "dataset": job.data.name,
+        "data_note": job.data.note,
+        "model": config.model.name,
+        "framework": config.model.framework,
+        "num_params": sum(np.size(p) for p in jax.tree.leaves(position.params)),
+        "importance": config.optimizer.importance,
+        "clip_mode": config.privacy.clip_mode,
+        "batch_size": plan.batch_size,
+        "noise_multipliers": [z for _, z in plan.stages],
+        "score_budget": plan.score_budget,
+        "accountant": plan.accountant,
+        "neighboring_relation": plan.neighboring_relation,
+        "plan_digest": plan.digest(),
+        "seed_fixed": seed_fixed,
+        "seed_note": _FIXED_SEED if seed_fixed else _FRESH_KEYS,
+        "private_train_loss_shown": config.run.show_private_loss,
+        "statement": plan.statement().text,
+        "versions": _versions(),
+    }
+    if config.run.show_private_loss:
+        summary["warning"] = (
+            "The training loss was shown, which is computed from the data without "
+            "noise: the guarantee does not hold for who has seen it."
+        )
+    return summary
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    return found | {name: importlib.metadata.version(name) for name in _PACKAGES}
+
+
+def with_seed(config: Config, seed: int | None) -> Config:
+    """Returns the configuration with another seed.
+
+    Args:
+        config: a run.
+        seed: its seed, None for fresh keys.
+
+    Returns:
+        The same run otherwise.
+
+    Example:
+        >>> with_seed(Config(), 3).run.seed
+        3
+    """
+    return dataclasses.replace(config, run=dataclasses.replace(config.run, seed=seed))

@@ -1,0 +1,255 @@
+"""The private training loop: sample, charge, step, and now and then evaluate.
+
+The order is the guarantee's: a step is on disk in the ledger before its release
+exists, and batch and noise are functions of (key, step), so that a run that stopped
+repeats what it had begun.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dp_ilg.base import PrivateTransformation
+from dp_ilg.experiments.job import Job
+from dp_ilg.experiments.train_step import Chunks, make_train_step
+from dp_ilg.ledger import PrivacyLedger
+from dp_ilg.noise import noise_stddev
+from dp_ilg.sampling import PoissonSampler, take
+
+_EVAL_ROWS = 1000
+
+
+class Position(NamedTuple):
+    """Where a run stands: all that a checkpoint holds.
+
+    Attributes:
+        step: steps taken.
+        params: the parameters.
+        state: the optimizer's state, with its keys.
+        sampler_key: draws the batches.
+        seconds: time spent so far.
+
+    Example:
+        >>> Position(0, {}, (), jax.random.key(0), 0.0).step
+        0
+    """
+
+    step: int
+    params: Any
+    state: Any
+    sampler_key: Any
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What the loop tells while it runs; every function may do nothing.
+
+    Attributes:
+        stepped: called with the steps taken after each one.
+        evaluated: called with the record of an evaluation.
+        save: called with the position where a checkpoint is due.
+        stop: asked after each step whether to stop there.
+
+    Example:
+        >>> Watch().stop()
+        False
+    """
+
+    stepped: Callable[[int], Any] = lambda step: None
+    evaluated: Callable[[dict[str, Any]], Any] = lambda record: None
+    save: Callable[[Position], Any] = lambda position: None
+    stop: Callable[[], bool] = lambda: False
+
+
+def start(job: Job, keys: Any) -> Position:
+    """The position before the first step.
+
+    Args:
+        job: the run.
+        keys: its `RunKeys`.
+
+    Returns:
+        Fresh parameters and optimizer state.
+
+    Example:
+        >>> from dp_ilg.experiments.config import Config
+        >>> from dp_ilg.experiments.job import build_job, run_keys
+        >>> start(build_job(Config()), run_keys(0)).step
+        0
+    """
+    params = jax.jit(job.model.init)(keys.params)
+    state = job.make_optimizer(keys.optimizer).init(params)
+    # Donated buffers must be the run's own: constants may be shared.
+    params, state = jax.tree.map(jnp.copy, (params, state))
+    return Position(0, params, state, keys.sampler, 0.0)
+
+
+def train(
+    job: Job, position: Position, ledger: PrivacyLedger, watch: Watch
+) -> Position:
+    """Trains to the end of the plan, or until told to stop.
+
+    Args:
+        job: the run.
+        position: where to go on; its buffers are consumed.
+        ledger: records every step before it is taken.
+        watch: what to tell.
+
+    Returns:
+        The last position.
+
+    Raises:
+        BudgetExhausted: past the plan.
+        OSError: if ledger or checkpoint cannot be written.
+
+    Privacy:
+        The plan's guarantee for everything `watch` is told, but for the loss, which is
+        private and only computed if the configuration asks for it.
+
+    Example:
+        >>> import inspect
+        >>> list(inspect.signature(train).parameters)
+        ['job', 'position', 'ledger', 'watch']
+    """
+    tx = job.make_optimizer(jax.random.key(0))  # the real keys are in the state
+    step_fn = make_train_step(job.grad_fn, tx)
+    sampler = PoissonSampler.for_plan(job.plan, key=position.sampler_key)
+    evaluate = _evaluator(job, tx)
+    every, save_every = job.config.run.eval_every, job.config.run.checkpoint_every
+    began = time.perf_counter() - position.seconds
+    for t in range(position.step, job.plan.num_steps):
+        chunks = _gather(job, sampler, t)
+        ledger.record(t)
+        params, state = step_fn(position.params, position.state, chunks)
+        jax.block_until_ready(params)
+        seconds = time.perf_counter() - began
+        position = Position(t + 1, params, state, position.sampler_key, seconds)
+        watch.stepped(t + 1)
+        done, stopped = t + 1 == job.plan.num_steps, watch.stop()
+        if done or (t + 1) % every == 0:
+            watch.evaluated(evaluate(position))
+        if done or stopped or (t + 1) % save_every == 0:
+            watch.save(position)
+        if stopped:
+            break
+    return position
+
+
+def _gather(job: Job, sampler: PoissonSampler, step: int) -> Chunks:
+    source = (job.data.x_train, job.data.y_train)
+    return [
+        (take(source, chunk.indices), chunk.is_padding_example)
+        for chunk in sampler.chunks(step)
+    ]
+
+
+def accuracy_fn(job: Job) -> Callable[[Any], float]:
+    """Compiles the test accuracy of a run's model.
+
+    Args:
+        job: the run.
+
+    Returns:
+        parameters -> share of test examples that are right.
+
+    Privacy:
+        Reads the test set only, which the guarantee does not cover.
+
+    Example:
+        >>> from dp_ilg.experiments.config import Config
+        >>> from dp_ilg.experiments.job import build_job
+        >>> job = build_job(Config())
+        >>> 0 <= accuracy_fn(job)(job.model.init(jax.random.key(0))) <= 1
+        True
+    """
+    predict = jax.jit(job.model.predict)
+    batches = list(_batches(job.data.x_test, len(job.data.y_test)))
+
+    def accuracy(params: Any) -> float:
+        found = np.concatenate([np.asarray(predict(params, xs)) for xs in batches])
+        return float(np.mean(found[: len(job.data.y_test)] == job.data.y_test))
+
+    return accuracy
+
+
+def _batches(source: Any, length: int) -> Iterator[Any]:
+    """Cuts rows into batches of one size; the last is filled with zeros."""
+    size = min(_EVAL_ROWS, length)
+    for begin in range(0, length, size):
+        rows = np.arange(begin, begin + size)
+        yield take(source, np.where(rows < length, rows, -1))
+
+
+def _evaluator(
+    job: Job, tx: PrivateTransformation
+) -> Callable[[Position], dict[str, Any]]:
+    accuracy = accuracy_fn(job)
+    loss = _private_loss(job) if job.config.run.show_private_loss else None
+
+    def evaluate(position: Position) -> dict[str, Any]:
+        record = {
+            "step": position.step,
+            "epsilon": job.plan.epsilon(position.step),
+            "test_accuracy": accuracy(position.params),
+            "seconds": round(position.seconds, 3),
+            "noise_multiplier": float(job.plan.noise_multipliers[position.step - 1]),
+            "layers": _layers(job, tx, position),
+        }
+        if loss is not None:
+            record["private_train_loss"] = loss(position.params)
+        return record
+
+    return evaluate
+
+
+def _layers(job: Job, tx: PrivateTransformation, position: Position) -> dict[str, Any]:
+    """What was released about the layers; the noise is that on the mean gradient."""
+    geometry = tx.geometry(position.state)
+    last = jnp.int32(position.step - 1)
+    stddev = noise_stddev(job.plan, last, geometry, jnp.float32(job.plan.l2_clip_norm))
+    return {
+        "names": list(geometry.groups.names),
+        "sizes": list(geometry.groups.sizes),
+        "importance": np.asarray(tx.importance(position.state)).tolist(),
+        "weights": np.asarray(geometry.weights).tolist(),
+        "noise_stddev": (np.asarray(stddev) / job.plan.batch_size).tolist(),
+    }
+
+
+def _private_loss(job: Job) -> Callable[[Any], float]:
+    """Mean loss of up to 1,000 training examples: NOT private."""
+    rows = np.arange(min(_EVAL_ROWS, len(job.data.y_train)))
+    batch = take((job.data.x_train, job.data.y_train), rows)
+    losses = jax.jit(jax.vmap(job.model.loss_fn, (None, 0)))
+    return lambda params: float(jnp.mean(losses(params, batch)))
+
+
+def params_sha256(params: Any) -> str:
+    """A digest of parameters: equal exactly if names, types and all bits are.
+
+    Args:
+        params: any tree of arrays.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Example:
+        >>> one, other = {"w": jnp.zeros(2)}, {"w": jnp.zeros(2).at[0].set(-0.0)}
+        >>> params_sha256(one) == params_sha256(other)
+        False
+    """
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        array = np.ascontiguousarray(leaf)
+        digest.update(
+            f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape} ".encode()
+        )
+        digest.update(array.tobytes())
+    return digest.hexdigest()
