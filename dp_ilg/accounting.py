@@ -8,6 +8,7 @@ Everything here is a *valid upper bound*: discretisation and conversions only ro
 import functools
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import dp_accounting
 import numpy as np
@@ -75,7 +76,7 @@ def epsilon(
     return _epsilon(gaussians, float(delta), accountant, neighboring_relation)
 
 
-def check_names(accountant: str, neighboring_relation: str) -> None:
+def check_names(accountant: Any, neighboring_relation: Any) -> None:
     """Raises unless both names are known.
 
     Args:

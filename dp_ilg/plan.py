@@ -242,6 +242,11 @@ def _check(plan: PrivacyPlan) -> None:
 
 
 def _check_stages(plan: PrivacyPlan) -> None:
+    if not isinstance(plan.stages, tuple | list):
+        raise ValueError(
+            f"stages is {plan.stages!r}, but must be a tuple of pairs of a number of "
+            "steps and a noise multiplier."
+        )
     total = 0
     for stage in plan.stages:
         if not (isinstance(stage, tuple | list) and len(stage) == 2):
@@ -277,11 +282,9 @@ def _fields_from_json(cls: type, text: str) -> dict[str, Any]:
     for name in known:
         if name not in fields:
             raise ValueError(f"The plan lacks the field {name!r}; write it again.")
-    if not isinstance(fields["stages"], list):
-        raise ValueError(
-            f"stages is {fields['stages']!r}, but must be a list of pairs."
+    if isinstance(fields["stages"], list):
+        fields["stages"] = tuple(
+            tuple(stage) if isinstance(stage, list) else stage
+            for stage in fields["stages"]
         )
-    fields["stages"] = tuple(
-        tuple(stage) if isinstance(stage, list) else stage for stage in fields["stages"]
-    )
     return fields

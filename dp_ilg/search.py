@@ -60,7 +60,9 @@ def furthest_within(
         value = exact(guess)
         bracket.learn(guess, value, is_safe=value <= target)
         if target * (1 - _TOLERANCE[whole]) <= value <= target:
-            break
+            return guess
+    if bracket.unsafe == unsafe and exact(unsafe) <= target:
+        return unsafe  # the estimate was far too pessimistic there
     return bracket.safe
 
 
@@ -80,9 +82,11 @@ class _Bracket:
     def guess(self, turn: int) -> float:
         """Where to look next: the corrected estimate, then a straight line in logs.
 
-        Later, every third turn takes the middle, so that the search always ends.
+        The middle if nothing was learnt, and every third turn after a while, so that
+        the search always ends.
         """
-        if turn > 6 and turn % 3 == 0:
+        blind = turn > 0 and self.safe_epsilon == 0 and self.unsafe_epsilon == math.inf
+        if blind or (turn > 6 and turn % 3 == 0):
             guess = math.sqrt(self.safe * self.unsafe)
         elif self.safe_epsilon > 0 and self.unsafe_epsilon < math.inf:
             guess = self._on_line()

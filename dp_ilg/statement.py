@@ -23,9 +23,9 @@ ACCOUNTANTS = {
 NOT_COVERED = (
     "the choice of hyper-parameters, if several were tried on the same data",
     "a vocabulary, a feature scaling or other preprocessing computed from the data",
-    "evaluation on other data, whose results come from that data",
-    "further releases computed from the same data: their costs add up",
-    "attacks on the rounding of floating-point noise",
+    "results of evaluating the model on test data, which speak of that data",
+    "further releases computed from the same data, whose costs add up",
+    "attacks that exploit how computers round the noise (floating-point attacks)",
 )
 
 
@@ -123,9 +123,9 @@ def _scores(plan) -> str:
     if plan.score_budget == 0:
         return "Nothing is spent on measuring the importance of layers."
     return (
-        f"Of each step's budget {plan.score_budget:.3g} (as a share of 1) pays for "
-        "noisy measurements of how important each layer's gradient is; the rest pays "
-        "for the gradient itself, and both are included in epsilon."
+        f"{100 * plan.score_budget:.3g} % of each step's privacy budget pays for noisy "
+        "measurements of how important each layer of the model is, and the rest for "
+        "the gradient itself; epsilon includes both."
     )
 
 
