@@ -119,6 +119,8 @@ def noise_multiplier_figure(
     """
     figure = Figure(figsize=(5.2, 3.4))
     axes = figure.add_subplot()
+    changes = np.flatnonzero(np.diff(effective)) + 1
+    edges = np.concatenate([[0], changes, [len(effective)]])
     for name, values, look in (
         ("score", score, {"color": GREEN, "linewidth": 1.8}),
         ("gradient", gradient, {"color": ORANGE, "linewidth": 1.6, "linestyle": "--"}),
@@ -126,7 +128,7 @@ def noise_multiplier_figure(
     ):
         if np.isfinite(values).all():
             label = f"{name}: {_range(values)}"
-            axes.stairs(values, baseline=None, label=label, **look)
+            axes.stairs(values[edges[:-1]], edges, baseline=None, label=label, **look)
     _scale_multipliers(axes, np.concatenate([effective, gradient, score]))
     if steps_taken < len(effective):
         left = steps_taken > len(effective) / 2
@@ -205,14 +207,14 @@ def overview_figure(history: History, target_epsilon: float | None) -> Figure:
         5
     """
     height = max(_map_height(len(history.layer_names)), 2.2)
-    figure = Figure(figsize=(12.4, height + 1.1))
+    figure = Figure(figsize=(12.8, height + 1.1))
     grid = figure.add_gridspec(
         2, 3, height_ratios=[0.13, height], width_ratios=[1, 1, 1.15]
     )
     for column, draw in enumerate((_draw_shares, _draw_noise)):
         axes = figure.add_subplot(grid[1, column])
         draw(figure.add_subplot(grid[0, column]), axes, history)
-        _label_layers(axes, history.layer_names, 26)
+        _label_layers(axes, history.layer_names, 32)
         axes.tick_params(labelleft=column == 0)
     _draw_accuracy(figure.add_subplot(grid[:, 2]), history, target_epsilon)
     return figure
