@@ -6,7 +6,6 @@ about privacy is inherited silently from the digits.
 """
 
 import dataclasses
-import json
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,13 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import tyro
 
-from dp_ilg.experiments.fields import from_mapping, json_rows, required
+from dp_ilg.experiments.fields import (
+    assignments,
+    from_mapping,
+    given,
+    json_rows,
+    required,
+)
 from dp_ilg.validation import fraction, positive, whole
 
 
@@ -60,7 +65,7 @@ class ModelConfig:
 
     def options(self) -> dict[str, Any]:
         """Returns the sizes that were given, as keyword arguments of the builder."""
-        return _given(self, "name", "framework")
+        return given(self, "name", "framework")
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ class ScheduleConfig:
 
     def options(self) -> dict[str, Any]:
         """Returns the parameters that were given, for the schedule's factory."""
-        return _given(self, "name")
+        return given(self, "name")
 
 
 def _flag(name: str) -> Any:
@@ -327,28 +332,6 @@ def config_to_toml(config: Config, *, seed: bool = False) -> str:
         )
     sections = []
     for name in get_type_hints(Config):
-        lines = [f"[{name}]", *_assignments(getattr(config, name))]
+        lines = [f"[{name}]", *assignments(getattr(config, name))]
         sections.append("\n".join(lines))
     return "\n\n".join(sections) + "\n"
-
-
-def _given(section: Any, *besides: str) -> dict[str, Any]:
-    names = [f.name for f in dataclasses.fields(section) if f.name not in besides]
-    values = {name: getattr(section, name) for name in names}
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _assignments(section: Any) -> list[str]:
-    return [f"{name} = {_toml(value)}" for name, value in _given(section).items()]
-
-
-def _toml(value: Any) -> str:
-    if dataclasses.is_dataclass(value):
-        return "{" + ", ".join(_assignments(value)) + "}"
-    if isinstance(value, tuple):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
-    if isinstance(value, str):  # TOML's basic strings are JSON's, but for DEL
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return repr(value)

@@ -1,4 +1,4 @@
-"""Mappings to frozen dataclasses, strictly: unknown, missing and mistyped raise."""
+"""Mappings to frozen dataclasses, strictly, and back to TOML."""
 
 import dataclasses
 import difflib
@@ -108,6 +108,60 @@ def nearest(name: str, known: Any) -> str:
     """
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"did you mean {close[0]}?" if close else f"known are {_listed(known)}."
+
+
+def given(section: Any, *besides: str) -> dict[str, Any]:
+    """Fields of a dataclass that are not None.
+
+    Args:
+        section: the dataclass.
+        *besides: names of fields to leave out.
+
+    Returns:
+        Names to values.
+
+    Example:
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class Run:
+        ...     steps: int = 1
+        ...     seed: int | None = None
+        >>> given(Run())
+        {'steps': 1}
+    """
+    names = [f.name for f in dataclasses.fields(section) if f.name not in besides]
+    values = {name: getattr(section, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def assignments(section: Any) -> list[str]:
+    """A dataclass as lines of TOML; fields that are None are left out.
+
+    Args:
+        section: the dataclass, of scalars, tuples and dataclasses.
+
+    Returns:
+        One ``name = value`` a field.
+
+    Example:
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class Run:
+        ...     names: tuple[str, ...] = ("a", "b")
+        >>> print(assignments(Run())[0])
+        names = ["a", "b"]
+    """
+    return [f"{name} = {_toml(value)}" for name, value in given(section).items()]
+
+
+def _toml(value: Any) -> str:
+    if dataclasses.is_dataclass(value):
+        return "{" + ", ".join(assignments(value)) + "}"
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    if isinstance(value, str):  # TOML's basic strings are JSON's, but for DEL
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return repr(value)
 
 
 def _listed(names: Any) -> str:

@@ -56,7 +56,7 @@ def make_train_step(grad_fn: Callable, tx: PrivateTransformation) -> TrainStep:
         geometry = tx.geometry(state)
         return grad_fn(params, batch, geometry=geometry, is_padding_example=mask)
 
-    def finish(params: Params, state: Any, total: ClippedGrad) -> tuple[Params, Any]:
+    def finish(params: Params, state: Any, total: Any) -> tuple[Params, Any]:
         updates, state = tx.update(total, state, params)
         return optax.apply_updates(params, updates), state
 
