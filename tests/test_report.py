@@ -1,5 +1,6 @@
 """The report: what it shows, what it must never show, and what it refuses."""
 
+import functools
 import json
 import re
 from html.parser import HTMLParser
@@ -144,12 +145,23 @@ RUNS = {
 }
 
 
-@pytest.fixture(scope="module", params=RUNS, ids=lambda name: name.replace(" ", "_"))
-def report(request, tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    path = write_report(fake_run(folder, **RUNS[request.param]))
-    assert path == folder / "report.html"
-    return path.read_text(encoding="utf-8")
+@pytest.fixture(scope="module")
+def report_of(tmp_path_factory):
+    """Gives the page of a run of the table, drawn once."""
+
+    @functools.cache
+    def written(name: str) -> str:
+        folder = tmp_path_factory.mktemp("runs") / "run&lt;"
+        path = write_report(fake_run(folder, **RUNS[name]))
+        assert path == folder / "report.html"
+        return path.read_text(encoding="utf-8")
+
+    return written
+
+
+@pytest.fixture(params=RUNS, ids=lambda name: name.replace(" ", "_"))
+def report(request, report_of) -> str:
+    return report_of(request.param)
 
 
 class Page(HTMLParser):
@@ -240,21 +252,21 @@ def test_page_shows_what_the_run_reached(tmp_path):
     assert "Unfinished" not in page.text
 
 
-def test_everything_from_the_folder_is_escaped(tmp_path):
-    page = page_of(fake_run(tmp_path / "<b>run<b>", **RUNS["hostile"]))
+def test_everything_from_the_folder_is_escaped(report_of):
+    page = Page(report_of("hostile"))
+    assert "Run run&lt; ·" in page.text
     assert page.text.count(HOSTILE) >= 5  # title, heading, tile, map, table, config
     assert "script" not in page.tags and page.tags.count("b") == 2  # our captions
     assert "$\\alpha$ & <b>\ufffd\ufffd" in page.text
 
 
-def test_unfinished_run_says_so_and_charges_the_whole_ledger(tmp_path):
-    plan = a_plan(STAGES)
-    page = page_of(fake_run(tmp_path / "run", plan, charged=115))
+def test_unfinished_run_says_so_and_charges_the_whole_ledger(report_of, tmp_path):
+    page = Page(report_of("unfinished"))
     assert "Unfinished run." in page.text
     assert "115 of 300 steps" in page.text
-    record = read_run(tmp_path / "run")
-    assert history_of(tmp_path / "run").steps[-1] == 110
-    assert record.epsilon_charged() == plan.epsilon(115)
+    run = fake_run(tmp_path / "run", **RUNS["unfinished"])
+    assert history_of(run).steps[-1] == 110
+    assert read_run(run).epsilon_charged() == a_plan(STAGES).epsilon(115)
 
 
 def test_recorded_private_loss_is_warned_of(tmp_path):
@@ -263,8 +275,8 @@ def test_recorded_private_loss_is_warned_of(tmp_path):
     assert "Warning." not in page_of(fake_run(tmp_path / "b", charged=0)).text
 
 
-def test_run_without_privacy_never_claims_any(tmp_path):
-    page = page_of(fake_run(tmp_path / "run", **RUNS["no privacy"]))
+def test_run_without_privacy_never_claims_any(report_of):
+    page = Page(report_of("no privacy"))
     assert "Training without privacy on imdb" in page.text
     assert "Nothing is guaranteed" in page.text and "NO PRIVACY" in page.text
     assert "Private training" not in page.text
