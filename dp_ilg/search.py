@@ -61,8 +61,10 @@ def furthest_within(
         bracket.learn(guess, value, is_safe=value <= target)
         if target * (1 - _TOLERANCE[whole]) <= value <= target:
             return guess
+        if turn == 0 and value < target / 10 and exact(unsafe) <= target:
+            return unsafe  # the estimate was far too pessimistic
     if bracket.unsafe == unsafe and exact(unsafe) <= target:
-        return unsafe  # the estimate was far too pessimistic there
+        return unsafe
     return bracket.safe
 
 
