@@ -71,6 +71,9 @@ def describe(plan: Any) -> Statement:
         The statement of the whole plan, that is, of all its steps.
     """
     epsilon = plan.epsilon()
+    if math.isinf(epsilon):
+        text = _no_guarantee(plan)
+        return Statement(text, tuple(_facts(plan, epsilon, text).items()))
     sentences = [
         _guarantee(plan, epsilon),
         _mechanism(plan),
@@ -78,16 +81,21 @@ def describe(plan: Any) -> Statement:
         _accounting(plan),
         "The guarantee does not cover: " + "; ".join(NOT_COVERED) + ".",
     ]
-    text = " ".join(sentence for sentence in sentences if sentence)
+    text = " ".join(sentences)
     return Statement(text, tuple(_facts(plan, epsilon, text).items()))
 
 
+def _no_guarantee(plan) -> str:
+    bare = int((plan.noise_multipliers == 0).sum())
+    return (
+        "NO PRIVACY: the noise is zero or negligible (training steps without any: "
+        f"{bare:,} of {plan.num_steps:,}), so epsilon is infinite and "
+        "nothing is guaranteed to anybody whose data were used. Treat the model, its "
+        "logs and everything derived from them as if they were the data themselves."
+    )
+
+
 def _guarantee(plan, epsilon: float) -> str:
-    if math.isinf(epsilon):
-        return (
-            "NO PRIVACY: at least one step adds no noise, so epsilon is infinite and "
-            "nothing is guaranteed to anybody."
-        )
     shown = round_up(epsilon)
     factor = round_up(math.exp(epsilon)) if epsilon < 50 else f"exp({shown})"
     weak = " An epsilon this large is a weak promise by itself." if epsilon > 10 else ""

@@ -330,7 +330,8 @@ def test_one_step_without_noise_means_no_privacy(stages):
     record = one.statement().as_dict()
     assert record["text"].startswith("NO PRIVACY") and "infinite" in record["text"]
     assert record["private"] is False and record["epsilon"] is None
-    assert "satisfies" not in record["text"]
+    assert "satisfies" not in record["text"] and "guarantee does" not in record["text"]
+    assert f"without any: {stages[-1][0]} of 100)" in record["text"]
     assert PrivacyPlan.from_json(one.to_json()) == one
 
 
