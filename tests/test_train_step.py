@@ -35,7 +35,7 @@ def optimizer_for(plan):
 
 def test_the_second_step_does_not_trace_again_and_calls_no_host():
     plan, facts, (batch, mask) = small_problem()
-    model, tx = build_model("mlp", facts, hidden=(4,)), optimizer_for(plan)
+    model, tx = build_model("mlp", facts, hidden=()), optimizer_for(plan)
     traced = []
 
     def loss_fn(params, example):
@@ -64,7 +64,7 @@ def test_the_second_step_does_not_trace_again_and_calls_no_host():
 
 def test_a_draw_in_two_chunks_is_one_step_with_one_noise():
     plan, facts, (batch, mask) = small_problem()
-    model, tx = build_model("mlp", facts, hidden=(4,)), optimizer_for(plan)
+    model, tx = build_model("mlp", facts, hidden=()), optimizer_for(plan)
     grad_fn = dp_ilg.clipped_grad(model.loss_fn, l2_clip_norm=1.0)
     step = make_train_step(grad_fn, tx)
     whole = [(batch, mask)]
@@ -89,7 +89,7 @@ def test_a_draw_in_two_chunks_is_one_step_with_one_noise():
 
 def test_a_clipped_gradient_goes_through_linens_train_state():
     plan, facts, (batch, mask) = small_problem()
-    model, tx = build_model("mlp", facts, hidden=(4,)), optimizer_for(plan)
+    model, tx = build_model("mlp", facts, hidden=()), optimizer_for(plan)
     grad_fn = dp_ilg.clipped_grad(model.loss_fn, l2_clip_norm=1.0)
     params = model.init(jax.random.key(0))
     state = TrainState.create(apply_fn=None, params=params, tx=tx)
