@@ -208,7 +208,11 @@ _MAX_GRID = 2**19
 
 
 def _pld_epsilon(gaussians: _Gaussians, delta: float, relation: str) -> float:
-    """The smaller of two valid bounds, so never above the Renyi bound."""
+    """dp_accounting's own number; the Renyi bound only chooses the grid.
+
+    Where the range of losses is beyond any grid (epsilon above about 1e6), that bound
+    itself is the answer.
+    """
     if all(q == 1 for q, _, _ in gaussians):
         return _gaussian_epsilon(gaussians, delta, relation)
     bound = _estimate(gaussians, delta, relation)
@@ -220,7 +224,7 @@ def _pld_epsilon(gaussians: _Gaussians, delta: float, relation: str) -> float:
         gaussian = dp_accounting.GaussianDpEvent(z)
         event = dp_accounting.PoissonSampledDpEvent(q, gaussian) if q < 1 else gaussian
         accountant.compose(event, count)
-    return min(bound, float(accountant.get_epsilon(delta)))
+    return float(accountant.get_epsilon(delta))
 
 
 def _gaussian_epsilon(gaussians: _Gaussians, delta: float, relation: str) -> float:

@@ -36,10 +36,10 @@ def scale_by_noise_corrected_adam(
     plan: PrivacyPlan,
     *,
     layers: Any = "module",
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
-    floor: float = 1e-8,
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-8,
+    floor: Any = 1e-8,
 ) -> PrivateTransformation:
     """Adam with the exact noise variance of every layer taken out of the second moment.
 
@@ -78,8 +78,7 @@ def scale_by_noise_corrected_adam(
     differ by layer and step.
     """
     for name, value in (("b1", b1), ("b2", b2)):
-        if not isinstance(value, jax.core.Tracer):
-            validation.fraction(name, value, include_zero=True)
+        validation.fraction(name, value, include_zero=True)
     validation.positive("floor", floor)
 
     def init(params: Params) -> ScaleByNoiseCorrectedAdamState:
@@ -101,7 +100,7 @@ def scale_by_noise_corrected_adam(
         **extra: Any,
     ) -> tuple[Params, ScaleByNoiseCorrectedAdamState]:
         del params, extra
-        _check(geometry, state)
+        geometry = _checked(geometry, state)
         stddev = noise_stddev(plan, state.count, geometry, l2_clip_norm)
         known = jnp.square(stddev / plan.batch_size)
         count = state.count + 1
@@ -144,7 +143,9 @@ def _direction(
     return jax.tree.unflatten(treedef, out)
 
 
-def _check(geometry: Geometry | None, state: ScaleByNoiseCorrectedAdamState) -> None:
+def _checked(
+    geometry: Geometry | None, state: ScaleByNoiseCorrectedAdamState
+) -> Geometry:
     if geometry is None:
         raise ValueError(
             "scale_by_noise_corrected_adam does not know the noise in the release; put "
@@ -156,3 +157,4 @@ def _check(geometry: Geometry | None, state: ScaleByNoiseCorrectedAdamState) -> 
             f"scale_by_noise_corrected_adam was made for {state.variance.shape[0]} "
             f"layers, but the geometry has {count}; give both the same layers=."
         )
+    return geometry

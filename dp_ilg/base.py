@@ -122,6 +122,8 @@ class PrivateTransformation(optax.GradientTransformationExtraArgs):
         importance: maps the state to importance shares ``[groups]``, or None.
     """
 
+    init: Any
+    update: Any
     role: str
     key: Any
     geometry: Any

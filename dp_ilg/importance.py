@@ -52,8 +52,8 @@ def score_layer_importance(
     *,
     key: Any,
     layers: Any = "module",
-    ema_decay: float = 0.9,
-    floor: float = 0.01,
+    ema_decay: Any = 0.9,
+    floor: Any = 0.01,
 ) -> PrivateTransformation:
     """Releases a noisy score of each layer and sets the next step's geometry by it.
 
@@ -100,7 +100,7 @@ def score_layer_importance(
         return _initial(group(params, layers), fresh_key(key), chosen)
 
     def update(
-        updates: ClippedGrad,
+        updates: Any,
         state: ScoreLayerImportanceState,
         params: Params | None = None,
         **extra: Any,
@@ -129,8 +129,8 @@ def score_released_gradients(
     plan: PrivacyPlan,
     *,
     layers: Any = "module",
-    ema_decay: float = 0.9,
-    floor: float = 0.01,
+    ema_decay: Any = 0.9,
+    floor: Any = 0.01,
 ) -> PrivateTransformation:
     """Sets the next geometry from past noisy gradients alone, at no cost.
 
@@ -257,9 +257,7 @@ def _scorer(init: Callable, update: Callable, key: Any) -> PrivateTransformation
     )
 
 
-def _checked(
-    rule: str | Rule, ema_decay: float, floor: float
-) -> tuple[Rule, float, float]:
+def _checked(rule: str | Rule, ema_decay: Any, floor: Any) -> tuple[Rule, Any, Any]:
     validation.fraction("ema_decay", ema_decay, include_zero=True)
     validation.fraction("floor", floor)
     return as_rule(rule), ema_decay, floor
@@ -280,7 +278,7 @@ def _initial(groups: Groups, key: Any, rule: Rule) -> ScoreLayerImportanceState:
 
 
 def _averaged(
-    state: ScoreLayerImportanceState, released: Array, variance: Array, decay: float
+    state: ScoreLayerImportanceState, released: Array, variance: Array, decay: Any
 ) -> ScoreLayerImportanceState:
     """Moves the running average, and the variance that noise alone gives it."""
     return state._replace(
@@ -290,14 +288,14 @@ def _averaged(
     )
 
 
-def _unbiased(state: ScoreLayerImportanceState, decay: float) -> tuple[Array, Array]:
+def _unbiased(state: ScoreLayerImportanceState, decay: Any) -> tuple[Array, Array]:
     """The average and its noise variance, freed of the start at zero."""
     correction = 1 - decay ** state.step.astype(jnp.float32)
     return state.average / correction, state.variance / correction**2
 
 
 def _weighted(
-    state: ScoreLayerImportanceState, squares: Array, rule: Rule, floor: float
+    state: ScoreLayerImportanceState, squares: Array, rule: Rule, floor: Any
 ) -> ScoreLayerImportanceState:
     """Floors and normalises the squared importance and applies the rule."""
     total = jnp.sum(jnp.maximum(squares, 0))

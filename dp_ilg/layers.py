@@ -168,7 +168,8 @@ def as_layering(spec: Any) -> Layering:
     if isinstance(spec, (list, tuple)) and all(isinstance(s, Blocks) for s in spec):
         return by_module(*spec)
     if callable(spec):
-        return by_path(spec)
+        name_of: Any = spec
+        return by_path(name_of)
     raise ValueError(
         f"layers is {spec!r}, but must be 'module', 'leaf', dp_ilg.layers.blocks(...), "
         "a function of the path, or a Layering."

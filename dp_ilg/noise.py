@@ -159,7 +159,7 @@ def add_importance_noise(plan: PrivacyPlan, *, key: Any) -> PrivateTransformatio
         return AddImportanceNoiseState(fresh_key(key), jnp.zeros((), jnp.int32))
 
     def update(
-        updates: ClippedGrad,
+        updates: Any,
         state: AddImportanceNoiseState,
         params: Params | None = None,
         **extra: Any,

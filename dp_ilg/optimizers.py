@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from dp_ilg import validation
 from dp_ilg.adam import scale_by_noise_corrected_adam
@@ -69,7 +70,8 @@ def chain(*transformations: optax.GradientTransformation) -> PrivateTransformati
     Reference: DESIGN.md section 4.
     """
     holder = _check_chain(transformations)
-    links = [optax.with_extra_args_support(t) for t in transformations]
+    source: Any = transformations[holder]
+    links: list[Any] = [optax.with_extra_args_support(t) for t in transformations]
 
     def init(params: Params) -> tuple:
         return tuple(link.init(params) for link in links)
@@ -94,10 +96,10 @@ def chain(*transformations: optax.GradientTransformation) -> PrivateTransformati
         return updates, tuple(new)
 
     def geometry(state: tuple) -> Geometry:
-        return transformations[holder].geometry(state[holder])
+        return source.geometry(state[holder])
 
     def importance(state: tuple) -> Any:
-        return transformations[holder].importance(state[holder])
+        return source.importance(state[holder])
 
     return PrivateTransformation(
         init, update, role="private", geometry=geometry, importance=importance
@@ -117,8 +119,8 @@ def dp_adam_ilg(
     b1: Any = 0.9,
     b2: Any = 0.999,
     eps: Any = 1e-8,
-    ema_decay: float = 0.9,
-    floor: float = 0.01,
+    ema_decay: Any = 0.9,
+    floor: Any = 0.01,
     public_importance: Any = None,
     weight_decay: Any = None,
 ) -> PrivateTransformation:
@@ -173,6 +175,7 @@ def dp_adam_ilg(
     key = validation.key("key", key)
     if not callable(learning_rate):
         validation.positive("learning_rate", learning_rate)
+    rate: Any = learning_rate
     rule, layers = as_rule(importance), as_layering(layers)
     smoothing: dict[str, Any] = {"ema_decay": ema_decay, "floor": floor}
     score_key, noise_key = jax.random.split(fresh_key(key))
@@ -205,7 +208,7 @@ def dp_adam_ilg(
         *_row("source", source, stages),
         _row("adam", adam, moments),
         *decay,
-        optax.scale_by_learning_rate(learning_rate),
+        optax.scale_by_learning_rate(rate),
     )
 
 
@@ -340,7 +343,7 @@ def _check_keys(keys: list[Any]) -> None:
     known: set[bytes] = set()
     for key in keys:
         data = jax.random.key_data(key)
-        if isinstance(data, jax.core.Tracer):
+        if isinstance(data, Tracer):
             return
         if data.tobytes() in known:
             raise ValueError(

@@ -9,6 +9,8 @@ import numbers
 from typing import Any
 
 import jax
+import numpy as np
+from jax.core import Tracer
 
 
 def positive(name: str, value: Any) -> None:
@@ -27,8 +29,9 @@ def positive(name: str, value: Any) -> None:
         Traceback (most recent call last):
         ValueError: l2_clip_norm is -1, but must be a finite number above 0.
     """
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         return
+    value = _plain(value)
     if not (_is_number(value) and 0 < value < math.inf):
         raise ValueError(f"{name} is {value!r}, but must be a finite number above 0.")
 
@@ -38,7 +41,7 @@ def fraction(name: str, value: Any, *, include_zero: bool = False) -> None:
 
     Args:
         name: what the caller calls it.
-        value: the number to check.
+        value: the number to check; traced arrays pass.
         include_zero: whether exactly 0 is allowed.
 
     Raises:
@@ -50,6 +53,9 @@ def fraction(name: str, value: Any, *, include_zero: bool = False) -> None:
         Traceback (most recent call last):
         ValueError: delta is 2, but must lie between 0 and 1.
     """
+    if isinstance(value, Tracer):
+        return
+    value = _plain(value)
     low_ok = _is_number(value) and (value > 0 or (include_zero and value == 0))
     if not (low_ok and value < 1):
         raise ValueError(f"{name} is {value!r}, but must lie between 0 and 1.")
@@ -109,6 +115,12 @@ def key(name: str, value: Any) -> jax.Array:
         f"{name} must be one PRNG key, not {type(value).__name__}; "
         "make it with jax.random.key(seed)."
     )
+
+
+def _plain(value: Any) -> Any:
+    """A number out of an array without axes; anything else as it is."""
+    is_array = isinstance(value, (jax.Array, np.ndarray)) and value.shape == ()
+    return value.item() if is_array else value
 
 
 def _is_number(value: Any) -> bool:

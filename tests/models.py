@@ -1,5 +1,7 @@
 """Small models, data and plans that several test files share."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,7 +51,7 @@ def per_example(params, batch, loss=mlp_loss):
 
 
 def plan(**changes):
-    facts = dict(
+    facts: dict[str, Any] = dict(
         num_examples=1000,
         batch_size=12,
         num_steps=20,
@@ -63,7 +65,7 @@ def plan(**changes):
 
 
 def noiseless(**changes):
-    facts = dict(
+    facts: dict[str, Any] = dict(
         num_examples=1000,
         batch_size=12,
         num_steps=20,

@@ -9,7 +9,16 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).parent.parent / "dp_ilg"
 RANKS = {
-    0: ["base", "groups", "sampling", "schedules", "statement", "validation"],
+    -1: ["validation"],
+    0: [
+        "base",
+        "groups",
+        "renyi",
+        "sampling",
+        "schedules",
+        "search",
+        "statement",
+    ],
     1: ["accounting", "layers", "per_example", "rules"],
     2: ["geometry", "plan"],
     3: ["calibration", "clipping", "ledger", "noise"],

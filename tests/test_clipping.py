@@ -9,7 +9,7 @@ import dp_ilg
 from dp_ilg.clipping import CLIP_MODES as MODE_TABLE
 from dp_ilg.clipping import as_clip_mode, clip_sum
 from dp_ilg.groups import scaled_norm
-from dp_ilg.per_example import ENGINES
+from dp_ilg.per_example import ENGINES, from_gradients
 from tests.models import (
     CLIP_MODES,
     LAYERINGS,
@@ -29,7 +29,7 @@ def weighted_geometry(params, layers, seed=3):
 
 
 def median_norm(gradients, geometry):
-    engine = dp_ilg.per_example.from_gradients(gradients, geometry.groups)
+    engine = from_gradients(gradients, geometry.groups)
     return float(jnp.median(geometry.norm(engine.norms)))
 
 
@@ -89,7 +89,7 @@ def test_low_precision_gradients_are_summed_in_float32(dtype):
     params, batch = mlp_params(dtype=dtype), mlp_batch()
     gradients = per_example(params, batch)
     geometry = weighted_geometry(params, "leaf")
-    engine = dp_ilg.per_example.from_gradients(gradients, geometry.groups)
+    engine = from_gradients(gradients, geometry.groups)
     clipped = clip_sum(engine, geometry, 0.3, as_clip_mode("joint"))
     sums, _ = naive_clipped_sum(gradients, geometry, 0.3, "joint")
     assert {x.dtype for x in jax.tree.leaves(clipped.gradients)} == {
@@ -124,11 +124,9 @@ def test_per_layer_lies_inside_the_joint_ball():
     params, batch = mlp_params(), mlp_batch()
     geometry = weighted_geometry(params, "leaf")
     gradients = per_example(params, batch)
-    engine = dp_ilg.per_example.from_gradients(gradients, geometry.groups)
+    engine = from_gradients(gradients, geometry.groups)
     bound = jnp.float32(median_norm(gradients, geometry))
-    each = MODE_TABLE["per_layer"]().coefficients(
-        engine.norms, geometry.weights, bound
-    )
+    each = MODE_TABLE["per_layer"]().coefficients(engine.norms, geometry.weights, bound)
     kept = np.asarray(engine.norms * each)
     box = np.asarray(bound * geometry.weights) / np.sqrt(len(geometry.weights))
     assert np.all(kept <= box * 1.000001) and np.any(kept >= box * 0.999)
