@@ -186,7 +186,7 @@ class OptimizerConfig:
         'uniform'
     """
 
-    learning_rate: Annotated[float, _flag("--learning-rate")] = required(0.01)
+    learning_rate: Annotated[float, _flag("--learning-rate")] = required(0.02)
     learning_rate_schedule: LearningRateConfig = LearningRateConfig()
     importance: Annotated[str, _flag("--importance")] = "min_noise_energy"
     source: Literal["scores", "released", "public"] = "scores"
