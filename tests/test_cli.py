@@ -301,3 +301,15 @@ def test_the_module_runs_as_a_process():
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == "dp-ilg: There is no command 'trian'; did you mean train?\n"
+
+
+@pytest.mark.slow
+def test_a_file_size_limit_is_one_sentence_and_leaves_nothing(tmp_path):
+    limit = "import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (4096, 4096));"
+    run = "from dp_ilg.experiments.cli import main; raise SystemExit(main(%r))"
+    command = ["train", "--run-dir", str(tmp_path / "run"), "--seed", "1", *TINY]
+    code = limit + run % command
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "File too large; free space" in done.stderr and done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())

@@ -4,8 +4,11 @@ A checkpoint holds the secret keys, so that a resumed run repeats a release bit 
 bit rather than drawing new noise for old data. Its files are for the owner only.
 """
 
+import errno
 import json
 import os
+import re
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
+
+_OVERHEAD = 1 << 16  # what Orbax writes besides the arrays, and more
 
 
 def save_checkpoint(
@@ -54,6 +59,9 @@ def save_checkpoint(
         "leaves": {str(i): x for i, x in enumerate(leaves) if x.size},
         "facts": {"json": np.frombuffer(_encode(facts), np.uint8), "step": step},
     }
+    for draft in folder.glob("*.orbax-checkpoint-tmp*"):  # of a run that was killed
+        _remove(draft)
+    _reserve(folder, sum(x.nbytes for x in saved["leaves"].values()))
     _store(target, saved)
     _owner_only(folder)
     for old in _steps(folder)[:-keep]:
@@ -143,6 +151,15 @@ def _is_key(leaf: Any) -> bool:
     )
 
 
+def _reserve(folder: Path, size: int) -> None:
+    """Raises OSError if the disk has no room: Orbax fails in threads, and noisily."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        for _ in range(0, size + _OVERHEAD, _OVERHEAD):
+            file.write(bytes(_OVERHEAD))
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def _store(target: Path, saved: Any) -> None:
     try:
         with ocp.PyTreeCheckpointer() as checkpointer:
@@ -150,7 +167,9 @@ def _store(target: Path, saved: Any) -> None:
     except OSError:
         raise
     except Exception as error:  # Orbax's storage has error types of its own
-        raise OSError(f"the checkpoint {target} cannot be written: {error}") from error
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        number = int(code[1]) if code else errno.EIO
+        raise OSError(number, os.strerror(number), str(target)) from error
 
 
 def _restore(path: Path) -> Any:

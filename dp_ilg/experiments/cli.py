@@ -6,6 +6,7 @@ Everything else goes to standard error. A mistake is one sentence and exit code 
 
 import contextlib
 import io
+import logging
 import re
 import sys
 import time
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = list(sys.argv[1:] if argv is None else argv)
     try:
-        with _warnings_as_lines():
+        with _warnings_as_lines(), _quiet_libraries():
             _parse(args, Config())()
     except SystemExit as stop:  # --help
         return int(stop.code or 0)
@@ -168,6 +169,22 @@ def _warnings_as_lines() -> Any:
         warnings.simplefilter("always", UserWarning)
         warnings.showwarning = show
         yield
+
+
+@contextlib.contextmanager
+def _quiet_libraries() -> Any:
+    """Keeps tracebacks that Orbax logs beside its errors off the screen."""
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    levels = [logger.level for logger in loggers]
+    hook, sys.unraisablehook = sys.unraisablehook, lambda unraisable: None
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL + 1)
+        yield
+    finally:
+        sys.unraisablehook = hook
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _complain(sentence: str, code: int) -> int:
