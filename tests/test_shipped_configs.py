@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ def texts(rng, size):
 
 def write_arrays(path, draw, classes):
     rng = np.random.default_rng(0)
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for part in ("train", "test"):
         arrays[f"x_{part}"] = draw(rng, SIZE)
         arrays[f"y_{part}"] = rng.integers(0, classes, SIZE).astype(np.uint8)
