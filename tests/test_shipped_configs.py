@@ -38,7 +38,9 @@ def write_arrays(path, draw, classes):
 
 def write_people(path):
     rng = np.random.default_rng(0)
-    columns = {name: rng.choice(words, 2 * SIZE) for name, words in CATEGORIES.items()}
+    columns: dict[str, Any] = {
+        name: rng.choice(words, 2 * SIZE) for name, words in CATEGORIES.items()
+    }
     columns |= {name: rng.integers(0, 50, 2 * SIZE) for name in NUMBERS}
     columns["class"] = rng.choice(["<=50K", ">50K"], 2 * SIZE)
     np.savez(path, **columns)
