@@ -135,7 +135,7 @@ def bench_step(name: str, sizes: tuple[int, ...], size: int, repeats: int) -> di
     for rule in ("uniform", "min_noise_energy"):
         for c in chunks:
             makers[f"{rule}/{c}"] = private_step(size, c, rule)
-    runs = {k: compiled(*pair, params, batch) for k, pair in makers.items()}
+    runs = {k: compiled(m[0], m[1], params, batch) for k, m in makers.items()}
     times: dict[str, list[float]] = {k: [] for k in runs}
     for _ in range(repeats + 1):
         for key, (run, _, _) in runs.items():

@@ -23,6 +23,9 @@ from dp_ilg.layers import group
 from dp_ilg.per_example import ENGINES
 
 
+_UNROLLED = 16
+
+
 class LeafPlan(NamedTuple):
     """How one leaf's gradient is clipped: a row of `ClippedGradFn.explain`."""
 
@@ -114,7 +117,11 @@ class ClippedGradFn:
     def _many(
         self, params: Params, batch: Example, geometry: Geometry, padding: Array
     ) -> ClippedGrad:
-        """Accumulates micro-batches in a scan; the rest is filled with padding."""
+        """Accumulates micro-batches; the last is filled up with padding.
+
+        Few are written out one after the other: XLA's convolutions are several times
+        slower inside a loop on a CPU. Many go through a scan, to keep compiling short.
+        """
         chunk = self.microbatch_size or 1
 
         def body(total: ClippedGrad, piece: Any) -> tuple[ClippedGrad, None]:
@@ -122,7 +129,9 @@ class ClippedGradFn:
             return total + self._one(params, rows, geometry, mask), None
 
         pieces = (_split(batch, chunk), ~_split(~padding, chunk))
-        return jax.lax.scan(body, self._zero(params, geometry), pieces)[0]
+        count = jax.tree.leaves(pieces)[0].shape[0]
+        total = self._zero(params, geometry)
+        return jax.lax.scan(body, total, pieces, unroll=count <= _UNROLLED)[0]
 
     def _zero(self, params: Params, geometry: Geometry) -> ClippedGrad:
         zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, accumulator(p.dtype)), params)
