@@ -28,6 +28,18 @@ RANKS = {
 }
 RANK_OF = {name: rank for rank, names in RANKS.items() for name in names}
 CORE_DISTRIBUTIONS = {"jax", "optax", "numpy", "scipy", "dp_accounting", "jaxtyping"}
+EXPERIMENTS = [
+    ["data_files", "fields", "linen_models", "run_record", "svg", "train_step"],
+    ["data_adult", "nnx_models", "plots", "checkpoints"],
+    ["data", "models", "report"],
+    ["config"],
+    ["job"],
+    ["progress", "trainer", "commands"],
+    ["run_folder"],
+    ["runner"],
+    ["cli"],
+]
+EXPERIMENT_RANK = {name: r for r, names in enumerate(EXPERIMENTS) for name in names}
 HEAVY = ["flax", "orbax", "matplotlib", "tyro", "rich", "jinja2", "sklearn"]
 
 
@@ -38,8 +50,8 @@ def imports(path):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            if node.module == "dp_ilg":
-                found |= {f"dp_ilg.{alias.name}" for alias in node.names}
+            if node.module in ("dp_ilg", "dp_ilg.experiments"):
+                found |= {f"{node.module}.{alias.name}" for alias in node.names}
             else:
                 found.add(node.module)
     return found
@@ -55,6 +67,16 @@ def test_core_imports_only_lower_ranks_and_core_packages(path):
             assert RANK_OF[inner] < RANK_OF[path.stem], f"{path.stem} imports {inner}"
         else:
             assert top in CORE_DISTRIBUTIONS | sys.stdlib_module_names, name
+
+
+@pytest.mark.parametrize(
+    "path", sorted((PACKAGE / "experiments").glob("[!_]*.py")), ids=lambda p: p.stem
+)
+def test_experiments_import_only_lower_ranks(path):
+    for name in imports(path):
+        if name.startswith("dp_ilg.experiments."):
+            inner = name.split(".")[2]
+            assert EXPERIMENT_RANK[inner] < EXPERIMENT_RANK[path.stem], inner
 
 
 @pytest.mark.parametrize(
