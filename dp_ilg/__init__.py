@@ -7,6 +7,7 @@ from `PoissonSampler`, and `PrivacyLedger` refuses a step past the plan.
 
 from dp_ilg import accounting, layers, schedules
 from dp_ilg.adam import scale_by_noise_corrected_adam
+from dp_ilg.aggregate import differentially_private_aggregate
 from dp_ilg.base import ClippedGrad, PerExampleGrads
 from dp_ilg.calibration import (
     batch_size_for_epsilon,
@@ -23,7 +24,7 @@ from dp_ilg.importance import (
 )
 from dp_ilg.ledger import BudgetExhausted, PrivacyLedger
 from dp_ilg.noise import add_importance_noise
-from dp_ilg.optimizers import chain, differentially_private_aggregate, dp_adam_ilg
+from dp_ilg.optimizers import chain, dp_adam_ilg
 from dp_ilg.plan import PrivacyPlan
 from dp_ilg.sampling import PoissonSampler
 

@@ -22,7 +22,6 @@ from dp_ilg.groups import accumulator
 from dp_ilg.layers import group
 from dp_ilg.per_example import ENGINES
 
-
 _UNROLLED = 16
 
 

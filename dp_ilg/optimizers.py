@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from jax.core import Tracer
 
@@ -20,8 +19,8 @@ from dp_ilg.importance import (
     score_released_gradients,
     set_layer_importance,
 )
-from dp_ilg.layers import as_layering, group
-from dp_ilg.noise import add_importance_noise, fresh_key, gaussian_noise, released_mean
+from dp_ilg.layers import as_layering
+from dp_ilg.noise import add_importance_noise, fresh_key
 from dp_ilg.plan import PrivacyPlan
 from dp_ilg.rules import Rule, as_rule
 
@@ -177,26 +176,25 @@ def dp_adam_ilg(
         validation.positive("learning_rate", learning_rate)
     rate: Any = learning_rate
     rule, layers = as_rule(importance), as_layering(layers)
-    smoothing: dict[str, Any] = {"ema_decay": ema_decay, "floor": floor}
     score_key, noise_key = jax.random.split(fresh_key(key))
     noise = add_importance_noise(plan, key=noise_key)
-    stages: dict[str, Callable[[], list]] = {
+    scored: dict[str, Any] = {
+        "layers": layers,
+        "ema_decay": ema_decay,
+        "floor": floor,
+    }
+    sources: dict[str, Callable[[], list]] = {
         "scores": lambda: [
-            score_layer_importance(
-                rule, plan, key=score_key, layers=layers, **smoothing
-            ),
+            score_layer_importance(rule, plan, key=score_key, **scored),
             noise,
         ],
-        "released": lambda: [
-            noise,
-            score_released_gradients(rule, plan, layers=layers, **smoothing),
-        ],
+        "released": lambda: [noise, score_released_gradients(rule, plan, **scored)],
         "public": lambda: [
             set_layer_importance(rule, public_importance, layers=layers),
             noise,
         ],
     }
-    moments: dict[str, Callable[[], optax.GradientTransformation]] = {
+    moments: dict[str, Callable[[], Any]] = {
         "plain": lambda: optax.scale_by_adam(b1, b2, eps),
         "noise_corrected": lambda: scale_by_noise_corrected_adam(
             plan, layers=layers, b1=b1, b2=b2, eps=eps
@@ -205,94 +203,11 @@ def dp_adam_ilg(
     decay = [] if weight_decay is None else [optax.add_decayed_weights(weight_decay)]
     return chain(
         clip_per_example(plan.l2_clip_norm, clip_mode=as_clip_mode(clip_mode)),
-        *_row("source", source, stages),
+        *_row("source", source, sources),
         _row("adam", adam, moments),
         *decay,
         optax.scale_by_learning_rate(rate),
     )
-
-
-class DifferentiallyPrivateAggregateState(NamedTuple):
-    """All randomness of `differentially_private_aggregate`."""
-
-    key: Any
-    step: Any
-
-
-def differentially_private_aggregate(
-    l2_norm_clip: Any, noise_multiplier: Any, key: Any, *, batch_size: int
-) -> PrivateTransformation:
-    """``optax.contrib.differentially_private_aggregate`` without its faults.
-
-    Same inputs, same distribution, except: the sum is divided by the *expected* batch
-    size given here, padding and non-finite examples are absent, an empty batch is a
-    noise-only step, norms are exact in half precision, and the key is required.
-
-    Args:
-        l2_norm_clip: bound on one example's L2 norm.
-        noise_multiplier: ratio of the noise's standard deviation to the bound.
-        key: PRNG key, secret.
-        batch_size: expected batch size q N.
-
-    Returns:
-        A transformation from per-example gradients (or a `ClippedGrad`) to a release.
-
-    Raises:
-        ValueError: for a bad norm, multiplier or size.
-        TypeError: for a bad key.
-
-    Privacy: one Gaussian with this multiplier a step, for adding or removing one
-    example. No plan holds it: nothing here counts steps or knows the sampling. Use
-    `dp_adam_ilg` for a guarantee that is tracked.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> tx = differentially_private_aggregate(1.0, 0.0, jax.random.key(0),
-        ...     batch_size=2)
-        >>> gradients = {"w": jnp.array([[3.0, 4.0], [jnp.nan, 0.0]])}
-        >>> release, _ = tx.update(gradients, tx.init({"w": jnp.zeros(2)}))
-        >>> [round(float(x), 3) for x in release["w"]]
-        [0.3, 0.4]
-
-    Reference: Abadi et al. 2016, Algorithm 1.
-    """
-    key = validation.key("key", key)
-    if noise_multiplier != 0:
-        validation.positive("noise_multiplier", noise_multiplier)
-    validation.positive("batch_size", batch_size)
-    clip = clip_per_example(l2_norm_clip)
-
-    def init(params: Params) -> DifferentiallyPrivateAggregateState:
-        clip.init(params)
-        return DifferentiallyPrivateAggregateState(
-            fresh_key(key), jnp.zeros((), jnp.int32)
-        )
-
-    def update(
-        updates: Any,
-        state: DifferentiallyPrivateAggregateState,
-        params: Params | None = None,
-        **extra: Any,
-    ) -> tuple[Params, DifferentiallyPrivateAggregateState]:
-        if "geometry" not in extra and not isinstance(updates, ClippedGrad):
-            extra["geometry"] = _uniform_for(updates)
-        clipped, _ = clip.update(updates, optax.EmptyState(), params, **extra)
-        stddev = noise_multiplier * clipped.l2_clip_norm * clipped.geometry.weights
-        step_key = jax.random.fold_in(state.key, state.step)
-        noised = gaussian_noise(clipped, stddev, step_key)
-        release = released_mean(noised, clipped.geometry, batch_size)
-        return release, state._replace(step=state.step + 1)
-
-    return PrivateTransformation(init, update, role="private", key=key)
-
-
-def _uniform_for(gradients: Any) -> Geometry:
-    """The ordinary L2 norm for parameters shaped like per-example gradients."""
-    group(gradients)
-    shapes = jax.tree.map(
-        lambda g: jax.ShapeDtypeStruct(g.shape[1:], g.dtype), gradients
-    )
-    return Geometry.uniform(shapes)
 
 
 def _row(name: str, value: Any, table: dict[str, Callable]) -> Any:

@@ -22,7 +22,7 @@ RANKS = {
     1: ["accounting", "layers", "per_example", "rules"],
     2: ["geometry", "plan"],
     3: ["calibration", "clipping", "ledger", "noise"],
-    4: ["adam", "gradients", "importance"],
+    4: ["adam", "aggregate", "gradients", "importance"],
     5: ["optimizers"],
     6: ["__init__"],
 }
