@@ -40,7 +40,8 @@ def chain(*transformations: optax.GradientTransformation) -> PrivateTransformati
     Returns:
         A transformation with ``geometry(state)`` and ``importance(state)``. Its update
         takes per-example gradients or a `ClippedGrad`, and the extra arguments
-        ``is_padding_example=`` and ``clipped_grad=``.
+        ``is_padding_example=``, ``clipped_grad=`` and ``geometry=``; the last overrides
+        the chain's own and must come from public facts or earlier releases.
 
     Raises:
         ValueError: for a missing or repeated clip, geometry or noise, a wrong order,
