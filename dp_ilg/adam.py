@@ -118,7 +118,7 @@ def scale_by_noise_corrected_adam(
         )
         return _direction(new, updates, geometry, (b1, b2, eps, floor)), new
 
-    return PrivateTransformation(init, update)
+    return PrivateTransformation(init, update, plan=plan)
 
 
 def _direction(

@@ -12,7 +12,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 from jaxtyping import Array, Float, PyTree
 
 Params = PyTree
@@ -79,7 +81,12 @@ class ClippedGrad:
             return False
 
     def __add__(self, other: ClippedGrad) -> ClippedGrad:
-        """Joins two chunks of the same step; the geometry must be the same."""
+        """Joins two chunks of the same step, clipped in the same geometry.
+
+        Where weights or clip norms differ, the sum's bound is unknown: that raises,
+        or under ``jit``, where values are not known yet, makes the clip norm NaN, so
+        that nothing but NaN can be released.
+        """
         if not isinstance(other, ClippedGrad):
             return NotImplemented
         if self.geometry.groups != other.geometry.groups:
@@ -89,7 +96,8 @@ class ClippedGrad:
             )
         add = jax.tree.map(lambda a, b: a + b, self.gradients, other.gradients)
         shares = self.layer_shares + other.layer_shares
-        return dataclasses.replace(self, gradients=add, layer_shares=shares)
+        bound = jnp.where(_same_bound(self, other), self.l2_clip_norm, jnp.nan)
+        return ClippedGrad(add, shares, self.geometry, bound)
 
     def sensitivity(self, neighboring_relation: str = "add_or_remove_one") -> float:
         """How far one example moves the sum, in the geometry's norm.
@@ -112,12 +120,25 @@ class ClippedGrad:
         return factors[neighboring_relation] * float(self.l2_clip_norm)
 
 
+def _same_bound(one: ClippedGrad, other: ClippedGrad) -> Any:
+    """Whether two sums were clipped alike; raises where that is known to be false."""
+    same = jnp.all(jnp.asarray(one.geometry.weights) == other.geometry.weights)
+    same = same & (jnp.asarray(one.l2_clip_norm) == other.l2_clip_norm)
+    if not isinstance(same, Tracer) and not bool(same):
+        raise ValueError(
+            "Two chunks were clipped with different weights or clip norms; clip all "
+            "chunks of a step with the same geometry and l2_clip_norm."
+        )
+    return same
+
+
 class PrivateTransformation(optax.GradientTransformationExtraArgs):
     """An Optax transformation that also says what `dp_ilg.chain` must know.
 
     Attributes:
         role: "clip", "score", "noise", "private" (a whole chain) or "".
         key: the PRNG key given to the factory, or None.
+        plan: the `PrivacyPlan` given to the factory, or None.
         geometry: maps the transformation's state to its `Geometry`, or None.
         importance: maps the state to importance shares ``[groups]``, or None.
     """
@@ -126,6 +147,7 @@ class PrivateTransformation(optax.GradientTransformationExtraArgs):
     update: Any
     role: str
     key: Any
+    plan: Any
     geometry: Any
     importance: Any
 
@@ -136,11 +158,12 @@ class PrivateTransformation(optax.GradientTransformationExtraArgs):
         *,
         role: str = "",
         key: Any = None,
+        plan: Any = None,
         geometry: Callable | None = None,
         importance: Callable | None = None,
     ) -> PrivateTransformation:
         """Makes the (init, update) pair and hangs the facts on it."""
         self = super().__new__(cls, init, update)
-        self.role, self.key = role, key
+        self.role, self.key, self.plan = role, key, plan
         self.geometry, self.importance = geometry, importance
         return self

@@ -121,7 +121,7 @@ def score_layer_importance(
         squares = jnp.square(jnp.maximum(level, 0)) - unexplained
         return updates, _weighted(state, squares, chosen, floor)
 
-    return _scorer(init, update, key)
+    return _scorer(init, update, key, plan)
 
 
 def score_released_gradients(
@@ -193,7 +193,7 @@ def score_released_gradients(
         squares, _ = _unbiased(state, decay)
         return updates, _weighted(state, squares, chosen, floor)
 
-    return _scorer(init, update, None)
+    return _scorer(init, update, None, plan)
 
 
 def set_layer_importance(
@@ -243,15 +243,18 @@ def set_layer_importance(
         del params, extra
         return updates, state._replace(step=state.step + 1)
 
-    return _scorer(init, update, None)
+    return _scorer(init, update, None, None)
 
 
-def _scorer(init: Callable, update: Callable, key: Any) -> PrivateTransformation:
+def _scorer(
+    init: Callable, update: Callable, key: Any, plan: Any
+) -> PrivateTransformation:
     return PrivateTransformation(
         init,
         update,
         role="score",
         key=key,
+        plan=plan,
         geometry=lambda state: state.geometry,
         importance=lambda state: state.shares,
     )

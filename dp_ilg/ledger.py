@@ -6,16 +6,19 @@ results got out, never fewer. One line of JSON a step, each closed by a CRC-32.
 """
 
 import errno
+import hashlib
 import json
 import os
-import re
 import stat
-import zlib
 from pathlib import Path
 from typing import Any, NoReturn
 
+import jax
+import numpy as np
+
 from dp_ilg import validation
 from dp_ilg.plan import PrivacyPlan
+from dp_ilg.sealing import seal, unseal
 
 try:
     import fcntl
@@ -23,7 +26,6 @@ except ImportError:  # no such locks on this system: then one process is assumed
     fcntl = None
 
 FORMAT_VERSION = 1
-_SEALED_LINE = re.compile(rb'(.*), "crc32": "([0-9a-f]{8})"\}', re.DOTALL)
 
 
 class BudgetExhausted(ValueError):
@@ -75,22 +77,32 @@ class PrivacyLedger:
         >>> folder.cleanup()
     """
 
-    def __init__(self, path: str | os.PathLike[str], plan: PrivacyPlan):
+    def __init__(
+        self, path: str | os.PathLike[str], plan: PrivacyPlan, *, key: Any = None
+    ):
         """Creates the file, or resumes it.
 
         Args:
             path: the file; its folder must exist.
             plan: the plan of the run.
+            key: the run's noise key, of which a hash is kept, so that a second run
+                with another key cannot pass for a replay of the first.
 
         Raises:
-            ValueError: if the file is no ledger, belongs to another plan or is damaged
+            ValueError: if the file is no ledger, belongs to another plan or key, or is
+                damaged
                 before its last line; it is left as it is.
             OSError: if the file cannot be created, read or written, or another process
                 (or another ledger in this one) has it open.
         """
         self.path = Path(path)
         self.plan = plan
-        self._header = _seal({"dp_ilg_ledger": FORMAT_VERSION, **_describe(plan)})
+        facts = {"dp_ilg_ledger": FORMAT_VERSION, **_describe(plan)}
+        self._key = None if key is None else _fingerprint(key)
+        if self._key:
+            facts["key"] = self._key
+        self._header = seal(facts)
+        self._recorded_here = -1
         self._file = self._open()
         try:
             self._lock()
@@ -129,16 +141,16 @@ class PrivacyLedger:
     def record(self, step: int) -> None:
         """Charges one step; call it before the step's release is used.
 
-        Returns once the line is on the disk. Steps come in order; a step that is
-        recorded already may come again and costs nothing (see Privacy above).
+        Returns once the line is on the disk. Steps come in order; a run that was
+        resumed may repeat steps on file, which costs nothing (see Privacy above).
 
         Args:
             step: which step, from 0.
 
         Raises:
             BudgetExhausted: for a step past the plan.
-            ValueError: for a step that is no whole number, one that leaves a gap, or
-                a closed ledger.
+            ValueError: for a step that is no whole number, one that leaves a gap or
+                was recorded since the file was opened, or a closed ledger.
             OSError: if the line could not be written and synced. The step then counts
                 as not recorded, and may be tried again.
 
@@ -169,8 +181,14 @@ class PrivacyLedger:
                 f"step is {step}, but {self.steps} steps are recorded: "
                 f"record step {self.steps} first."
             )
+        if step <= self._recorded_here:
+            raise ValueError(
+                f"step is {step}, but this run has recorded step {self._recorded_here} "
+                "already; only a resumed run may repeat steps."
+            )
         if step == self.steps:
-            self._append(_seal({"step": int(step)}), steps=self.steps + 1)
+            self._append(seal({"step": int(step)}), steps=self.steps + 1)
+        self._recorded_here = int(step)
 
     def close(self) -> None:
         """Closes the file and lets go of the lock; closing twice is harmless.
@@ -223,7 +241,7 @@ class PrivacyLedger:
         elif not self._header.startswith(fragment):
             self._refuse("is not a privacy ledger", "choose another path")
         for count, line in enumerate(lines[1:]):
-            if _unseal(line) != {"step": count}:
+            if unseal(line) != {"step": count}:
                 self._refuse(
                     f"is damaged in line {count + 2}",
                     "restore it from a copy, or count its plan as spent in full",
@@ -247,7 +265,7 @@ class PrivacyLedger:
             self._fail(error, "read", "check the disk")
 
     def _check_header(self, line: bytes) -> None:
-        header = _unseal(line)
+        header = unseal(line)
         if header is None and not line.startswith(b'{"dp_ilg_ledger"'):
             self._refuse("is not a privacy ledger", "choose another path")
         if header is None:
@@ -259,6 +277,11 @@ class PrivacyLedger:
                 f"belongs to the plan {header.get('plan_digest')}, not to "
                 f"{self.plan.digest()}",
                 "resume with that plan, or choose another path",
+            )
+        if self._key and header.get("key") != self._key:
+            self._refuse(
+                "belongs to a run with another key",
+                "resume with that key, or choose another path",
             )
 
     def _append(self, line: bytes, *, steps: int) -> None:
@@ -311,23 +334,11 @@ class PrivacyLedger:
         raise type(error)(error.errno, message) from error
 
 
+def _fingerprint(key: Any) -> str:
+    """A hash of a key; whoever could invert it could guess the key anyway."""
+    data = np.asarray(jax.random.key_data(validation.key("key", key)))
+    return hashlib.blake2b(data.tobytes(), digest_size=16, person=b"ledger").hexdigest()
+
+
 def _describe(plan: PrivacyPlan) -> dict[str, Any]:
     return {"plan_digest": plan.digest(), "plan": json.loads(plan.to_json())}
-
-
-def _seal(record: dict[str, Any]) -> bytes:
-    """Returns the record as a line that carries its own CRC-32."""
-    body = json.dumps(record).encode()
-    crc = zlib.crc32(body)
-    return body[:-1] + f', "crc32": "{crc:08x}"}}\n'.encode()
-
-
-def _unseal(line: bytes) -> dict[str, Any] | None:
-    """Returns the record of a line, or None if the line is not as it was written."""
-    match = _SEALED_LINE.fullmatch(line)
-    if not match or zlib.crc32(match[1] + b"}") != int(match[2], 16):
-        return None
-    try:
-        return json.loads(match[1] + b"}")
-    except ValueError:
-        return None

@@ -177,7 +177,7 @@ def add_importance_noise(plan: PrivacyPlan, *, key: Any) -> PrivateTransformatio
         release = released_mean(noised, geometry, plan.batch_size)
         return release, AddImportanceNoiseState(state.key, state.step + 1)
 
-    return PrivateTransformation(init, update, role="noise", key=key)
+    return PrivateTransformation(init, update, role="noise", key=key, plan=plan)
 
 
 def fresh_key(key: Array) -> Array:

@@ -19,7 +19,7 @@ from dp_ilg.importance import (
     score_released_gradients,
     set_layer_importance,
 )
-from dp_ilg.layers import as_layering
+from dp_ilg.layers import as_layering, group
 from dp_ilg.noise import add_importance_noise, fresh_key
 from dp_ilg.plan import PrivacyPlan
 from dp_ilg.rules import Rule, as_rule
@@ -45,7 +45,7 @@ def chain(*transformations: optax.GradientTransformation) -> PrivateTransformati
 
     Raises:
         ValueError: for a missing or repeated clip, geometry or noise, a wrong order,
-            or one key for two of them.
+            one key for two of them, or different plans.
 
     Privacy: that of the noise; the chain adds nothing. Wrapping the whole chain in
     ``optax.masked`` is refused (raw gradients would pass); to freeze parameters use
@@ -175,6 +175,7 @@ def dp_adam_ilg(
     key = validation.key("key", key)
     if not callable(learning_rate):
         validation.positive("learning_rate", learning_rate)
+    _check_adam(b1, b2, eps, weight_decay)
     rate: Any = learning_rate
     rule, layers = as_rule(importance), as_layering(layers)
     score_key, noise_key = jax.random.split(fresh_key(key))
@@ -201,7 +202,9 @@ def dp_adam_ilg(
             plan, layers=layers, b1=b1, b2=b2, eps=eps
         ),
     }
-    decay = [] if weight_decay is None else [optax.add_decayed_weights(weight_decay)]
+    decay = []
+    if weight_decay is not None:
+        decay = [optax.add_decayed_weights(weight_decay, mask=_trained(layers))]
     return chain(
         clip_per_example(plan.l2_clip_norm, clip_mode=as_clip_mode(clip_mode)),
         *_row("source", source, sources),
@@ -209,6 +212,24 @@ def dp_adam_ilg(
         *decay,
         optax.scale_by_learning_rate(rate),
     )
+
+
+def _check_adam(b1: Any, b2: Any, eps: Any, weight_decay: Any) -> None:
+    validation.fraction("b1", b1, include_zero=True)
+    validation.fraction("b2", b2, include_zero=True)
+    validation.positive("eps", eps)
+    if weight_decay is not None and not callable(weight_decay):
+        validation.positive("weight_decay", weight_decay)
+
+
+def _trained(layers: Any) -> Callable[[Params], Params]:
+    """Maps parameters to a tree of bools: False where a leaf is frozen."""
+
+    def mask(params: Params) -> Params:
+        trained = [bool(leaf.groups) for leaf in group(params, layers).leaves]
+        return jax.tree.unflatten(jax.tree.structure(params), trained)
+
+    return mask
 
 
 def _row(name: str, value: Any, table: dict[str, Callable]) -> Any:
@@ -239,6 +260,7 @@ def _check_chain(transformations: tuple) -> int:
             "exactly one; add score_layer_importance or set_layer_importance."
         )
     _check_first(transformations, roles)
+    _check_plans([t.plan for t in transformations if getattr(t, "plan", None)])
     _check_keys([t.key for t in transformations if getattr(t, "key", None) is not None])
     return holders[0]
 
@@ -253,6 +275,16 @@ def _check_first(transformations: tuple, roles: list[str]) -> None:
                 "is none of dp_ilg's; what touches raw gradients may void the "
                 "guarantee, so put it behind add_importance_noise."
             )
+
+
+def _check_plans(plans: list[PrivacyPlan]) -> None:
+    """One plan for all: two would account less than score and noise release."""
+    if len(set(plans)) > 1:
+        digests = " and ".join(sorted({plan.digest() for plan in plans}))
+        raise ValueError(
+            f"The chain was given different plans ({digests}), so that none accounts "
+            "for all it releases; give every transformation the same plan."
+        )
 
 
 def _check_keys(keys: list[Any]) -> None:

@@ -16,6 +16,7 @@ RANKS = {
         "renyi",
         "sampling",
         "schedules",
+        "sealing",
         "search",
         "statement",
     ],

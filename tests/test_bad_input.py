@@ -224,3 +224,46 @@ def test_state_of_another_chain():
     params = mlp_params()
     with pytest.raises(ValueError, match="the same chain"):
         tx.update(per_example(params, mlp_batch()), other.init(params), params)
+
+
+def test_score_and_noise_of_different_plans_are_refused():
+    """Neither plan would account for both; found by an outside reader."""
+    k1, k2 = jax.random.split(jax.random.key(0))
+    with pytest.raises(ValueError, match="different plans") as caught:
+        dp_ilg.chain(
+            dp_ilg.clip_per_example(1.0),
+            dp_ilg.score_layer_importance("paper", plan(), key=k1),
+            dp_ilg.add_importance_noise(plan(score_budget=0.0), key=k2),
+        )
+    sentence(caught)
+
+
+@pytest.mark.parametrize("bound, weights", [(100.0, [1.0, 1.0]), (1.0, [9.0, 1.0])])
+def test_chunks_clipped_differently_are_refused_or_poisoned(bound, weights):
+    params, batch = mlp_params(), mlp_batch()
+
+    def clipped(norm, values):
+        geometry = dp_ilg.Geometry(jnp.array(values), group("module"))
+        grad_fn = dp_ilg.clipped_grad(mlp_loss, l2_clip_norm=norm)
+        return grad_fn(params, batch, geometry=geometry)
+
+    one = clipped(1.0, [1.0, 1.0])
+    with pytest.raises(ValueError, match="different weights or clip norms") as caught:
+        one + clipped(bound, weights)
+    sentence(caught)
+    total = jax.jit(lambda: clipped(1.0, [1.0, 1.0]) + clipped(bound, weights))()
+    assert np.isnan(total.l2_clip_norm)
+    tx = dp_ilg.dp_adam_ilg(1e-2, plan(), key=jax.random.key(0))
+    updates, _ = tx.update(total, tx.init(params), params)
+    assert all(bool(jnp.all(jnp.isnan(u))) for u in jax.tree.leaves(updates))
+    assert (one + one).sensitivity() == 1.0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"b1": 1.5}, {"b2": -0.1}, {"eps": 0.0}, {"weight_decay": NAN}, {"floor": 2.0}],
+)
+def test_adam_settings(options):
+    with pytest.raises(ValueError) as caught:
+        dp_ilg.dp_adam_ilg(1e-2, plan(), key=jax.random.key(0), **options)
+    assert next(iter(options)) in sentence(caught)

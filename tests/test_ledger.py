@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -94,12 +95,13 @@ def test_a_step_past_the_plan_is_exhausted_even_after_a_gap(path):
 
 
 def test_law_3_repeated_step_is_charged_once(path):
-    content = _write(path, 3)
-    with PrivacyLedger(path, PLAN) as ledger:
-        for step in (0, 2, 1, 2):
+    _write(path, 3)
+    content = path.read_bytes()
+    with PrivacyLedger(path, PLAN) as ledger:  # a resumed run repeats what it had begun
+        for step in (0, 1, 2):
             ledger.record(step)
-        assert ledger.steps == 3
-    assert path.read_bytes() == content
+        assert ledger.steps == 3 and ledger.epsilon() == PLAN.epsilon(3)
+        assert path.read_bytes() == content
 
 
 def test_gap_is_refused(path):
@@ -429,3 +431,19 @@ def test_killed_process_never_recorded_less_than_it_acknowledged(path):
 @pytest.mark.slow
 def test_killed_process_never_recorded_less_20_times(path):
     _check_kills(path, [0.006 * i for i in range(20)])
+
+
+def test_a_second_run_does_not_pass_for_a_replay(tmp_path):
+    """With the key given, another run is refused; in one run no step comes twice."""
+    path = tmp_path / "ledger.jsonl"
+    with PrivacyLedger(path, PLAN, key=jax.random.key(1)) as ledger:
+        ledger.record(0)
+        ledger.record(1)
+        with pytest.raises(ValueError, match="only a resumed run may repeat"):
+            ledger.record(1)
+    with PrivacyLedger(path, PLAN, key=jax.random.key(1)) as ledger:
+        ledger.record(0)
+        assert ledger.steps == 2
+    with pytest.raises(ValueError, match="another key"):
+        PrivacyLedger(path, PLAN, key=jax.random.key(2))
+    assert path.read_text().count("\n") == 3

@@ -256,6 +256,15 @@ def test_frozen_parameters_cost_neither_norm_nor_noise():
     trees_close(a, b)
 
 
+def test_frozen_parameters_do_not_decay():
+    layers = dp_ilg.layers.by_module(frozen=["d1"])
+    tx = dp_ilg.dp_adam_ilg(
+        1e-2, plan(), key=jax.random.key(0), layers=layers, weight_decay=0.5
+    )
+    params, _ = train(tx)
+    jax.tree.map(np.testing.assert_array_equal, params["d1"], mlp_params()["d1"])
+
+
 def test_blocks_are_named_sized_and_log_spaced():
     params = {"embed": {"embedding": jnp.zeros((10_000, 16))}, "out": jnp.zeros(3)}
     groups = dp_ilg.layers.group(

@@ -452,3 +452,15 @@ def test_learning_rates():
 
 def test_with_seed_changes_nothing_else():
     assert dataclasses.replace(with_seed(tiny(), 5), run=tiny().run) == tiny()
+
+
+def test_other_data_of_the_same_size_are_another_run():
+    """The same noise on other data would release their difference."""
+    job = build_job(tiny())
+    changed = job.data.x_train.copy()
+    changed[7, 0] += 1
+    other = dataclasses.replace(
+        job, data=dataclasses.replace(job.data, x_train=changed)
+    )
+    assert run_folder.identity(job) == run_folder.identity(build_job(tiny()))
+    assert run_folder.identity(job) != run_folder.identity(other)

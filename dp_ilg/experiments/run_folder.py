@@ -9,6 +9,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+
 from dp_ilg.experiments.checkpoints import save_checkpoint
 from dp_ilg.experiments.config import Config, config_to_toml, read_config
 from dp_ilg.experiments.job import Job
@@ -209,16 +212,33 @@ def identity(job: Job) -> dict[str, str]:
         job: the run.
 
     Returns:
-        Digests of the plan and of the configuration, the seed apart.
+        Digests of the plan, of the configuration (the seed apart) and of the training
+        data: the same noise on other data would release their difference.
+
+    Privacy:
+        The digest of the data is as secret as the keys beside it: it stays in the
+        checkpoints.
 
     Example:
         >>> from dp_ilg.experiments.job import build_job
         >>> sorted(identity(build_job(Config())))
-        ['configuration', 'plan']
+        ['configuration', 'data', 'plan']
     """
     text = config_to_toml(job.config)
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return {"plan": job.plan.digest(), "configuration": digest}
+    return {
+        "plan": job.plan.digest(),
+        "configuration": digest,
+        "data": _data_digest(job),
+    }
+
+
+def _data_digest(job: Job) -> str:
+    digest = hashlib.sha256()
+    for array in jax.tree.leaves((job.data.x_train, job.data.y_train)):
+        digest.update(f"{array.dtype} {array.shape} ".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def differing_field(one: Config, other: Config) -> str | None:

@@ -173,13 +173,14 @@ def _object(path: Path) -> dict[str, Any]:
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     """Returns a file's JSON objects, one a line, without a last line cut short."""
-    lines = _text(path).removesuffix("\n").split("\n")
+    text = _text(path)
+    lines = text.removesuffix("\n").split("\n")
     values = []
     for number, line in enumerate(lines, 1):
         try:
             value = json.loads(line)
         except json.JSONDecodeError as error:
-            if number == len(lines):
+            if number == len(lines) and not text.endswith("\n"):
                 break
             raise _damaged(path, f"line {number}: {error}") from None
         if not isinstance(value, dict):
