@@ -249,7 +249,7 @@ def test_chunks_clipped_differently_are_refused_or_poisoned(bound, weights):
 
     one = clipped(1.0, [1.0, 1.0])
     with pytest.raises(ValueError, match="different weights or clip norms") as caught:
-        one + clipped(bound, weights)
+        _ = one + clipped(bound, weights)
     sentence(caught)
     total = jax.jit(lambda: clipped(1.0, [1.0, 1.0]) + clipped(bound, weights))()
     assert np.isnan(total.l2_clip_norm)

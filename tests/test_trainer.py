@@ -14,6 +14,7 @@ from contextlib import contextmanager
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import dp_ilg
@@ -457,7 +458,7 @@ def test_with_seed_changes_nothing_else():
 def test_other_data_of_the_same_size_are_another_run():
     """The same noise on other data would release their difference."""
     job = build_job(tiny())
-    changed = job.data.x_train.copy()
+    changed = np.array(job.data.x_train)
     changed[7, 0] += 1
     other = dataclasses.replace(
         job, data=dataclasses.replace(job.data, x_train=changed)
