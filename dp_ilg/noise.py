@@ -28,7 +28,7 @@ class AddImportanceNoiseState(NamedTuple):
     step: Any
 
 
-def multiplier_at(table: np.ndarray, step: Array) -> Float[Array, ""]:
+def multiplier_at(table: np.ndarray, step: Any) -> Float[Array, ""]:
     """Reads a plan's multiplier for a traced step; NaN past the plan's end.
 
     Indexing past the end clamps silently in JAX; here it poisons the release
@@ -44,7 +44,7 @@ def multiplier_at(table: np.ndarray, step: Array) -> Float[Array, ""]:
 
 
 def noise_stddev(
-    plan: PrivacyPlan, step: Array, geometry: Geometry, l2_clip_norm: Array
+    plan: PrivacyPlan, step: Any, geometry: Geometry, l2_clip_norm: Any
 ) -> Float[Array, " groups"]:
     """Standard deviation of the noise on each group's clipped sum at a step.
 
