@@ -37,7 +37,7 @@ class ClipMode:
     """
 
     name: str
-    coefficients: Callable[[Array, Array, Array], Array]
+    coefficients: Callable[[Array, Array, Any], Array]
 
 
 def joint() -> ClipMode:
@@ -52,7 +52,7 @@ def joint() -> ClipMode:
     Reference: Abadi et al. 2016, Algorithm 1, in the norm of DESIGN.md section 2.
     """
 
-    def coefficients(norms: Array, weights: Array, bound: Array) -> Array:
+    def coefficients(norms: Array, weights: Array, bound: Any) -> Array:
         return jnp.minimum(1.0, bound / weighted_norm(norms, weights))
 
     return ClipMode("joint", coefficients)
@@ -80,7 +80,7 @@ def normalize(gamma: float = 1e-4) -> ClipMode:
     """
     validation.positive("gamma", gamma)
 
-    def coefficients(norms: Array, weights: Array, bound: Array) -> Array:
+    def coefficients(norms: Array, weights: Array, bound: Any) -> Array:
         return bound / (weighted_norm(norms, weights) + gamma)
 
     return ClipMode("normalize", coefficients)
@@ -101,7 +101,7 @@ def per_layer() -> ClipMode:
     Reference: He et al. 2023 (group-wise clipping); McMahan et al. 2018.
     """
 
-    def coefficients(norms: Array, weights: Array, bound: Array) -> Array:
+    def coefficients(norms: Array, weights: Array, bound: Any) -> Array:
         bounds = bound * weights / jnp.sqrt(weights.shape[-1])
         return jnp.minimum(1.0, bounds / norms)
 
