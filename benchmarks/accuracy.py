@@ -35,13 +35,19 @@ ROWS: dict[str, tuple[str, list[str]]] = {
     "mnist": ("mnist_cnn", []),
     "mnist, uniform": ("mnist_cnn", ["--importance", "uniform"]),
 }
+# What else uniform and the unbanded rule were given on IMDB: one seed each.
+GRID: dict[str, tuple[str, list[str]]] = {
+    f"{row}, lr {lr}": (ROWS[row][0], [*ROWS[row][1], "--learning-rate", lr])
+    for row in ("imdb, uniform", "imdb, no bands")
+    for lr in ("0.03", "0.05", "0.2")
+}
 QUIET = ["--run.eval-every", "100"]
 TOY = ["--num-steps", "3", "--batch-size", "32"]
 
 
 def run(row: str, seed: int, data_dir: str | None, toy: bool) -> dict[str, Any]:
     """One training run in a process of its own; returns its record."""
-    config, changes = ROWS[row]
+    config, changes = (ROWS | GRID)[row]
     command = ["train", f"configs/{config}.toml", *changes, "--seed", str(seed)]
     command += ["--data-dir", data_dir] if data_dir else []
     command += TOY if toy else QUIET
@@ -58,7 +64,17 @@ def run(row: str, seed: int, data_dir: str | None, toy: bool) -> dict[str, Any]:
     summary = json.loads(done.stdout)
     kept = ("test_accuracy", "epsilon", "delta", "steps", "seconds", "params_sha256")
     record = {"row": row, "seed": seed, **{k: summary[k] for k in kept}}
-    return record | machine() | {"command": "dp-ilg " + " ".join(command)}
+    return (
+        record
+        | machine()
+        | {"commit": commit(), "command": "dp-ilg " + " ".join(command)}
+    )
+
+
+def commit() -> str:
+    """The checked-out commit, or an empty string outside git."""
+    command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
 
 def finished(path: Path) -> list[dict[str, Any]]:
@@ -88,7 +104,9 @@ def table(records: list[dict[str, Any]]) -> str:
 def main() -> None:
     """Runs what is missing and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=list(ROWS))
+    parser.add_argument(
+        "--rows", nargs="*", default=[*ROWS, *GRID], choices=[*ROWS, *GRID]
+    )
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--data-dir")
@@ -100,7 +118,7 @@ def main() -> None:
         path = Path(tempfile.mkdtemp()) / "accuracy.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     known = {(r["row"], r["seed"]) for r in finished(path)}
-    todo = [(r, s) for r in args.rows for s in range(args.seeds)]
+    todo = [(r, s) for r in args.rows for s in range(1 if r in GRID else args.seeds)]
     todo = [] if args.table else [t for t in todo if t not in known]
 
     def work(item: tuple[str, int]) -> None:
