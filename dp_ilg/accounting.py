@@ -3,19 +3,24 @@
 The module knows dp_accounting's events and nothing else, so that an event composed by
 hand (a plan, plus the noised covariance of a DP-PCA) is accounted like any other.
 Everything here is a *valid upper bound*: discretisation and conversions only round up.
+
+dp_accounting and SciPy take over a second to import, so each function that needs them
+imports them itself.
 """
+
+from __future__ import annotations
 
 import functools
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import dp_accounting
 import numpy as np
-from dp_accounting import pld, rdp
-from scipy import optimize
 
 from dp_ilg import renyi
+
+if TYPE_CHECKING:
+    import dp_accounting
 
 # (sampling probability, noise multiplier, number of times); 1.0 means unsampled.
 _Gaussians = tuple[tuple[float, float, int], ...]
@@ -23,10 +28,8 @@ _Gaussians = tuple[tuple[float, float, int], ...]
 # Below this noise multiplier one step costs an epsilon above 1e11: call it infinite.
 _NO_NOISE = 1e-6
 
-NEIGHBORING_RELATIONS = {
-    "add_or_remove_one": dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE,
-    "replace_one": dp_accounting.NeighboringRelation.REPLACE_ONE,
-}
+# How far one example moves an unsampled sum, in units of the norm bound C.
+NEIGHBORING_RELATIONS = {"add_or_remove_one": 1, "replace_one": 2}
 
 
 def epsilon(
@@ -61,6 +64,7 @@ def epsilon(
         accountant here charges that.
 
     Example:
+        >>> import dp_accounting
         >>> step = dp_accounting.PoissonSampledDpEvent(
         ...     256 / 60_000, dp_accounting.GaussianDpEvent(1.1))
         >>> run = dp_accounting.SelfComposedDpEvent(step, 14_063)
@@ -148,6 +152,7 @@ def estimate(
         An upper bound on `epsilon`, up to the rounding of numbers.
 
     Example:
+        >>> import dp_accounting
         >>> event = dp_accounting.GaussianDpEvent(2.0)
         >>> epsilon(event, 1e-5) <= estimate(event, 1e-5)
         True
@@ -167,6 +172,8 @@ def _gaussians(event: dp_accounting.DpEvent) -> _Gaussians:
 
 
 def _collect(event, count: int, counts: dict[tuple[float, float], int]) -> None:
+    import dp_accounting
+
     match event:
         case dp_accounting.NoOpDpEvent():
             pass
@@ -219,7 +226,11 @@ def _pld_epsilon(gaussians: _Gaussians, delta: float, relation: str) -> float:
     interval = _interval(gaussians, bound, relation)
     if interval is None:
         return bound
-    accountant = pld.PLDAccountant(NEIGHBORING_RELATIONS[relation], interval)
+    import dp_accounting
+    from dp_accounting import pld
+
+    neighbors = dp_accounting.NeighboringRelation[relation.upper()]
+    accountant = pld.PLDAccountant(neighbors, interval)
     for q, z, count in gaussians:
         gaussian = dp_accounting.GaussianDpEvent(z)
         event = dp_accounting.PoissonSampledDpEvent(q, gaussian) if q < 1 else gaussian
@@ -229,8 +240,11 @@ def _pld_epsilon(gaussians: _Gaussians, delta: float, relation: str) -> float:
 
 def _gaussian_epsilon(gaussians: _Gaussians, delta: float, relation: str) -> float:
     """Unsampled Gaussians compose to one Gaussian, whose epsilon is analytic."""
+    import dp_accounting
+
     z = sum(count * z**-2.0 for _, z, count in gaussians) ** -0.5
-    return float(dp_accounting.get_epsilon_gaussian(z / _sensitivity(relation), delta))
+    relative = z / NEIGHBORING_RELATIONS[relation]
+    return float(dp_accounting.get_epsilon_gaussian(relative, delta))
 
 
 def _interval(gaussians: _Gaussians, bound: float, relation: str) -> float | None:
@@ -249,7 +263,7 @@ def _interval(gaussians: _Gaussians, bound: float, relation: str) -> float | Non
 
 
 def _largest_loss(q: float, z: float, relation: str) -> float:
-    sensitivity = _sensitivity(relation)
+    sensitivity = NEIGHBORING_RELATIONS[relation]
     gaussian = sensitivity * (0.5 * sensitivity + 10 * z) / z**2
     return float(np.logaddexp(np.log1p(-min(q, 1 - 1e-9)), np.log(q) + gaussian))
 
@@ -276,9 +290,12 @@ def _estimate(gaussians: _Gaussians, delta: float, relation: str) -> float:
 
 
 def _renyi_epsilon(gaussians, delta: float, relation: str, orders) -> float:
+    from dp_accounting import rdp
+
     total = np.zeros(len(orders))
+    sensitivity = NEIGHBORING_RELATIONS[relation]
     for q, z, count in gaussians:
-        total += count * renyi.step_divergences(q, z, orders, _sensitivity(relation))
+        total += count * renyi.step_divergences(q, z, orders, sensitivity)
     return float(rdp.compute_epsilon(orders, total.tolist(), delta)[0])
 
 
@@ -291,8 +308,10 @@ def _zcdp_epsilon(gaussians: _Gaussians, delta: float, relation: str) -> float:
     rho-zCDP is Renyi divergence a rho at every order a (Bun and Steinke 2016); the
     conversion is Proposition 12 of Canonne, Kamath and Steinke 2020.
     """
+    from scipy import optimize
+
     z = sum(count * z**-2.0 for _, z, count in gaussians) ** -0.5
-    rho = 0.5 * (_sensitivity(relation) / z) ** 2
+    rho = 0.5 * (NEIGHBORING_RELATIONS[relation] / z) ** 2
 
     def at(log_excess: float) -> float:
         excess = math.exp(log_excess)
@@ -301,10 +320,6 @@ def _zcdp_epsilon(gaussians: _Gaussians, delta: float, relation: str) -> float:
 
     best = optimize.minimize_scalar(at, bounds=(-25, 25), method="bounded")
     return max(0.0, float(best.fun))
-
-
-def _sensitivity(relation: str) -> int:
-    return 2 if relation == "replace_one" else 1
 
 
 ACCOUNTANTS = {"pld": _pld_epsilon, "rdp": _rdp_epsilon, "zcdp": _zcdp_epsilon}

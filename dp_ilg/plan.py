@@ -4,18 +4,22 @@ Sampler, clip, noise, ledger and accountant all read the same frozen object, so 
 what is claimed and what is done cannot drift apart.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 import hashlib
 import json
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import dp_accounting
 import numpy as np
 
 from dp_ilg import accounting, validation
 from dp_ilg.statement import Statement, describe
+
+if TYPE_CHECKING:
+    import dp_accounting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,6 +125,8 @@ class PrivacyPlan:
             >>> plan.event(2).events[0].count
             2
         """
+        import dp_accounting  # slow to import, so only where it is needed
+
         left = self._steps(steps)
         events = []
         for count, z in self.stages:
@@ -180,7 +186,7 @@ class PrivacyPlan:
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
 
     @classmethod
-    def from_json(cls, text: str) -> "PrivacyPlan":
+    def from_json(cls, text: str) -> PrivacyPlan:
         """Reads what `to_json` wrote.
 
         Args:

@@ -10,7 +10,6 @@ import functools
 import math
 
 import numpy as np
-from scipy import special
 
 _MOST_POINTS = 2**18
 
@@ -96,6 +95,8 @@ def _log_mixture(q: float, log_ratio: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _log_binomials(n: int) -> np.ndarray:
+    from scipy import special  # slow to import, so only where it is needed
+
     k = np.arange(n + 1.0)
     return special.gammaln(n + 1) - special.gammaln(k + 1) - special.gammaln(n - k + 1)
 

@@ -16,6 +16,10 @@ from dp_ilg import accounting, renyi
 RELATIONS = list(accounting.NEIGHBORING_RELATIONS)
 ACCOUNTANTS = list(accounting.ACCOUNTANTS)
 ADD, REPLACE = RELATIONS
+NEIGHBOURS = {
+    ADD: dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE,
+    REPLACE: dp_accounting.NeighboringRelation.REPLACE_ONE,
+}
 
 
 def gaussian(z):
@@ -162,7 +166,7 @@ def test_curves_are_read_only():
 
 
 def test_replace_one_doubles_the_sensitivity_of_an_unsampled_gaussian():
-    oracle = pld.PLDAccountant(accounting.NEIGHBORING_RELATIONS[REPLACE])
+    oracle = pld.PLDAccountant(NEIGHBOURS[REPLACE])
     oracle.compose(gaussian(4.0))
     half = dp_accounting.get_epsilon_gaussian(2.0, 1e-5)
     assert oracle.get_epsilon(1e-5) == pytest.approx(half, rel=1e-3)
@@ -174,7 +178,7 @@ def test_replace_one_doubles_the_sensitivity_of_an_unsampled_gaussian():
 def test_dp_accountings_rdp_ignores_the_relation_where_ours_does_not():
     """The trap: the same epsilon for both relations."""
     answers = []
-    for relation in accounting.NEIGHBORING_RELATIONS.values():
+    for relation in NEIGHBOURS.values():
         oracle = rdp.RdpAccountant(neighboring_relation=relation)
         oracle.compose(gaussian(4.0))
         answers.append(oracle.get_epsilon(1e-5))
@@ -193,7 +197,7 @@ def test_pld_is_below_rdp_is_below_zcdp(q, z, relation):
 
 @pytest.mark.parametrize(("q", "z"), [(0.005, 0.9), (0.02, 1.0), (0.3, 2.0)])
 def test_rdp_for_replace_one_bounds_dp_accountings_pld(q, z):
-    oracle = pld.PLDAccountant(accounting.NEIGHBORING_RELATIONS[REPLACE], 1e-3)
+    oracle = pld.PLDAccountant(NEIGHBOURS[REPLACE], 1e-3)
     oracle.compose(sampled(q, z, 300))
     exact = oracle.get_epsilon(1e-5)
     assert exact <= eps(sampled(q, z, 300), "rdp", REPLACE) < 2 * exact
@@ -214,7 +218,7 @@ def test_replace_one_costs_more_and_at_most_a_group_of_two(accountant):
     ("q", "z", "steps"), [(0.0171, 0.9, 600), (0.0043, 1.1, 3000), (0.5, 8.0, 200)]
 )
 def test_coarse_discretisation_is_above_fine_and_close(q, z, steps, relation):
-    fine = pld.PLDAccountant(accounting.NEIGHBORING_RELATIONS[relation], 2e-4)
+    fine = pld.PLDAccountant(NEIGHBOURS[relation], 2e-4)
     fine.compose(sampled(q, z, steps))
     truth, ours = fine.get_epsilon(1e-5), eps(sampled(q, z, steps), "pld", relation)
     assert truth * (1 - 1e-6) <= ours <= truth * (1 + 5e-4)
@@ -256,7 +260,7 @@ def test_compose_with_count_equals_single_composes(step, accountant, relation):
 
 @pytest.mark.parametrize("relation", RELATIONS)
 def test_the_same_law_for_dp_accountings_own_accountant(relation):
-    neighbours = accounting.NEIGHBORING_RELATIONS[relation]
+    neighbours = NEIGHBOURS[relation]
     counted, repeated = (pld.PLDAccountant(neighbours, 1e-3) for _ in range(2))
     step = dp_accounting.PoissonSampledDpEvent(0.02, gaussian(1.0))
     counted.compose(step, 7)
