@@ -97,7 +97,7 @@ def git(*words: str) -> str:
 
 def default_label() -> str:
     """The last commit of what is measured, with + where it was changed since."""
-    measured = ["--", "dp_ilg", "benchmarks/step_models.py", "benchmarks/step_torch.py"]
+    measured = ["--", "dp_ilg", "benchmarks/step_models.py"]
     changed = git("status", "--porcelain", *measured)
     return git("log", "-1", "--format=%h", *measured) + ("+" if changed else "")
 
