@@ -14,6 +14,7 @@ from dp_ilg.clipping import clip_per_example
 from dp_ilg.geometry import Geometry
 from dp_ilg.layers import group
 from dp_ilg.noise import fresh_key, gaussian_noise, released_mean
+from dp_ilg.wrappers import refuse_wrappers
 
 
 class DifferentiallyPrivateAggregateState(NamedTuple):
@@ -78,6 +79,8 @@ def differentially_private_aggregate(
         params: Params | None = None,
         **extra: Any,
     ) -> tuple[Params, DifferentiallyPrivateAggregateState]:
+        if params is not None:
+            refuse_wrappers(updates, group(params), extra.get("clipped_grad"))
         if "geometry" not in extra and not isinstance(updates, ClippedGrad):
             extra["geometry"] = _uniform_for(updates)
         clipped, _ = clip.update(updates, optax.EmptyState(), params, **extra)

@@ -23,6 +23,7 @@ from dp_ilg.layers import as_layering, group
 from dp_ilg.noise import add_importance_noise, fresh_key
 from dp_ilg.plan import PrivacyPlan
 from dp_ilg.rules import Rule, as_rule
+from dp_ilg.wrappers import refuse_wrappers
 
 
 def chain(*transformations: optax.GradientTransformation) -> PrivateTransformation:
@@ -47,9 +48,10 @@ def chain(*transformations: optax.GradientTransformation) -> PrivateTransformati
         ValueError: for a missing or repeated clip, geometry or noise, a wrong order,
             one key for two of them, or different plans.
 
-    Privacy: that of the noise; the chain adds nothing. Wrapping the whole chain in
-    ``optax.masked`` is refused (raw gradients would pass); to freeze parameters use
-    ``layers=dp_ilg.layers.by_module(frozen=...)``.
+    Privacy: that of the noise; the chain adds nothing. ``optax.masked``, ``MultiSteps``
+    and ``apply_if_finite`` around the whole chain are refused (raw gradients would
+    pass, be averaged or decide); behind the noise they are welcome. To freeze
+    parameters use ``layers=dp_ilg.layers.by_module(frozen=...)``.
 
     Example:
         >>> import dp_ilg, jax, jax.numpy as jnp, optax
@@ -84,8 +86,9 @@ def chain(*transformations: optax.GradientTransformation) -> PrivateTransformati
                 f"The state has {len(state)} parts, but the chain has {len(links)} "
                 "transformations; call init of the same chain."
             )
-        _refuse_masked(updates)
-        extra.setdefault("geometry", geometry(state))
+        own = geometry(state)
+        refuse_wrappers(updates, own.groups, extra.get("clipped_grad"))
+        extra.setdefault("geometry", own)
         new = []
         for link, part in zip(links, state, strict=True):
             updates, part = link.update(updates, part, params, **extra)
@@ -299,12 +302,3 @@ def _check_keys(keys: list[Any]) -> None:
                 "k1, k2 = jax.random.split(key)."
             )
         known.add(data.tobytes())
-
-
-def _refuse_masked(updates: Any) -> None:
-    is_masked = lambda x: isinstance(x, optax.MaskedNode)  # noqa: E731
-    if any(is_masked(x) for x in jax.tree.leaves(updates, is_leaf=is_masked)):
-        raise ValueError(
-            "optax.masked around a private chain would let the raw gradients of "
-            "masked-out parameters through; use layers=by_module(frozen=...)."
-        )

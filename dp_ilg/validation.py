@@ -6,6 +6,9 @@ Every check works on Python numbers only. A traced value (inside ``jit`` or
 
 import math
 import numbers
+import sys
+from collections.abc import Iterator
+from types import FrameType
 from typing import Any
 
 import jax
@@ -97,6 +100,7 @@ def key(name: str, value: Any) -> jax.Array:
 
     Raises:
         TypeError: for an integer seed, None, an array of keys or anything else.
+        ValueError: for a key that ``optax.inject_hyperparams`` shows in its state.
 
     Example:
         >>> key("key", jax.random.PRNGKey(0)).shape
@@ -105,6 +109,7 @@ def key(name: str, value: Any) -> jax.Array:
         Traceback (most recent call last):
         TypeError: key must be one PRNG key, not int; make it with jax.random.key(seed).
     """
+    _refuse_shown(name, value)
     if isinstance(value, jax.Array):
         if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
             if value.shape == ():
@@ -115,6 +120,38 @@ def key(name: str, value: Any) -> jax.Array:
         f"{name} must be one PRNG key, not {type(value).__name__}; "
         "make it with jax.random.key(seed)."
     )
+
+
+def callers(module: str) -> Iterator[FrameType]:
+    """The frames on the stack that run a module's code, innermost first.
+
+    For what a wrapper does before and after us, of which its arguments tell nothing.
+
+    Args:
+        module: its full name.
+
+    Yields:
+        The frames; none where the module is renamed, so nothing is refused by mistake.
+
+    Example:
+        >>> list(callers("no.such.module"))
+        []
+    """
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_globals.get("__name__") == module:
+            yield frame
+        frame = frame.f_back
+
+
+def _refuse_shown(name: str, value: Any) -> None:
+    for frame in callers("optax.schedules._inject"):
+        shown = frame.f_locals.get("hparams", {})
+        if any(value is hyperparameter for hyperparameter in shown.values()):
+            raise ValueError(
+                f"optax.inject_hyperparams would show the secret {name} in "
+                f"state.hyperparams; give it static_args={name!r}."
+            )
 
 
 def _plain(value: Any) -> Any:

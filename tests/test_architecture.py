@@ -20,7 +20,7 @@ RANKS = {
         "search",
         "statement",
     ],
-    1: ["accounting", "layers", "per_example", "rules"],
+    1: ["accounting", "layers", "per_example", "rules", "wrappers"],
     2: ["geometry", "plan"],
     3: ["calibration", "clipping", "ledger", "noise"],
     4: ["adam", "aggregate", "gradients", "importance"],

@@ -323,14 +323,103 @@ def test_masking_the_private_chain_is_refused():
         tx.init(mlp_params())
 
 
-def test_accumulating_raw_gradients_is_refused():
-    """optax.MultiSteps averages examples with each other before the clip."""
-    tx: Any = optax.MultiSteps(
-        dp_ilg.dp_adam_ilg(1e-2, plan(), key=jax.random.key(0)), 2
-    ).gradient_transformation()
+def late(step, **extra):
+    return step > 3
+
+
+AROUND = {
+    "MultiSteps": (
+        lambda tx: optax.MultiSteps(tx, 2).gradient_transformation(),
+        "averages before clipping, use clipped_grad(..., microbatch_size=) or add",
+    ),
+    "apply_if_finite": (
+        lambda tx: optax.apply_if_finite(tx, 3),
+        "optax.apply_if_finite around a private chain would choose by raw gradients",
+    ),
+    "conditionally_transform": (
+        lambda tx: optax.conditionally_transform(tx, late),
+        "optax.conditionally_transform around a private chain",
+    ),
+    "conditionally_mask": (
+        lambda tx: optax.conditionally_mask(tx, late),
+        "optax.conditionally_mask around a private chain",
+    ),
+}
+PRIVATE = {
+    "chain": lambda: dp_ilg.dp_adam_ilg(1e-2, plan(), key=jax.random.key(0)),
+    "nested": lambda: optax.chain(PRIVATE["chain"](), optax.identity()),
+    "aggregate": lambda: dp_ilg.differentially_private_aggregate(
+        1.0, 1.0, jax.random.key(0), batch_size=12
+    ),
+}
+
+
+@pytest.mark.parametrize("gradient", [per_example, mean_gradient])
+@pytest.mark.parametrize("private", PRIVATE)
+@pytest.mark.parametrize("wrapper", AROUND)
+def test_wrappers_that_see_raw_gradients_are_refused(wrapper, private, gradient):
+    """They would average examples before the clip, or let raw gradients decide."""
+    wrap, words = AROUND[wrapper]
+    tx: Any = wrap(PRIVATE[private]())
     params = mlp_params()
-    with pytest.raises((ValueError, TypeError)):
-        tx.update(per_example(params, mlp_batch()), tx.init(params), params)
+    grads, state = gradient(params, mlp_batch()), tx.init(params)
+    for update in (tx.update, jax.jit(tx.update)):
+        with pytest.raises(ValueError) as caught:
+            update(grads, state, params)
+        text = str(caught.value)
+        assert words in text
+        assert "\n" not in text and text.endswith(".") and len(text) < 320, text
+
+
+def test_a_clipped_gradient_cannot_pass_a_check_for_nan_either():
+    """Whether it is finite tells that some example was not (law 4)."""
+    tx: Any = optax.apply_if_finite(PRIVATE["chain"](), 3)
+    params = mlp_params()
+    geometry = dp_ilg.Geometry.uniform(params)
+    grad_fn = dp_ilg.clipped_grad(mlp_loss, l2_clip_norm=1.0)
+    clipped = grad_fn(params, mlp_batch(), geometry=geometry)
+    with pytest.raises(ValueError, match="around a private chain"):
+        tx.update(clipped, tx.init(params), params)
+
+
+def test_behind_the_noise_the_same_wrappers_work():
+    """There they see releases: a check for NaN is post-processing."""
+    tail = (
+        optax.apply_if_finite(optax.scale_by_adam(), 3),
+        optax.MultiSteps(optax.identity(), 2).gradient_transformation(),
+    )
+    tx = spelt_out(plan(num_steps=2), *tail)
+    params, state = mlp_params(), tx.init(mlp_params())
+    for step in range(3):
+        grads = per_example(params, mlp_batch(seed=step))
+        updates, state = tx.update(grads, state, params)
+        moved = any(bool(jnp.any(u != 0)) for u in jax.tree.leaves(updates))
+        assert moved == (step == 1)
+    assert int(state[3].total_notfinite) == 1  # the step past the plan is NaN
+
+
+@pytest.mark.parametrize("make_key", [jax.random.key, jax.random.PRNGKey])
+def test_an_injected_key_is_refused(make_key):
+    """It would stand in state.hyperparams, which people log (law 9)."""
+    key, params = make_key(0), mlp_params()
+    aggregate = dp_ilg.differentially_private_aggregate
+    partial = functools.partial(dp_ilg.dp_adam_ilg, plan=plan(), key=key)
+    inject: Any = optax.inject_hyperparams
+    for tx in (
+        inject(dp_ilg.dp_adam_ilg)(1e-2, plan(), key=key),
+        inject(partial)(1e-2),
+        inject(aggregate, static_args="batch_size")(1.0, 1.0, key, batch_size=12),
+    ):
+        with pytest.raises(ValueError) as caught:
+            tx.init(params)
+        text = str(caught.value)
+        assert "in state.hyperparams; give it static_args='key'" in text
+        assert "\n" not in text and text.endswith(".")
+    for tx in (
+        inject(dp_ilg.dp_adam_ilg, static_args="key")(1e-2, plan(), key=key),
+        inject(lambda rate: dp_ilg.dp_adam_ilg(rate, plan(), key=key))(1e-2),
+    ):
+        assert "key" not in tx.init(params).hyperparams
 
 
 @pytest.mark.parametrize(
