@@ -1,6 +1,6 @@
 """Clipped gradients of a batch, by any engine, in micro-batches.
 
-The seam for faster engines: an engine is one row of `dp_ilg.per_example.ENGINES`,
+The seam for faster engines: an engine is one row of `dp_ilg.engines.ENGINES`,
 and everything here works on what it returns.
 """
 
@@ -17,10 +17,10 @@ from jaxtyping import Array
 from dp_ilg import validation
 from dp_ilg.base import ClippedGrad, Example, LossFn, Params
 from dp_ilg.clipping import ClipMode, as_clip_mode, clip_sum
+from dp_ilg.engines import ENGINES
 from dp_ilg.geometry import Geometry
 from dp_ilg.groups import accumulator
 from dp_ilg.layers import group
-from dp_ilg.per_example import ENGINES
 
 _UNROLLED = 16
 
@@ -168,7 +168,7 @@ def clipped_grad(
         loss_fn: ``(params, example) -> scalar``, pure, for ONE example.
         l2_clip_norm: bound C on one example in the geometry's norm.
         clip_mode: "joint", "normalize", "per_layer" or a `ClipMode`.
-        engine: a row of `dp_ilg.per_example.ENGINES`; "auto" takes the best there is.
+        engine: a row of `dp_ilg.engines.ENGINES`; "auto" takes the best there is.
         microbatch_size: how many examples are differentiated at once (None: all).
             Changes memory and speed, and the result by rounding only.
 

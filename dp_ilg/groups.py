@@ -58,11 +58,9 @@ class Groups:
         """
         pieces, owners = [], []
         for leaf, value in zip(self.leaves, leaves, strict=True):
-            for start, stop, group in pieces_of(leaf):
-                part = cut_piece(leaf, value, start, stop)
-                pieces.append(scaled_norm(part.astype(accumulator(part.dtype))))
-                owners.append(group)
-        return _join(jnp.stack(pieces), np.array(owners), len(self.names))
+            pieces += piece_norms(leaf, value)
+            owners += [group for _, _, group in pieces_of(leaf)]
+        return join_norms(jnp.stack(pieces), np.array(owners), len(self.names))
 
     def check(self, leaves: Sequence[Any], batch_axes: int = 0) -> None:
         """Raises unless the leaves have the shapes these groups were made for."""
@@ -118,6 +116,12 @@ def scaled_norm(x: Float[Array, "..."]) -> Float[Array, ""]:
     return _trusted(scale) * jnp.sqrt(squares)
 
 
+def piece_norms(leaf: LeafGroups, value: Array) -> list[Array]:
+    """L2 norm of every piece of one leaf-shaped array, in the order of `pieces_of`."""
+    cuts = [cut_piece(leaf, value, start, stop) for start, stop, _ in pieces_of(leaf)]
+    return [scaled_norm(cut.astype(accumulator(cut.dtype))) for cut in cuts]
+
+
 def weighted_norm(
     norms: Float[Array, "... groups"], weights: Float[Array, " groups"]
 ) -> Float[Array, "..."]:
@@ -134,15 +138,32 @@ def weighted_norm(
     return _trusted(scale[..., 0]) * jnp.sqrt(squares)
 
 
-def _join(
-    pieces: Float[Array, " pieces"], owners: np.ndarray, count: int
-) -> Float[Array, " groups"]:
-    """Norm of each group from the norms of its pieces, scaled within the group."""
-    largest = jnp.zeros(count, pieces.dtype).at[owners].max(pieces)
-    scale = _nonzero(largest)
-    squares = jnp.square(pieces / scale[owners])
-    total = jnp.zeros(count, pieces.dtype).at[owners].add(squares)
-    return _trusted(scale) * jnp.sqrt(total)
+def join_norms(
+    pieces: Float[Array, "*batch pieces"], owners: np.ndarray, count: int
+) -> Float[Array, "*batch groups"]:
+    """Norm of each group from the norms of its pieces, scaled within the group.
+
+    Args:
+        pieces: the norms.
+        owners: the group of every piece.
+        count: number of groups.
+
+    Returns:
+        One norm a group; 0 for a group without pieces.
+
+    Example:
+        >>> import jax.numpy as jnp, numpy as np
+        >>> join_norms(jnp.array([3.0, 4.0, 2.0]), np.array([0, 0, 1]), 2).tolist()
+        [5.0, 2.0]
+    """
+    places = [np.flatnonzero(owners == group) for group in range(count)]
+    width = max(1, *map(len, places))
+    index = np.array([np.resize(np.append(p, [0] * width), width) for p in places])
+    there = np.arange(width) < np.array([[len(p)] for p in places])
+    own = jnp.where(there, pieces[..., index], 0)
+    scale = _nonzero(jnp.max(own, axis=-1))
+    squares = jnp.sum(jnp.square(own / scale[..., None]), axis=-1)
+    return _trusted(scale) * jnp.sqrt(squares)
 
 
 def _nonzero(scale: Array) -> Array:

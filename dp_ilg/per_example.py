@@ -74,7 +74,7 @@ def from_gradients(gradients: PyTree, groups: Groups) -> PerExampleGrads:
 
     def weighted_sum(coefficients: Array) -> Params:
         sums = [
-            _leaf_sum(leaf, value, coefficients)
+            leaf_sum(leaf, value, coefficients)
             for leaf, value in zip(groups.leaves, leaves, strict=True)
         ]
         return jax.tree.unflatten(treedef, sums)
@@ -100,7 +100,7 @@ def check_batch_axis(leaves: list[Any], groups: Groups) -> None:
         )
 
 
-def _leaf_sum(leaf: LeafGroups, value: Array, coefficients: Array) -> Array:
+def leaf_sum(leaf: LeafGroups, value: Array, coefficients: Array) -> Array:
     """Sum over examples of coefficient times gradient, for one leaf."""
     dtype = accumulator(value.dtype)
     if not leaf.groups:
@@ -129,6 +129,3 @@ def _contract(coefficients: Array, value: Array) -> Array:
     clean = jnp.where(present, value, 0)
     weights = coefficients.astype(value.dtype)
     return jnp.tensordot(weights, clean, 1, precision=jax.lax.Precision.HIGHEST)
-
-
-ENGINES = {"vmap": vmap_engine}

@@ -22,13 +22,24 @@ RANKS = {
     ],
     1: ["accounting", "layers", "per_example", "rules", "wrappers"],
     2: ["geometry", "plan"],
-    3: ["calibration", "clipping", "ledger", "noise"],
-    4: ["adam", "aggregate", "gradients", "importance"],
-    5: ["optimizers"],
-    6: ["__init__"],
+    3: ["bookkeeping", "calibration", "clipping", "ledger", "noise"],
+    4: ["adam", "aggregate", "engines", "importance"],
+    5: ["gradients"],
+    6: ["optimizers"],
+    7: ["__init__"],
 }
 RANK_OF = {name: rank for rank, names in RANKS.items() for name in names}
 CORE_DISTRIBUTIONS = {"jax", "optax", "numpy", "scipy", "dp_accounting", "jaxtyping"}
+BOOKKEEPING = [
+    ["convolution", "program", "views"],
+    ["rules"],
+    ["tape"],
+    ["parts"],
+    ["cost", "factors"],
+    ["engine"],
+    ["__init__"],
+]
+BOOKKEEPING_RANK = {name: r for r, names in enumerate(BOOKKEEPING) for name in names}
 EXPERIMENTS = [
     ["data_files", "fields", "linen_models", "run_record", "svg", "train_step"],
     ["data_adult", "nnx_models", "plots", "checkpoints"],
@@ -41,6 +52,7 @@ EXPERIMENTS = [
     ["cli"],
 ]
 EXPERIMENT_RANK = {name: r for r, names in enumerate(EXPERIMENTS) for name in names}
+PACKAGES = ("dp_ilg", "dp_ilg.bookkeeping", "dp_ilg.experiments")
 HEAVY = ["flax", "orbax", "matplotlib", "tyro", "rich", "jinja2", "sklearn"]
 SLOW = ["dp_accounting", "scipy"]
 
@@ -52,7 +64,7 @@ def imports(path):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            if node.module in ("dp_ilg", "dp_ilg.experiments"):
+            if node.module in PACKAGES:
                 found |= {f"{node.module}.{alias.name}" for alias in node.names}
             else:
                 found.add(node.module)
@@ -67,6 +79,21 @@ def test_core_imports_only_lower_ranks_and_core_packages(path):
         if top == "dp_ilg":
             inner = inner.partition(".")[0] or "__init__"
             assert RANK_OF[inner] < RANK_OF[path.stem], f"{path.stem} imports {inner}"
+        else:
+            assert top in CORE_DISTRIBUTIONS | sys.stdlib_module_names, name
+
+
+@pytest.mark.parametrize(
+    "path", sorted((PACKAGE / "bookkeeping").glob("*.py")), ids=lambda p: p.stem
+)
+def test_bookkeeping_imports_only_lower_ranks(path):
+    for name in imports(path):
+        top, _, inner = name.partition(".")
+        if name.startswith("dp_ilg.bookkeeping."):
+            inner = name.split(".")[2]
+            assert BOOKKEEPING_RANK[inner] < BOOKKEEPING_RANK[path.stem], inner
+        elif top == "dp_ilg":
+            assert RANK_OF[inner.partition(".")[0]] < RANK_OF["bookkeeping"], inner
         else:
             assert top in CORE_DISTRIBUTIONS | sys.stdlib_module_names, name
 

@@ -1,0 +1,299 @@
+"""Norms and sums of gradients in factors, without or with forming them.
+
+Factors are scaled by their largest entry first, example by example, so that nothing
+finite over- or underflows (law 10); an example with NaN or infinity becomes zeros and
+a NaN norm (law 4). Squared norms come from Gram products of the terms,
+``sum_ts <first_t, first_s> <second_t, second_s>``, or from the gradient itself,
+formed once and used again for the sum: whichever is cheaper by static shapes.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from dp_ilg.bookkeeping.parts import Part
+from dp_ilg.bookkeeping.rules import Rows
+from dp_ilg.groups import accumulator
+
+_EXACT = jax.lax.Precision.HIGHEST
+_GUARD = 0.25
+
+
+class Factors(NamedTuple):
+    """The factors of one part for a batch, scaled.
+
+    Attributes:
+        firsts: one array ``[examples, batch, terms, first]`` or `Rows` a use.
+        seconds: the same for the second factor.
+        scale: ``[examples]``, what the product was divided by; NaN for an example
+            that is not finite.
+    """
+
+    firsts: list[Any]
+    seconds: list[Any]
+    scale: Array
+
+
+def scaled(pairs: list[tuple[Any, Any]]) -> Factors:
+    """Scales both factors of every use of a part, and all uses alike.
+
+    Each factor is divided by its largest entry, and the second by what its use falls
+    short of the largest use, so that one scale an example is left.
+    """
+    tops = [(_largest(first), _largest(second)) for first, second in pairs]
+    sizes = [_product(one, two) for one, two in tops]
+    scale = functools.reduce(jnp.maximum, sizes)
+    tiny = jnp.finfo(scale.dtype).tiny
+    known = scale * tiny < 1
+    present = known & (scale >= tiny)
+    firsts, seconds = [], []
+    for (first, second), (one, two), size in zip(pairs, tops, sizes, strict=True):
+        share = jnp.where(present, size / jnp.where(present, scale, 1), 0)
+        firsts.append(_times(first, jnp.where(share > 0, 1 / one, 0)))
+        seconds.append(_times(second, jnp.where(share > 0, share / two, 0)))
+    left = jnp.where(present, scale, jnp.where(known, 0, jnp.nan))
+    if not any(isinstance(x, Rows) for x in (*firsts, *seconds)):
+        firsts, seconds = _joined(firsts), _joined(seconds)
+    return Factors(firsts, seconds, left)
+
+
+def _largest(value: Any) -> Array:
+    """Largest entry of every example; 1 for rows."""
+    if isinstance(value, Rows):
+        return jnp.ones(value.ids.shape[0], jnp.float32)
+    top = jnp.max(jnp.abs(value), axis=(1, 2, 3))
+    return top.astype(accumulator(value.dtype))
+
+
+def _product(one: Array, two: Array) -> Array:
+    """Largest entry of a use's terms: 0 where a factor is denormal, else NaN-safe."""
+    product = one * two
+    tiny = jnp.finfo(product.dtype).tiny
+    product = jnp.where((one * tiny < 1) & (two * tiny < 1), product, jnp.nan)
+    return jnp.where((one < tiny) | (two < tiny), 0 * product, product)
+
+
+def _times(value: Any, factor: Array) -> Any:
+    """The factor, scaled; zeros where its scale is 0, whatever it holds."""
+    if isinstance(value, Rows):
+        return value
+    factor = factor[:, None, None, None]
+    wide = value.astype(accumulator(value.dtype))
+    return jnp.where(factor > 0, wide * factor, 0)
+
+
+def _joined(values: list[Any]) -> list[Any]:
+    """Joins the terms of several uses where none is in rows."""
+    if len(values) == 1 or any(isinstance(x, Rows) for x in values):
+        return values
+    return [jnp.concatenate(values, axis=2)]
+
+
+def gradients(factors: Factors) -> Array:
+    """The scaled gradients themselves, ``[examples, batch, first, second]``."""
+    (first,), (second,) = factors.firsts, factors.seconds
+    return jnp.einsum("bgta,bgtc->bgac", first, second, precision=_EXACT)
+
+
+def norms_of_gradients(part: Part, scale: Array, values: Array) -> list[Array]:
+    """Norm of every piece, ``[examples]``, from the scaled gradients."""
+    axes = {"batch": 1, "first": 2, "second": 3}
+    squares = jnp.square(values)
+    out = []
+    for group in part.side.groups:
+        own = squares
+        if part.side.name:
+            axis = axes[part.side.name]
+            own = _take(squares, np.flatnonzero(part.side.labels == group), axis)
+        total = jnp.sum(own, axis=(1, 2, 3))
+        out.append(_norm(total, jnp.zeros_like(total), scale))
+    return out
+
+
+def norms_of_factors(part: Part, factors: Factors) -> list[Array]:
+    """Norm of every piece, ``[examples]``, from Gram products of the terms.
+
+    Where terms cancel, rounding may exceed what is left; a bound on it is added, so
+    that no norm comes out too small.
+    """
+    side = part.side
+    if not side.name:
+        first, second = _gram(factors.firsts), _gram(factors.seconds)
+        return [_total(first, second, factors.scale)]
+    if side.name == "batch":
+        first, second = _gram(factors.firsts), _gram(factors.seconds)
+        chosen = [np.flatnonzero(side.labels == g) for g in side.groups]
+        return [
+            _total(_take(first, index, 1), _take(second, index, 1), factors.scale)
+            for index in chosen
+        ]
+    cut, other = factors.firsts, factors.seconds
+    if side.name == "second":
+        cut, other = other, cut
+    rest = _gram(other)
+    if all(isinstance(x, Rows) for x in cut):
+        return _by_row(part, cut, rest, factors.scale)
+    return [
+        _total(_gram(cut, np.flatnonzero(side.labels == g)), rest, factors.scale)
+        for g in side.groups
+    ]
+
+
+def _by_row(part: Part, rows: list[Any], rest: Array, scale: Array) -> list[Array]:
+    """Pieces of one-hot factors: each term belongs to the piece of its row."""
+    products = jnp.sum(_gram(rows) * rest, axis=3)
+    sizes = jnp.sqrt(_diagonal(rest))
+    labels = jnp.asarray(part.side.labels)
+    owner = jnp.concatenate([labels[x.ids] for x in rows], axis=2)
+    out = []
+    for group in part.side.groups:
+        own = owner == group
+        square = jnp.sum(jnp.where(own, products, 0), axis=(1, 2))
+        reach = jnp.sum(jnp.where(own, sizes, 0), axis=2)
+        out.append(_norm(square, _slack(reach, rest), scale))
+    return out
+
+
+def _total(first: Array, second: Array, scale: Array) -> Array:
+    square = jnp.sum(first * second, axis=(1, 2, 3))
+    reach = jnp.sum(jnp.sqrt(_diagonal(first) * _diagonal(second)), axis=2)
+    return _norm(square, _slack(reach, first), scale)
+
+
+def _diagonal(gram: Array) -> Array:
+    return jnp.maximum(jnp.diagonal(gram, axis1=2, axis2=3), 0)
+
+
+def _slack(reach: Array, gram: Array) -> Array:
+    """Bound on the rounding of a squared norm, given the sum of the terms' norms."""
+    if gram.shape[2] == 1:
+        return jnp.zeros(reach.shape[0], reach.dtype)
+    return _GUARD * jnp.finfo(reach.dtype).eps * jnp.sum(jnp.square(reach), axis=1)
+
+
+def _norm(square: Array, slack: Array, scale: Array) -> Array:
+    """Root of a scaled square; never below what underflow may have hidden."""
+    floor = 1e8 * jnp.finfo(square.dtype).tiny
+    root = jnp.sqrt(jnp.maximum(square, 0) + slack + floor)
+    return jnp.where(scale == 0, 0, scale * root)
+
+
+def _gram(values: list[Any], index: np.ndarray | None = None) -> Array:
+    """Inner products of all terms, ``[examples, batch, terms, terms]``."""
+    values = _joined(values)
+    rows = [
+        jnp.concatenate([_cross(x, y, index) for y in values], axis=3) for x in values
+    ]
+    return jnp.concatenate(rows, axis=2) if len(rows) > 1 else rows[0]
+
+
+def _cross(x: Any, y: Any, index: np.ndarray | None) -> Array:
+    if isinstance(x, Rows) and isinstance(y, Rows):
+        same = x.ids[..., :, None] == y.ids[..., None, :]
+        if index is not None:
+            same &= _member(x, index)[..., :, None]
+        return same.astype(jnp.float32)
+    if isinstance(x, Rows):
+        return jnp.swapaxes(_cross(y, x, index), 2, 3)
+    if isinstance(y, Rows):
+        picked = jnp.take_along_axis(x, y.ids[:, :, None, :], axis=3)
+        if index is not None:
+            picked = jnp.where(_member(y, index)[..., None, :], picked, 0)
+        return picked
+    if index is not None:
+        x, y = _take(x, index, 3), _take(y, index, 3)
+    if x.shape[2] == 1 and y.shape[2] == 1:
+        return jnp.sum(x * y, axis=3, keepdims=True)
+    return jnp.einsum("bgta,bgsa->bgts", x, y, precision=_EXACT)
+
+
+def _member(rows: Rows, index: np.ndarray) -> Array:
+    table = np.zeros(rows.size, bool)
+    table[index] = True
+    return jnp.asarray(table)[rows.ids]
+
+
+def _take(x: Array, index: np.ndarray, axis: int) -> Array:
+    """Entries of one axis, as a slice where they are neighbours."""
+    if index.size == index[-1] - index[0] + 1:
+        start = int(index[0])
+        return jax.lax.slice_in_dim(x, start, start + index.size, axis=axis)
+    return jnp.take(x, index, axis=axis)
+
+
+def sum_of_gradients(part: Part, values: Array, weights: Array) -> Array:
+    """``sum_b weights_b gradient_b``, ``[batch, first, second]``.
+
+    Args:
+        part: the part.
+        values: scaled gradients.
+        weights: ``[examples]`` or ``[examples, groups]``, scale included.
+
+    Returns:
+        The sum.
+    """
+    if weights.ndim == 1:
+        return jnp.tensordot(weights, values, 1, precision=_EXACT)
+    return jnp.sum(values * _spread(part, weights, True), axis=0)
+
+
+def sum_of_factors(part: Part, factors: Factors, weights: Array) -> Array:
+    """The same from the factors, ``[batch, first, second]``."""
+    total: Any = 0
+    for first, second in zip(factors.firsts, factors.seconds, strict=True):
+        total = total + _sum_of_use(part, first, second, weights)
+    return total
+
+
+def _sum_of_use(part: Part, first: Any, second: Any, weights: Array) -> Array:
+    if isinstance(second, Rows):
+        flipped = {"first": "second", "second": "first"}
+        side = flipped.get(part.side.name, part.side.name)
+        return jnp.swapaxes(_scatter(part, second, first, weights, side), 1, 2)
+    if isinstance(first, Rows):
+        return _scatter(part, first, second, weights, part.side.name)
+    if weights.ndim == 1 or part.side.name in ("", "batch", "second"):
+        spread = _spread(part, weights, False)
+        second = second * spread
+    else:
+        first = first * _spread(part, weights, False)
+    if first.shape[1] > 1:
+        return jnp.einsum("bgta,bgtc->gac", first, second, precision=_EXACT)
+    one = first.reshape(-1, first.shape[3])
+    two = second.reshape(-1, second.shape[3])
+    return jnp.matmul(one.T, two, precision=_EXACT)[None]
+
+
+def _spread(part: Part, weights: Array, formed: bool) -> Array:
+    """Weights as an array that broadcasts against factors or formed gradients."""
+    if weights.ndim == 1:
+        return weights[:, None, None, None]
+    if not part.side.name:
+        return weights[:, part.side.groups[0]][:, None, None, None]
+    chosen = weights[:, part.side.labels]
+    if part.side.name == "batch":
+        return chosen[:, :, None, None]
+    if part.side.name == "first" and formed:
+        return chosen[:, None, :, None]
+    return chosen[:, None, None, :]
+
+
+def _scatter(part: Part, rows: Rows, value: Array, weights: Array, side: str) -> Array:
+    """Adds the terms to their rows, ``[batch, rows, entries]``."""
+    if weights.ndim == 2 and side == "first":
+        labels = jnp.asarray(part.side.labels)[rows.ids]
+        picked = jnp.take_along_axis(weights[:, None, :], labels, axis=2)
+        value = value * picked[..., None]
+    else:
+        value = value * _spread(part, weights, False)
+    blocks = value.shape[1]
+    number = jnp.arange(blocks)[None, :, None]
+    zeros = jnp.zeros((blocks, rows.size, value.shape[3]), value.dtype)
+    number = jnp.broadcast_to(number, rows.ids.shape)
+    return zeros.at[number, rows.ids].add(value)

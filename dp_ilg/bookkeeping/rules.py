@@ -1,0 +1,194 @@
+"""Rules: how the gradient of a parameter factors in the equations that read it.
+
+Every rule writes the gradient of one example as ``sum_t first_t x second_t``: two
+factors with an axis of terms t, made of what the equation read beside the parameter
+and of the derivative at its output. Equations without a rule are not errors; their
+parameters take the general path.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from dp_ilg.bookkeeping.convolution import Convolution
+from dp_ilg.bookkeeping.views import Digits, View, merged, regroup, span
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """A one-hot factor, kept as row numbers ``[batch, terms]`` of `size` rows."""
+
+    ids: Any
+    size: int = dataclasses.field(metadata={"static": True})
+
+
+class Linear(NamedTuple):
+    """How an equation is linear in one operand.
+
+    Attributes:
+        batch: digits over which the equation is one independent map each.
+        first: digits of the first factor.
+        second: digits of the second factor.
+        terms: number of terms t for one example, enclosing loops aside.
+        reads: operands that `factors` needs.
+        factors: maps those operands and the output's derivative to the factors
+            ``[batch, terms, first]`` (or `Rows`) and ``[batch, terms, second]``.
+        apply: evaluates the equation faster than its primitive, or None.
+        is_rows: whether the first factor is `Rows`.
+    """
+
+    batch: Digits
+    first: Digits
+    second: Digits
+    terms: int
+    reads: tuple[int, ...]
+    factors: Callable[..., tuple[Any, Array]]
+    apply: Callable[..., Array] | None = None
+    is_rows: bool = False
+
+
+Rule = Callable[[Any, int, View], "Linear | str"]
+
+
+def _join(view: View, axes: Any) -> Digits:
+    return tuple(d for k in axes for d in view.axes[k])
+
+
+def _dot_general(eqn: Any, position: int, view: View) -> Linear | str:
+    """``dot_general``: contracted axes against free ones, batch axes apart."""
+    contract, batch = eqn.params["dimension_numbers"]
+    other = 1 - position
+    own_free = _free(eqn, position, contract, batch)
+    free = _free(eqn, other, contract, batch)
+    shape = eqn.invars[other].aval.shape
+    blocks = math.prod(shape[k] for k in batch[other])
+    terms = math.prod(shape[k] for k in free)
+    first = _join(view, contract[position])
+    second = _join(view, own_free)
+
+    def factors(x: Array, cotangent: Array) -> tuple[Array, Array]:
+        x = jnp.transpose(x, (*batch[other], *free, *contract[other]))
+        if position == 0:
+            start, middle = len(batch[0]), len(own_free)
+            order = list(range(cotangent.ndim))
+            head, own = order[:start], order[start : start + middle]
+            cotangent = jnp.transpose(
+                cotangent, (*head, *order[start + middle :], *own)
+            )
+        return (
+            x.reshape(blocks, terms, span(first)),
+            cotangent.reshape(blocks, terms, span(second)),
+        )
+
+    joined = _join(view, batch[position])
+    return Linear(joined, first, second, terms, (other,), factors)
+
+
+def _free(eqn: Any, position: int, contract: Any, batch: Any) -> tuple[int, ...]:
+    taken = {*contract[position], *batch[position]}
+    return tuple(
+        k for k in range(len(eqn.invars[position].aval.shape)) if k not in taken
+    )
+
+
+def _conv_general_dilated(eqn: Any, position: int, view: View) -> Linear | str:
+    """Convolutions of any rank, stride, dilation and number of groups."""
+    if position != 1:
+        return "a convolution whose input, not kernel, is the parameter"
+    if eqn.params["batch_group_count"] != 1:
+        return "a convolution with batch groups"
+    conv = Convolution.of(eqn)
+    out, into, *spatial = conv.rhs_spec
+    width = eqn.invars[1].aval.shape[out] // conv.groups
+    split = regroup(view.axes[out], (conv.groups, width))
+    if split is None:
+        return "a grouped convolution of a reshaped kernel"
+    shape = eqn.outvars[0].aval.shape
+    terms = math.prod(shape) // shape[conv.out_spec[1]]
+    first = _join(view, (*spatial, into))
+
+    def factors(x: Array, cotangent: Array) -> tuple[Array, Array]:
+        seen = conv.patches(conv.channels_last(x, conv.lhs_spec))
+        seen = seen.reshape(terms, math.prod(conv.kernel), conv.groups, -1)
+        seen = jnp.moveaxis(seen, 2, 0)
+        given = conv.channels_last(cotangent, conv.out_spec)
+        given = jnp.moveaxis(given.reshape(terms, conv.groups, width), 1, 0)
+        return seen.reshape(conv.groups, terms, span(first)), given
+
+    return Linear(split[0], first, split[1], terms, (0,), factors, conv.apply)
+
+
+def _gather(eqn: Any, position: int, view: View) -> Linear | str:
+    """Rows of an embedding: the first factor is one-hot."""
+    p = eqn.params
+    numbers, shape = p["dimension_numbers"], eqn.invars[0].aval.shape
+    axes = numbers.start_index_map
+    sizes = tuple(n for k, n in enumerate(shape) if k not in axes)
+    rows = len(axes) == 1 and tuple(numbers.collapsed_slice_dims) == tuple(axes)
+    kept = tuple(n for k, n in enumerate(p["slice_sizes"]) if k not in axes)
+    if position != 0 or not rows or numbers.operand_batching_dims or kept != sizes:
+        return "an indexing that is not of whole rows along one axis"
+    (axis,) = axes
+    others = [k for k in range(len(shape)) if k != axis]
+    first, second = _join(view, (axis,)), _join(view, others)
+    if len(merged(first)) > 1:
+        return "rows that are not neighbours in the parameter"
+    terms = math.prod(eqn.invars[1].aval.shape[:-1])
+    rank = len(eqn.outvars[0].aval.shape)
+    outer = [k for k in range(rank) if k not in numbers.offset_dims]
+    clips = "CLIP" in str(p["mode"])
+
+    def factors(indices: Array, cotangent: Array) -> tuple[Rows, Array]:
+        ids = _signed(indices).reshape(1, terms)
+        given = jnp.transpose(cotangent, (*outer, *numbers.offset_dims))
+        given = given.reshape(1, terms, span(second))
+        if not clips:
+            inside = (ids >= 0) & (ids < shape[axis])
+            given = jnp.where(inside[..., None], given, 0)
+        return Rows(_clipped(ids, shape[axis]), shape[axis]), given
+
+    return Linear((), first, second, terms, (1,), factors, None, True)
+
+
+def _dynamic_slice(eqn: Any, position: int, view: View) -> Linear | str:
+    """One row at a place that data decides."""
+    shape, sizes = eqn.invars[0].aval.shape, eqn.params["slice_sizes"]
+    cut = [k for k, (n, m) in enumerate(zip(shape, sizes, strict=True)) if n != m]
+    if position != 0 or len(cut) != 1 or sizes[cut[0]] != 1:
+        return "a slice at a traced place that is not one whole row"
+    (axis,) = cut
+    others = [k for k in range(len(shape)) if k != axis]
+    first, second = _join(view, (axis,)), _join(view, others)
+    if len(merged(first)) > 1:
+        return "rows that are not neighbours in the parameter"
+
+    def factors(index: Array, cotangent: Array) -> tuple[Rows, Array]:
+        ids = _clipped(_signed(index).reshape(1, 1), shape[axis])
+        return Rows(ids, shape[axis]), cotangent.reshape(1, 1, span(second))
+
+    return Linear((), first, second, 1, (1 + axis,), factors, None, True)
+
+
+def _signed(ids: Array) -> Array:
+    return ids.astype(jnp.promote_types(ids.dtype, jnp.int32))
+
+
+def _clipped(ids: Array, size: int) -> Array:
+    """Row numbers as int32 within the rows there are."""
+    return jnp.clip(ids, 0, size - 1).astype(jnp.int32)
+
+
+RULES: dict[str, Rule] = {
+    "conv_general_dilated": _conv_general_dilated,
+    "dot_general": _dot_general,
+    "dynamic_slice": _dynamic_slice,
+    "gather": _gather,
+}

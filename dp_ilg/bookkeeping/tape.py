@@ -1,0 +1,243 @@
+"""Finds where a program reads parameters, and plays it with probes at these places.
+
+A *use* is an equation with a rule that reads a `View` of a parameter. Playing adds a
+zero, the probe, to its output and keeps its other operands: the derivative by the
+probe is the derivative at the output, and both together are the parameter's gradient
+in factors. Parameters that are read in any other way are *spoiled*: they are
+differentiated example by example, which is always exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import ClosedJaxpr, Literal
+
+from dp_ilg.bookkeeping.program import as_closed, evaluate, flat, read, write
+from dp_ilg.bookkeeping.rules import RULES, Linear
+from dp_ilg.bookkeeping.views import Turns, View, view_op
+
+
+@dataclass(frozen=True)
+class Use:
+    """One equation that reads a parameter by a rule."""
+
+    eqn: Any
+    position: int
+    view: View
+    linear: Linear
+
+
+@dataclass
+class Level:
+    """A program, its uses by equation, and the loops that contain more of them."""
+
+    closed: ClosedJaxpr
+    uses: dict[int, Use] = field(default_factory=dict)
+    inner: dict[int, Level] = field(default_factory=dict)
+
+    def all_uses(self) -> list[tuple[tuple[int, ...], Use]]:
+        """Every use with its address: equation numbers, outermost first."""
+        own = [((index,), use) for index, use in self.uses.items()]
+        deep = [
+            ((index, *address), use)
+            for index, level in self.inner.items()
+            for address, use in level.all_uses()
+        ]
+        return own + deep
+
+
+Spoiled = dict[int, str]
+
+
+def survey(
+    closed: ClosedJaxpr, views: Sequence[View | None], spoiled: Spoiled
+) -> Level:
+    """Marks the uses of a flat program.
+
+    Args:
+        closed: the program.
+        views: what each of its inputs holds.
+        spoiled: leaves to leave alone; leaves found to be read otherwise are added,
+            with the reason.
+
+    Returns:
+        The program as a `Level`.
+    """
+    level = Level(closed)
+    env = {
+        var: view
+        for var, view in zip(closed.jaxpr.invars, views, strict=True)
+        if view is not None and view.leaf not in spoiled
+    }
+    for index, eqn in enumerate(closed.jaxpr.eqns):
+        found = [None if isinstance(v, Literal) else env.get(v) for v in eqn.invars]
+        if any(view is not None for view in found):
+            outs = _step(level, index, eqn, found, spoiled)
+            env.update(zip(eqn.outvars, outs, strict=False))
+    for var in closed.jaxpr.outvars:
+        view = None if isinstance(var, Literal) else env.get(var)
+        if view is not None:
+            spoiled.setdefault(view.leaf, "it is returned or carried by a loop")
+    return level
+
+
+def _step(
+    level: Level, index: int, eqn: Any, found: list[View | None], spoiled: Spoiled
+) -> list[View]:
+    """Decides one equation; returns the views its outputs hold."""
+    name = eqn.primitive.name
+    held = [view for view in found if view is not None]
+    alone = len(held) == 1
+    outs = view_op(eqn, held[0]) if alone else None
+    if outs is not None:
+        return outs
+    if name == "stop_gradient" or not _differentiable(eqn):
+        return []
+    if name in _LOOPS:
+        level.inner[index] = _LOOPS[name].survey(eqn, found, spoiled)
+        return []
+    reason = f"{name} reads it"
+    if alone and name in RULES:
+        position = next(k for k, view in enumerate(found) if view is not None)
+        linear = RULES[name](eqn, position, held[0])
+        if isinstance(linear, Linear):
+            level.uses[index] = Use(eqn, position, held[0], linear)
+            return []
+        reason = f"it is read by {linear}"
+    for view in held:
+        spoiled.setdefault(view.leaf, reason)
+    return []
+
+
+def _differentiable(eqn: Any) -> bool:
+    return any(jnp.issubdtype(v.aval.dtype, jnp.inexact) for v in eqn.outvars)
+
+
+Tree = dict[int, Any]
+
+
+def probes(level: Level) -> Tree:
+    """Zeros like the output of every use, by equation number, loops nested."""
+    own: Tree = {
+        index: jnp.zeros(use.eqn.outvars[0].aval.shape, use.eqn.outvars[0].aval.dtype)
+        for index, use in level.uses.items()
+    }
+    for index, inner in level.inner.items():
+        eqn = level.closed.jaxpr.eqns[index]
+        own[index] = _LOOPS[eqn.primitive.name].probes(eqn, probes(inner))
+    return own
+
+
+def play(level: Level, args: Sequence[Any], probe: Tree) -> tuple[list[Any], Tree]:
+    """Runs a program with probes.
+
+    Args:
+        level: the surveyed program.
+        args: its inputs.
+        probe: as `probes` gives.
+
+    Returns:
+        Its outputs, and what every use read, in a tree like `probe`.
+    """
+    env: dict[Any, Any] = {}
+    records: Tree = {}
+    write(env, level.closed.jaxpr.constvars, level.closed.consts)
+    write(env, level.closed.jaxpr.invars, args)
+    for index, eqn in enumerate(level.closed.jaxpr.eqns):
+        values = [read(env, v) for v in eqn.invars]
+        if index in level.uses:
+            use = level.uses[index]
+            apply = use.linear.apply
+            (out,) = [apply(*values)] if apply else evaluate(eqn, values)
+            outs = [out + probe[index]]
+            records[index] = [jnp.asarray(values[k]) for k in use.linear.reads]
+        elif index in level.inner:
+            loop = _LOOPS[eqn.primitive.name]
+            outs, records[index] = loop.play(
+                eqn, level.inner[index], values, probe[index]
+            )
+        else:
+            outs = evaluate(eqn, values)
+        write(env, eqn.outvars, outs)
+    return [read(env, v) for v in level.closed.jaxpr.outvars], records
+
+
+@dataclass(frozen=True)
+class Loop:
+    """How probes and records pass through an equation that contains a program."""
+
+    survey: Callable[[Any, list[View | None], Spoiled], Level]
+    probes: Callable[[Any, Tree], Tree]
+    play: Callable[[Any, Level, list[Any], Tree], tuple[list[Any], Tree]]
+
+
+def _survey_scan(eqn: Any, found: list[View | None], spoiled: Spoiled) -> Level:
+    """Constants are shared by all turns; stacked inputs give each turn its own."""
+    length, consts = eqn.params["length"], eqn.params["num_consts"]
+    carry_end = consts + eqn.params["num_carry"]
+    views: list[View | None] = []
+    for place, view in enumerate(found):
+        if view is not None and consts <= place < carry_end:
+            spoiled.setdefault(view.leaf, "it starts a loop's carry")
+            view = None
+        if view is not None and place < consts:
+            view = replace(view, loops=(*view.loops, Turns(length, None)))
+        elif view is not None:
+            loops = (*view.loops, Turns(length, view.axes[0]))
+            view = replace(view, axes=view.axes[1:], loops=loops)
+        views.append(view)
+    return survey(flat(as_closed(eqn.params["jaxpr"])), views, spoiled)
+
+
+def _stack(eqn: Any, inner: Tree) -> Tree:
+    length = eqn.params["length"]
+    return jax.tree.map(lambda x: jnp.zeros((length, *x.shape), x.dtype), inner)
+
+
+def _play_scan(
+    eqn: Any, level: Level, values: list[Any], probe: Tree
+) -> tuple[list[Any], Tree]:
+    p = eqn.params
+    consts, carried = p["num_consts"], p["num_carry"]
+    fixed, start = values[:consts], values[consts : consts + carried]
+
+    def body(carry: Any, turn: Any) -> Any:
+        own, own_probe = turn
+        outs, records = play(level, [*fixed, *carry, *own], own_probe)
+        return outs[:carried], (outs[carried:], records)
+
+    stacked = (values[consts + carried :], probe)
+    carry, (outs, records) = lax.scan(
+        body, start, stacked, p["length"], p["reverse"], p["unroll"]
+    )
+    return [*carry, *outs], records
+
+
+def _survey_remat(eqn: Any, found: list[View | None], spoiled: Spoiled) -> Level:
+    return survey(flat(as_closed(eqn.params["jaxpr"])), found, spoiled)
+
+
+def _play_remat(
+    eqn: Any, level: Level, values: list[Any], probe: Tree
+) -> tuple[list[Any], Tree]:
+    p = eqn.params
+    again = jax.checkpoint(
+        lambda args, own: play(level, args, own),
+        policy=p["policy"],
+        prevent_cse=p["prevent_cse"],
+    )
+    return again(values, probe)
+
+
+_REMAT = Loop(_survey_remat, lambda eqn, inner: inner, _play_remat)
+_LOOPS = {
+    "checkpoint": _REMAT,
+    "remat2": _REMAT,
+    "scan": Loop(_survey_scan, _stack, _play_scan),
+}
