@@ -123,7 +123,19 @@ def test_a_resumed_run_has_the_values_of_its_folder(trained, tmp_path):
         (["trian"], "no command 'trian'; did you mean train?"),
         (["train", "--epsilom", "3"], "--epsilom, 3; did you mean --epsilon?"),
         (["train", "--epsilon"], "--epsilon"),
-        (["train", "--epsilon", "abc"], "could not convert string to float: 'abc'"),
+        (["train", "--epsilon", "abc"], "epsilon is 'abc', but must be a number; see"),
+        (
+            ["train", "--batch-size", "2.5"],
+            "dp-ilg: --batch-size/--privacy.batch-size is '2.5', but must be a whole "
+            "number; see --help.",
+        ),
+        (["train", "--seed", "1e3"], "seed is '1e3', but must be a whole number"),
+        (["train", "--model.hidden", "8", "4.5"], "hidden is '8', '4.5', but must be"),
+        (
+            ["train", "--privacy.schedule.values", "1", "a"],
+            "schedule.values is '1', 'a', but must be numbers of its kind; see --help.",
+        ),
+        (["epsilon", "--noise-multiplier", "1", *PLAN, "--num-steps", "1.5"], "'1.5'"),
         (["train", "--epsilon", "-1"], "privacy.epsilon is -1.0, but must be"),
         (["train", "--epsilon", "nan"], "privacy.epsilon is nan"),
         (["train", "--delta", "2"], "privacy.delta is 2.0"),

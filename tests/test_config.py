@@ -92,7 +92,23 @@ def test_the_seed_is_written_only_when_asked_for():
 MISTAKES = {
     "unknown section": (
         lambda m: m | {"privcy": {}},
-        "unknown field privcy; did you mean privacy?",
+        "unknown section privcy; did you mean privacy?",
+    ),
+    "unknown section alone": (
+        lambda m: {"pirvacy": m["privacy"]},
+        "unknown section pirvacy; did you mean privacy?",
+    ),
+    "unknown section inside the only one": (
+        lambda m: {"privacy": m["privacy"] | {"shedule": {"name": "linear"}}},
+        "unknown section privacy.shedule; did you mean privacy.schedule?",
+    ),
+    "unknown field in the only section": (
+        lambda m: {"privacy": {"epsilom": 1.0}},
+        "unknown field privacy.epsilom; did you mean privacy.epsilon?",
+    ),
+    "only one section": (
+        lambda m: {"privacy": m["privacy"]},
+        "lacks the section [data]",
     ),
     "unknown field": (
         lambda m: mapping(privacy__epsilom=1.0),

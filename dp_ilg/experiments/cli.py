@@ -198,6 +198,13 @@ def _disk(error: OSError) -> str:
     return f"{where}{words}; free space or change permissions, then use --resume."
 
 
+_KINDS = (  # what Python and tyro say of a value that cannot be read, and what we say
+    (r"invalid literal for int\(\) with base 10: (.+)", "a whole number"),
+    (r"could not convert string to float: (.+)", "a number"),
+    (r"Could not find valid parse for arguments: \[(.+)\]", "numbers of its kind"),
+)
+
+
 def _first_sentence(boxed: str) -> str:
     """Takes the words out of tyro's box: the complaint and its best advice."""
     lines = [line.strip(" │╭╮╰╯") for line in boxed.splitlines()]
@@ -205,6 +212,9 @@ def _first_sentence(boxed: str) -> str:
     parts = [" ".join(part.split()) for part in re.split(r"\n[─-]{3,}\n", text)]
     found = (parts[1] if len(parts) > 1 else " ".join(parts)).rstrip(".")
     found = re.sub(r"^Error parsing __tyro[\w.-]*: ", "", found)
+    for pattern, kind in _KINDS:
+        if bad := re.match(f"Error parsing (.*?): .*{pattern}$", found):
+            return f"{bad[1]} is {bad[2]}, but must be {kind}; see --help."
     advice = re.search(r"Perhaps you meant: (--[\w.-]+)", " ".join(parts[2:]))
     if advice:
         return f"{found}; did you mean {advice[1]}?"

@@ -304,7 +304,7 @@ def config_from_mapping(mapping: dict[str, Any], source: str = "config") -> Conf
     Example:
         >>> config_from_mapping({"date": {}})
         Traceback (most recent call last):
-        ValueError: config has an unknown field date; did you mean data?
+        ValueError: config has an unknown section date; did you mean data?
     """
     return from_mapping(Config, mapping, source=source)
 

@@ -59,26 +59,30 @@ def from_mapping(cls: type[T], mapping: Any, *, source: str, where: str = "") ->
         raise ValueError(f"{source} has {place} = {mapping!r}, but it must be a table.")
     prefix = f"{where}." if where else ""
     hints = get_type_hints(cls)
-    for name in mapping:
+    for name, value in mapping.items():
         if name not in hints:
-            raise ValueError(f"{source} has {unknown(prefix + name, hints, prefix)}")
-    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
-        if field.metadata.get("required") and field.name not in mapping:
-            raise ValueError(f"{source} lacks {_missing(field, prefix)}")
+            kind = "section" if isinstance(value, dict) else "field"
+            words = unknown(prefix + name, hints, prefix, kind=kind)
+            raise ValueError(f"{source} has {words}")
     values = {
         name: _typed(hints[name], value, source, prefix + name)
         for name, value in mapping.items()
     }
+    # last, since a name with a typo in it is also one that is missing
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        if field.metadata.get("required") and field.name not in mapping:
+            raise ValueError(f"{source} lacks {_missing(field, prefix)}")
     return cls(**values)
 
 
-def unknown(name: str, known: Any, prefix: str = "") -> str:
+def unknown(name: str, known: Any, prefix: str = "", *, kind: str = "field") -> str:
     """Words for an unknown name: with the nearest known one, or all of them.
 
     Args:
         name: what was given.
         known: the names there are.
         prefix: what goes before each known name.
+        kind: what it names.
 
     Returns:
         The end of a sentence.
@@ -87,7 +91,7 @@ def unknown(name: str, known: Any, prefix: str = "") -> str:
         >>> unknown("epsilom", ["epsilon", "delta"])
         'an unknown field epsilom; did you mean epsilon?'
     """
-    return f"an unknown field {name}; {nearest(name, [prefix + k for k in known])}"
+    return f"an unknown {kind} {name}; {nearest(name, [prefix + k for k in known])}"
 
 
 def nearest(name: str, known: Any) -> str:
