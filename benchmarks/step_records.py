@@ -41,12 +41,13 @@ def interleave(
 
     What takes over 20 s, or over 15 times the reference, gets three repeats.
     """
+    clock(runs[reference])
+    limit = min(SLOW_SECONDS, SLOW_RATIO * clock(runs[reference]))
     warm = {}
     for name, run in runs.items():
         warm[name] = clock(run)
-        if warm[name] < SLOW_SECONDS:
+        if warm[name] <= limit:
             warm[name] = clock(run)
-    limit = min(SLOW_SECONDS, SLOW_RATIO * warm[reference])
     times: dict[str, list[float]] = {name: [] for name in runs}
     order, dice = list(runs), random.Random(0)
     for turn in range(repeats):
