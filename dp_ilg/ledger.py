@@ -11,7 +11,7 @@ import json
 import os
 import stat
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, SupportsIndex
 
 import jax
 import numpy as np
@@ -138,14 +138,14 @@ class PrivacyLedger:
         """
         return self.plan.epsilon(self.steps) if self.steps else 0.0
 
-    def record(self, step: int) -> None:
+    def record(self, step: SupportsIndex) -> None:
         """Charges one step; call it before the step's release is used.
 
         Returns once the line is on the disk. Steps come in order; a run that was
         resumed may repeat steps on file, which costs nothing (see Privacy above).
 
         Args:
-            step: which step, from 0.
+            step: which step, from 0; a Python, NumPy or JAX integer.
 
         Raises:
             BudgetExhausted: for a step past the plan.
@@ -168,7 +168,7 @@ class PrivacyLedger:
             Traceback (most recent call last):
             ValueError: step is 1, but 0 steps are recorded: record step 0 first.
         """
-        validation.whole("step", step, 0)
+        step = validation.count("step", step)
         if self._file < 0:
             raise ValueError(f"The ledger {self.path} is closed; open it again.")
         if step >= self.plan.num_steps:
@@ -187,8 +187,8 @@ class PrivacyLedger:
                 "already; only a resumed run may repeat steps."
             )
         if step == self.steps:
-            self._append(seal({"step": int(step)}), steps=self.steps + 1)
-        self._recorded_here = int(step)
+            self._append(seal({"step": step}), steps=self.steps + 1)
+        self._recorded_here = step
 
     def close(self) -> None:
         """Closes the file and lets go of the lock; closing twice is harmless.

@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 
@@ -106,7 +106,7 @@ class PrivacyPlan:
             return np.full(self.num_steps, np.inf)
         return self.noise_multipliers / math.sqrt(self.score_budget)
 
-    def event(self, steps: int | None = None) -> dp_accounting.DpEvent:
+    def event(self, steps: SupportsIndex | None = None) -> dp_accounting.DpEvent:
         """Returns what the first steps of the plan release, for any accountant.
 
         Args:
@@ -138,7 +138,7 @@ class PrivacyPlan:
                 events.append(dp_accounting.SelfComposedDpEvent(step, taken))
         return dp_accounting.ComposedDpEvent(events)
 
-    def epsilon(self, steps: int | None = None) -> float:
+    def epsilon(self, steps: SupportsIndex | None = None) -> float:
         """Returns epsilon after some steps; asked again, it answers from a cache.
 
         Args:
@@ -210,16 +210,16 @@ class PrivacyPlan:
         """Returns 16 hexadecimal digits that name the plan, the same on any machine."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
 
-    def _steps(self, steps: int | None) -> int:
+    def _steps(self, steps: SupportsIndex | None) -> int:
         if steps is None:
             return self.num_steps
-        validation.whole("steps", steps, 0)
+        steps = validation.count("steps", steps)
         if steps > self.num_steps:
             raise ValueError(
                 f"steps is {steps}, but the plan ends after {self.num_steps}; make a "
                 "longer plan before training."
             )
-        return int(steps)
+        return steps
 
 
 @functools.lru_cache(maxsize=64)

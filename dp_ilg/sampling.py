@@ -9,7 +9,7 @@ fixed size, so it travels as chunks of one compiled size, with a mask for the pa
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 import jax
 import numpy as np
@@ -134,7 +134,7 @@ class PoissonSampler:
             f"num_steps={self.num_steps}, chunk_size={self.chunk_size})"
         )
 
-    def indices(self, step: int) -> np.ndarray:
+    def indices(self, step: SupportsIndex) -> np.ndarray:
         """Returns the examples of one step.
 
         Args:
@@ -154,7 +154,7 @@ class PoissonSampler:
             Traceback (most recent call last):
             ValueError: step is 4, but the sampler has 4 steps: stop at step 3.
         """
-        validation.whole("step", step, 0)
+        step = validation.count("step", step)
         if self.num_steps is not None and step >= self.num_steps:
             raise ValueError(
                 f"step is {step}, but the sampler has {self.num_steps} steps: "
@@ -162,9 +162,9 @@ class PoissonSampler:
             )
         if self.sampling_prob == 1:
             return np.arange(self.num_examples)
-        return self._draw(self._bits(int(step)).random_raw)
+        return self._draw(self._bits(step).random_raw)
 
-    def chunks(self, step: int) -> list[Chunk]:
+    def chunks(self, step: SupportsIndex) -> list[Chunk]:
         """Returns the examples of one step, cut into chunks of one size.
 
         A draw is never cut short (law 8): what does not fit goes into the next chunk.

@@ -88,6 +88,31 @@ def whole(name: str, value: Any, minimum: int = 1) -> None:
         )
 
 
+def count(name: str, value: Any) -> int:
+    """Returns a whole number of at least 0 as a Python integer, or raises.
+
+    Args:
+        name: what the caller calls it.
+        value: a Python, NumPy or JAX integer without axes.
+
+    Returns:
+        The integer.
+
+    Raises:
+        ValueError: for anything else; floats, booleans and traced values included.
+
+    Example:
+        >>> count("step", jax.numpy.int32(3))
+        3
+        >>> count("step", np.float32(3))
+        Traceback (most recent call last):
+        ValueError: step is 3.0, but must be a whole number of at least 0.
+    """
+    value = value if isinstance(value, Tracer) else _plain(value)
+    whole(name, value, 0)
+    return int(value)
+
+
 def key(name: str, value: Any) -> jax.Array:
     """Returns `value` as one typed PRNG key, or raises.
 
@@ -156,7 +181,8 @@ def _refuse_shown(name: str, value: Any) -> None:
 
 def _plain(value: Any) -> Any:
     """A number out of an array without axes; anything else as it is."""
-    is_array = isinstance(value, (jax.Array, np.ndarray)) and value.shape == ()
+    arrays = jax.Array, np.ndarray, np.generic
+    is_array = isinstance(value, arrays) and value.shape == ()
     return value.item() if is_array else value
 
 

@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from dp_ilg.ledger import BudgetExhausted, PrivacyLedger
 from dp_ilg.plan import PrivacyPlan
+from dp_ilg.sampling import PoissonSampler
 
 STEPS = 1000
 
@@ -113,11 +116,42 @@ def test_gap_is_refused(path):
         assert ledger.steps == 1
 
 
-@pytest.mark.parametrize("step", [-1, 0.0, None, True, "0"])
+ZEROS = [np.int64(0), np.uint16(0), np.array(0), jnp.int32(0), jnp.uint32(0)]
+
+
+@pytest.mark.parametrize("zero", ZEROS, ids=lambda zero: f"{type(zero)} {zero.dtype}")
+def test_steps_may_be_integers_of_numpy_and_jax(path, zero):
+    """A counter in a training state is one."""
+    with PrivacyLedger(path, PLAN) as ledger:
+        ledger.record(zero)
+        ledger.record(zero + 1)
+        with pytest.raises(BudgetExhausted, match=f"step is {STEPS}, but"):
+            ledger.record(zero + STEPS)
+    with PrivacyLedger(path, PLAN) as ledger:
+        assert ledger.steps == 2
+        assert ledger.epsilon() == PLAN.epsilon(zero + 2) == PLAN.epsilon(2)
+        sampler = PoissonSampler.for_plan(PLAN, key=0)
+        assert np.array_equal(sampler.indices(zero + 1), sampler.indices(1))
+
+
+NO_STEPS = [-1, 0.0, None, True, "0", np.float64(0), np.True_, np.array([0])]
+
+
+@pytest.mark.parametrize(
+    "step", [*NO_STEPS, jnp.float32(0), jnp.array(False), jnp.int32(-1), jnp.zeros(1)]
+)
 def test_step_must_be_a_whole_number(path, step):
     with PrivacyLedger(path, PLAN) as ledger, pytest.raises((ValueError, TypeError)):
         ledger.record(step)
     assert path.read_bytes().count(b"\n") == 1
+
+
+def test_a_traced_step_cannot_be_recorded(path):
+    """Inside jit it would be recorded once, when the step is compiled."""
+    with PrivacyLedger(path, PLAN) as ledger:
+        with pytest.raises(ValueError, match="must be a whole number") as caught:
+            jax.jit(ledger.record)(0)
+        assert _is_one_sentence(caught.value)
 
 
 def test_closed_ledger_refuses(path):
