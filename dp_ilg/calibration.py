@@ -95,6 +95,7 @@ def plan_privacy(
         neighboring_relation=neighboring_relation,
         target_epsilon=epsilon,
     )
+    _warn_of_delta(plan)
     plan = _with_shape(plan, schedule, num_stages)
     if epsilon is None:
         return _scaled(plan, _noise(noise_multiplier))
@@ -155,33 +156,14 @@ def steps_for_epsilon(
         >>> 500 < plan.num_steps < 600
         True
     """
-    validation.positive("epsilon", epsilon)
-    validation.positive("noise_multiplier", noise_multiplier)
-    template = _template(
-        num_examples=num_examples,
-        batch_size=batch_size,
-        num_steps=1,
-        delta=delta,
-        l2_clip_norm=l2_clip_norm,
-        score_budget=score_budget,
-        accountant=accountant,
-        neighboring_relation=neighboring_relation,
-        target_epsilon=epsilon,
-    )
-
-    def at(steps: float) -> PrivacyPlan:
-        plan = dataclasses.replace(
-            template, num_steps=int(steps), stages=((int(steps), 1.0),)
-        )
-        return _scaled(_with_shape(plan, schedule, num_stages), noise_multiplier)
-
-    steps = _solve(at, epsilon, 1, _MOST_STEPS, whole=True)
-    if steps == _MOST_STEPS:
+    plan = _largest("num_steps", _MOST_STEPS, **locals())
+    if plan.num_steps == _MOST_STEPS:
         raise ValueError(
             f"epsilon {epsilon} allows more than {_MOST_STEPS:,} steps; use less noise "
             "or a larger batch."
         )
-    return at(steps)
+    _warn_of_delta(plan)
+    return plan
 
 
 def batch_size_for_epsilon(
@@ -230,30 +212,42 @@ def batch_size_for_epsilon(
         >>> 950 < plan.batch_size < 1024
         True
     """
+    plan = _largest("batch_size", num_examples, **locals())
+    _warn_of_delta(plan)
+    return plan
+
+
+def _largest(
+    name: str,
+    most: Any,
+    *,
+    epsilon: Any,
+    noise_multiplier: Any,
+    schedule: Any,
+    num_stages: Any,
+    **facts: Any,
+) -> PrivacyPlan:
+    """The plan with the largest value of the field `name` that epsilon allows.
+
+    Its callers pass ``locals()``, so that none of their arguments can be left out.
+    """
     validation.positive("epsilon", epsilon)
     validation.positive("noise_multiplier", noise_multiplier)
-    template = _template(
-        num_examples=num_examples,
-        batch_size=1,
-        num_steps=num_steps,
-        delta=delta,
-        l2_clip_norm=l2_clip_norm,
-        score_budget=score_budget,
-        accountant=accountant,
-        neighboring_relation=neighboring_relation,
-        target_epsilon=epsilon,
-    )
+    facts["target_epsilon"] = epsilon
 
-    def at(batch_size: float) -> PrivacyPlan:
-        plan = dataclasses.replace(template, batch_size=int(batch_size))
+    def at(value: float) -> PrivacyPlan:
+        plan = _template(**facts, **{name: int(value)})
         return _scaled(_with_shape(plan, schedule, num_stages), noise_multiplier)
 
-    return at(_solve(at, epsilon, 1, template.num_examples, whole=True))
+    return at(_solve(at, epsilon, 1, most, whole=True))
 
 
 def _template(**facts: Any) -> PrivacyPlan:
-    """A plan with noise 1 throughout, which checks every fact; warns of the delta."""
-    plan = PrivacyPlan(stages=((facts["num_steps"], 1.0),), **facts)
+    """A plan with noise 1 throughout, which checks every fact."""
+    return PrivacyPlan(stages=((facts["num_steps"], 1.0),), **facts)
+
+
+def _warn_of_delta(plan: PrivacyPlan) -> None:
     if plan.delta > 1 / plan.num_examples:
         warnings.warn(
             f"delta is {plan.delta:g}, above 1 / num_examples = "
@@ -262,7 +256,6 @@ def _template(**facts: Any) -> PrivacyPlan:
             UserWarning,
             stacklevel=3,
         )
-    return plan
 
 
 def _with_shape(plan: PrivacyPlan, schedule: Any, num_stages: Any) -> PrivacyPlan:
