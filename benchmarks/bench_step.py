@@ -228,12 +228,15 @@ def parse() -> argparse.Namespace:
     return args
 
 
-def scope(name: str, args: argparse.Namespace) -> tuple[list[str], list[str]]:
-    """Kinds and families of a row; toys meet all of them in the first row only."""
-    brief = args.toy and name != "mlp"
-    families = TOY_FAMILIES if brief else list(FAMILIES)
-    kinds: list[str] = ["gradient"] if brief else list(records.KINDS)
-    return args.kinds or kinds, args.contestants or families
+def scope(name: str, args: argparse.Namespace) -> dict[str, list[str]]:
+    """Families by kind; toys meet all of them in the first row's gradient only."""
+    chosen = {kind: list(FAMILIES) for kind in records.KINDS}
+    if args.toy:
+        chosen = {"gradient": TOY_FAMILIES}
+    if args.toy and name == "mlp":
+        chosen = {"gradient": list(FAMILIES), "step": ["ordinary", "auto", "optax"]}
+    kinds = args.kinds or list(chosen)
+    return {kind: args.contestants or chosen.get(kind, TOY_FAMILIES) for kind in kinds}
 
 
 def report(path: Path, args: argparse.Namespace) -> None:
@@ -266,12 +269,11 @@ def main() -> None:
         if why:
             say(f"left out {family}: {why}")
     for name in args.rows:
-        kinds, families = scope(name, args)
-        families = [f for f in families if not absent.get(f)]
-        for kind in kinds:
+        for kind, families in scope(name, args).items():
+            families = [f for f in families if not absent.get(f)]
             bench(name, kind, families, path, args)
-        if args.resident:
-            bench_resident(name, families, path, args)
+            if args.resident and kind == "step":
+                bench_resident(name, families, path, args)
         jax.clear_caches()
 
 

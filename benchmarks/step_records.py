@@ -73,10 +73,10 @@ def summary(times: dict[str, list[float]], reference: str) -> dict[str, dict[str
 
 
 def resident_peak(run: Callable[[], Any]) -> float:
-    """MiB that a second call takes at most beyond what is there before the first.
+    """MiB that two calls take at most beyond what is there before them.
 
-    Linux keeps a peak that can be set back; the first call is for what is allocated
-    once. Call it in a fresh process.
+    Linux keeps a peak that can be set back, so that compiling does not count. Call it
+    in a fresh process.
     """
     Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")

@@ -207,7 +207,6 @@ def main() -> None:
     torch.set_num_threads(records.run_facts()["cores"])
     if args.child:
         run, _ = contestant(*args.child)
-        run()
         print(records.resident_peak(run))
         return
     toy_path = Path(tempfile.gettempdir()) / "step_torch_toy.jsonl"
