@@ -7,7 +7,8 @@ and everything here works on what it returns.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.extend.core
@@ -18,20 +19,10 @@ from dp_ilg import validation
 from dp_ilg.base import ClippedGrad, Example, LossFn, Params
 from dp_ilg.clipping import ClipMode, as_clip_mode, clip_sum
 from dp_ilg.engines import ENGINES
+from dp_ilg.explanation import Explanation
 from dp_ilg.geometry import Geometry
-from dp_ilg.groups import accumulator
+from dp_ilg.groups import Groups, accumulator
 from dp_ilg.layers import group
-
-_UNROLLED = 16
-
-
-class LeafPlan(NamedTuple):
-    """How one leaf's gradient is clipped: a row of `ClippedGradFn.explain`."""
-
-    leaf: str
-    path: str
-    why: str
-    bytes: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,59 +69,53 @@ class ClippedGradFn:
                 f"is_padding_example has shape {padding.shape} and dtype "
                 f"{padding.dtype}, but must be bool of shape ({size},)."
             )
-        chunk = self.microbatch_size or size
-        if size <= chunk:
-            return self._one(params, batch, geometry, padding)
-        return self._many(params, batch, geometry, padding)
+        chunk, run = self._prepared(params, batch, geometry.groups)
 
-    def explain(self, params: Params, batch: Example) -> list[LeafPlan]:
-        """Says for each leaf which path is taken, why, and the bytes it holds.
+        def one(rows: Example, mask: Array) -> ClippedGrad:
+            found = run(params, rows)
+            return clip_sum(found, geometry, self.l2_clip_norm, self.clip_mode, mask)
+
+        if size <= chunk:
+            return one(batch, padding)
+        pieces = (_split(batch, chunk), ~_split(~padding, chunk))
+        return self._many(one, pieces, self._zero(params, geometry))
+
+    def explain(self, params: Params, batch: Example, layers: Any = "module") -> Any:
+        """Says for each leaf which path is taken, why, and what it costs.
 
         Args:
             params: as in a call.
             batch: as in a call; only shapes are read.
+            layers: how the geometry groups the leaves, see `dp_ilg.layers`.
 
         Returns:
-            One row a leaf.
+            An `Explanation`: one `LeafPlan` a leaf; ``print`` shows a table.
         """
-        size = batch_length(batch)
-        held = min(size, self.microbatch_size or size)
-        why = "the vmap engine instantiates every example's gradient"
-        rows = []
-        for leaf, value in zip(
-            group(params).leaves, jax.tree.leaves(params), strict=True
-        ):
-            cost = held * value.size * value.dtype.itemsize
-            rows.append(LeafPlan(leaf.path, "per-example gradient", why, cost))
-        return rows
-
-    def _one(
-        self, params: Params, batch: Example, geometry: Geometry, padding: Array
-    ) -> ClippedGrad:
-        engine = ENGINES[self.engine]
-        per_example = engine(self.loss_fn, params, batch, geometry.groups)
-        return clip_sum(
-            per_example, geometry, self.l2_clip_norm, self.clip_mode, padding
+        groups = group(params, layers)
+        held, _ = self._prepared(params, batch, groups)
+        found: Explanation = ENGINES[self.engine].explain(
+            self.loss_fn, params, batch, groups, held
         )
+        return found
 
-    def _many(
-        self, params: Params, batch: Example, geometry: Geometry, padding: Array
-    ) -> ClippedGrad:
-        """Accumulates micro-batches; the last is filled up with padding.
+    def _prepared(
+        self, params: Params, batch: Example, groups: Groups
+    ) -> tuple[int, Callable]:
+        """The micro-batch, asked for or picked by the engine, and the engine."""
+        size = batch_length(batch)
+        prepare = ENGINES[self.engine].prepare
+        picked, run = prepare(self.loss_fn, params, batch, groups)
+        return min(size, self.microbatch_size or picked or size), run
 
-        Few are written out one after the other: XLA's convolutions are several times
-        slower inside a loop on a CPU. Many go through a scan, to keep compiling short.
-        """
-        chunk = self.microbatch_size or 1
+    def _many(self, one: Callable, pieces: Any, start: ClippedGrad) -> ClippedGrad:
+        """Accumulates micro-batches; the last is filled up with padding."""
 
         def body(total: ClippedGrad, piece: Any) -> tuple[ClippedGrad, None]:
-            rows, mask = piece
-            return total + self._one(params, rows, geometry, mask), None
+            return total + one(*piece), None
 
-        pieces = (_split(batch, chunk), ~_split(~padding, chunk))
         count = jax.tree.leaves(pieces)[0].shape[0]
-        total = self._zero(params, geometry)
-        return jax.lax.scan(body, total, pieces, unroll=count <= _UNROLLED)[0]
+        unroll = count <= ENGINES[self.engine].unrolled
+        return jax.lax.scan(body, start, pieces, unroll=unroll)[0]
 
     def _zero(self, params: Params, geometry: Geometry) -> ClippedGrad:
         zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, accumulator(p.dtype)), params)
@@ -168,9 +153,11 @@ def clipped_grad(
         loss_fn: ``(params, example) -> scalar``, pure, for ONE example.
         l2_clip_norm: bound C on one example in the geometry's norm.
         clip_mode: "joint", "normalize", "per_layer" or a `ClipMode`.
-        engine: a row of `dp_ilg.engines.ENGINES`; "auto" takes the best there is.
-        microbatch_size: how many examples are differentiated at once (None: all).
-            Changes memory and speed, and the result by rounding only.
+        engine: "bookkeeping" (exact for any pure loss, mostly without per-example
+            gradients), "vmap" (the plain way) or "auto", which is "bookkeeping".
+        microbatch_size: how many examples are differentiated at once (None: the
+            engine picks, from shapes). Changes memory and speed, and the result by
+            rounding only.
 
     Returns:
         ``grad_fn(params, batch, *, geometry, is_padding_example=None)``, which gives a
@@ -199,7 +186,7 @@ def clipped_grad(
     validation.positive("l2_clip_norm", l2_clip_norm)
     if microbatch_size is not None:
         validation.whole("microbatch_size", microbatch_size)
-    chosen = "vmap" if engine == "auto" else engine
+    chosen = "bookkeeping" if engine == "auto" else engine
     if chosen not in ENGINES:
         raise ValueError(
             f"engine is {engine!r}, but must be 'auto' or one of {sorted(ENGINES)}."

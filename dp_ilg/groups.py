@@ -56,11 +56,16 @@ class Groups:
         Every piece is scaled by its largest entry first, so nothing finite over-
         or underflows in float32 (law 10). NaN and infinity give NaN or infinity.
         """
-        pieces, owners = [], []
+        return self.batch_norms([x[None] for x in leaves])[0]
+
+    def batch_norms(self, leaves: Sequence[Array]) -> Float[Array, "batch groups"]:
+        """The same for every example of leaves with a leading batch axis."""
+        pieces: list[Array] = []
+        owners: list[int] = []
         for leaf, value in zip(self.leaves, leaves, strict=True):
-            pieces += piece_norms(leaf, value)
+            pieces += cut_batch(leaf, value)
             owners += [group for _, _, group in pieces_of(leaf)]
-        return join_norms(jnp.stack(pieces), np.array(owners), len(self.names))
+        return join_norms(scaled_norms(pieces), np.array(owners), len(self.names))
 
     def check(self, leaves: Sequence[Any], batch_axes: int = 0) -> None:
         """Raises unless the leaves have the shapes these groups were made for."""
@@ -97,29 +102,43 @@ def group_sizes(leaves: Sequence[LeafGroups], count: int) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def scaled_norm(x: Float[Array, "..."]) -> Float[Array, ""]:
-    """L2 norm of all entries, scaled by the largest against over- and underflow.
+def scaled_norms(values: Sequence[Array]) -> Float[Array, "batch pieces"]:
+    """L2 norm of every example of every array, scaled against over- and underflow.
 
-    Where the largest exceeds about 8e37 (float32) the reciprocal would be flushed to
-    zero; the norm is then NaN, and the example absent.
+    Where the largest entry exceeds about 8e37 (float32) the reciprocal would be flushed
+    to zero; the norm is then NaN, and the example absent.
+
+    Args:
+        values: arrays with a leading batch axis.
+
+    Returns:
+        One column an array; float32 or wider.
 
     Example:
         >>> import jax.numpy as jnp
-        >>> bool(jnp.allclose(scaled_norm(jnp.array([3e30, 4e30])), 5e30))
+        >>> bool(jnp.allclose(scaled_norms([jnp.array([[3e30, 4e30]])]), 5e30))
         True
     """
-    if x.size == 0:
-        return jnp.zeros((), x.dtype)
-    scale = _nonzero(jnp.max(jnp.abs(x)))
-    unit = x.reshape(-1) * (1 / scale)
-    squares = jnp.dot(unit, unit, precision=jax.lax.Precision.HIGHEST)
-    return _trusted(scale) * jnp.sqrt(squares)
+    flat = [x.reshape(x.shape[0], -1).astype(accumulator(x.dtype)) for x in values]
+    tops = jnp.stack([jnp.max(jnp.abs(x), axis=1, initial=0) for x in flat], axis=1)
+    scale = nonzero(tops)
+    factors = 1 / scale
+    squares = []
+    for k, x in enumerate(flat):
+        unit = x * factors[:, k, None].astype(x.dtype)
+        exact = jax.lax.Precision.HIGHEST
+        squares.append(jnp.einsum("bi,bi->b", unit, unit, precision=exact))
+    return trusted(scale) * jnp.sqrt(jnp.stack(squares, axis=1))
 
 
-def piece_norms(leaf: LeafGroups, value: Array) -> list[Array]:
-    """L2 norm of every piece of one leaf-shaped array, in the order of `pieces_of`."""
-    cuts = [cut_piece(leaf, value, start, stop) for start, stop, _ in pieces_of(leaf)]
-    return [scaled_norm(cut.astype(accumulator(cut.dtype))) for cut in cuts]
+def cut_batch(leaf: LeafGroups, value: Array) -> list[Array]:
+    """Every piece of a leaf with a leading batch axis, in the order of `pieces_of`."""
+    if not leaf.edges:
+        return [value] if leaf.groups else []
+    return [
+        jax.lax.slice_in_dim(value, start, stop, axis=1 + leaf.axis)
+        for start, stop, _ in pieces_of(leaf)
+    ]
 
 
 def weighted_norm(
@@ -133,9 +152,9 @@ def weighted_norm(
         5.0
     """
     relative = norms / weights
-    scale = _nonzero(jnp.max(relative, axis=-1, keepdims=True))
+    scale = nonzero(jnp.max(relative, axis=-1, keepdims=True))
     squares = jnp.sum(jnp.square(relative / scale), axis=-1)
-    return _trusted(scale[..., 0]) * jnp.sqrt(squares)
+    return trusted(scale[..., 0]) * jnp.sqrt(squares)
 
 
 def join_norms(
@@ -161,17 +180,17 @@ def join_norms(
     index = np.array([np.resize(np.append(p, [0] * width), width) for p in places])
     there = np.arange(width) < np.array([[len(p)] for p in places])
     own = jnp.where(there, pieces[..., index], 0)
-    scale = _nonzero(jnp.max(own, axis=-1))
+    scale = nonzero(jnp.max(own, axis=-1))
     squares = jnp.sum(jnp.square(own / scale[..., None]), axis=-1)
-    return _trusted(scale) * jnp.sqrt(squares)
+    return trusted(scale) * jnp.sqrt(squares)
 
 
-def _nonzero(scale: Array) -> Array:
+def nonzero(scale: Array) -> Array:
     """`scale`, or 1 where it is zero or denormal (which a device may flush)."""
     return jnp.where(scale < jnp.finfo(scale.dtype).tiny, 1.0, scale)
 
 
-def _trusted(scale: Array) -> Array:
+def trusted(scale: Array) -> Array:
     """`scale`, or NaN above about 8e37 in float32.
 
     There the reciprocal is denormal; a device that flushes it would report a norm of
@@ -197,10 +216,3 @@ def pieces_of(leaf: LeafGroups) -> list[tuple[int, int, int]]:
     if not leaf.edges:
         return [(0, 0, g) for g in leaf.groups]
     return list(zip(leaf.edges, leaf.edges[1:], leaf.groups, strict=False))
-
-
-def cut_piece(leaf: LeafGroups, value: Array, start: int, stop: int) -> Array:
-    """One piece of a leaf-shaped array."""
-    if not leaf.edges:
-        return value
-    return jax.lax.slice_in_dim(value, start, stop, axis=leaf.axis)

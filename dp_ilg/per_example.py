@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from dp_ilg.base import Example, LossFn, Params, PerExampleGrads
-from dp_ilg.groups import Groups, LeafGroups, accumulator, cut_piece, pieces_of
+from dp_ilg.groups import Groups, LeafGroups, accumulator, cut_batch, pieces_of
 
 
 def vmap_engine(
@@ -70,7 +70,7 @@ def from_gradients(gradients: PyTree, groups: Groups) -> PerExampleGrads:
     """
     leaves, treedef = jax.tree.flatten(gradients)
     check_batch_axis(leaves, groups)
-    norms = jax.vmap(groups.norms)(leaves)
+    norms = groups.batch_norms(leaves)
 
     def weighted_sum(coefficients: Array) -> Params:
         sums = [
@@ -107,16 +107,12 @@ def leaf_sum(leaf: LeafGroups, value: Array, coefficients: Array) -> Array:
         return jnp.zeros(leaf.shape, dtype)
     if coefficients.ndim == 1:
         return _contract(coefficients, value.astype(dtype))
+    owners = [group for _, _, group in pieces_of(leaf)]
     parts = [
-        _contract(coefficients[:, group], _batched_cut(leaf, value, start, stop))
-        for start, stop, group in pieces_of(leaf)
+        _contract(coefficients[:, group], piece.astype(dtype))
+        for group, piece in zip(owners, cut_batch(leaf, value), strict=True)
     ]
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, leaf.axis)
-
-
-def _batched_cut(leaf: LeafGroups, value: Array, start: int, stop: int) -> Array:
-    cut = jax.vmap(lambda v: cut_piece(leaf, v, start, stop))(value)
-    return cut.astype(accumulator(value.dtype))
 
 
 def _contract(coefficients: Array, value: Array) -> Array:

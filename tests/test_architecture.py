@@ -12,6 +12,7 @@ RANKS = {
     -1: ["validation"],
     0: [
         "base",
+        "explanation",
         "groups",
         "renyi",
         "sampling",
@@ -37,6 +38,7 @@ BOOKKEEPING = [
     ["parts"],
     ["cost", "factors"],
     ["engine"],
+    ["explain"],
     ["__init__"],
 ]
 BOOKKEEPING_RANK = {name: r for r, names in enumerate(BOOKKEEPING) for name in names}

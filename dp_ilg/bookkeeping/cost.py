@@ -1,10 +1,19 @@
-"""What a path costs, from static shapes alone."""
+"""What a path costs, from static shapes alone: no choice here sees data."""
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
+import jax
+
 from dp_ilg.bookkeeping.parts import Part
+from dp_ilg.bookkeeping.program import as_closed
 
 _PASSES = 8
+_CACHE_BYTES = {"cpu": 12 * 2**20}
+_MEMORY_BYTES = 2 * 2**30
+_LARGEST = 1024
 
 
 def forms_gradient(part: Part) -> bool:
@@ -17,3 +26,64 @@ def forms_gradient(part: Part) -> bool:
     if part.has_rows or part.terms == 1:
         return False
     return _PASSES * first * second < part.terms**2 * (first + second + _PASSES)
+
+
+def part_flops(part: Part) -> int:
+    """Multiplications and additions for one example's norm and sum."""
+    batch, first, second = part.shape
+    product = 2 * batch * part.terms * first * second
+    if forms_gradient(part):
+        return product + 4 * batch * first * second
+    gram = 2 * batch * part.terms**2 * (first + second)
+    return product + gram
+
+
+def part_bytes(part: Part) -> int:
+    """Memory one example holds for a part, in float32."""
+    batch, first, second = part.shape
+    held = part.terms * (second + (0 if part.has_rows else first))
+    if forms_gradient(part):
+        return 4 * batch * (held + first * second)
+    return 4 * batch * (held + 2 * part.terms**2)
+
+
+def footprint(closed: Any) -> int:
+    """Bytes of everything a program computes, loops turn by turn."""
+    total = 0
+    for eqn in closed.jaxpr.eqns:
+        total += sum(_bytes(v.aval) for v in eqn.outvars)
+        if eqn.primitive.name == "scan":
+            inner = footprint(as_closed(eqn.params["jaxpr"]))
+            total += inner * eqn.params["length"]
+        elif "jaxpr" in eqn.params and eqn.primitive.name != "while":
+            total += footprint(as_closed(eqn.params["jaxpr"]))
+    return total
+
+
+def _bytes(aval: Any) -> int:
+    size = math.prod(getattr(aval, "shape", ()))
+    return size * getattr(getattr(aval, "dtype", None), "itemsize", 4)
+
+
+def microbatch(example_bytes: int, param_bytes: int) -> int:
+    """How many examples to differentiate at once: a power of 2.
+
+    On a CPU as many as stay in the cache, or as make the sum over micro-batches, which
+    touches every parameter, a small part of the work. Elsewhere as many as fit into
+    memory that a step can be expected to have.
+
+    Args:
+        example_bytes: what one example holds.
+        param_bytes: what the parameters hold.
+
+    Returns:
+        The micro-batch size, at least 1.
+
+    Example:
+        >>> microbatch(2**20, 2**20) >= 1
+        True
+    """
+    room = _CACHE_BYTES.get(jax.default_backend())
+    room = max(room, 2 * param_bytes) if room else _MEMORY_BYTES
+    count = max(1, min(_LARGEST, room // max(1, example_bytes)))
+    return 2 ** int(math.log2(count))

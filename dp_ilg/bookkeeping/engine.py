@@ -20,11 +20,11 @@ from dp_ilg.base import Example, LossFn, Params, PerExampleGrads
 from dp_ilg.bookkeeping import cost, factors, parts, tape
 from dp_ilg.bookkeeping.program import flat
 from dp_ilg.bookkeeping.views import whole
-from dp_ilg.groups import Groups, join_norms, piece_norms, pieces_of
+from dp_ilg.groups import Groups, cut_batch, join_norms, pieces_of, scaled_norms
 from dp_ilg.per_example import leaf_sum
 
 
-class Plan(NamedTuple):
+class Paths(NamedTuple):
     """What static facts say about a loss.
 
     Attributes:
@@ -40,7 +40,9 @@ class Plan(NamedTuple):
     spoiled: tape.Spoiled
 
 
-def make_plan(loss_fn: LossFn, params: Params, batch: Example, groups: Groups) -> Plan:
+def find_paths(
+    loss_fn: LossFn, params: Params, batch: Example, groups: Groups
+) -> Paths:
     """Traces the loss of one example and finds the path of every leaf."""
     example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch)
     closed = flat(jax.make_jaxpr(loss_fn)(params, example))
@@ -56,7 +58,7 @@ def make_plan(loss_fn: LossFn, params: Params, batch: Example, groups: Groups) -
         level = tape.survey(closed, padded, spoiled)
         found = parts.find_parts(level, groups.leaves, spoiled)
         if len(spoiled) == before:
-            return Plan(closed, level, found, spoiled)
+            return Paths(closed, level, found, spoiled)
 
 
 def bookkeeping_engine(
@@ -88,16 +90,27 @@ def bookkeeping_engine(
     Reference: Bu et al. 2023 (book-keeping) and Lee and Kifer 2021 (norms from
     factors), here on traced programs; DESIGN.md section 6.
     """
-    plan = make_plan(loss_fn, params, batch, groups)
+    paths = find_paths(loss_fn, params, batch, groups)
+    return follow(paths, params, batch, groups)
+
+
+def follow(
+    paths: Paths, params: Params, batch: Example, groups: Groups
+) -> PerExampleGrads:
+    """The engine once its paths are known, for any batch of the same shapes."""
     leaves, treedef = jax.tree.flatten(params)
-    formed, derivatives, records = _differentiate(plan, leaves, batch, groups)
+    formed, derivatives, records = _differentiate(paths, leaves, batch, groups)
     general = _General(groups, formed)
-    fast = [_Fast(part, _factors_of(part, derivatives, records)) for part in plan.parts]
-    pieces, owners = general.norms()
-    for item in fast:
-        pieces += item.norms()
-        owners += item.part.side.groups
-    norms = join_norms(jnp.stack(pieces, axis=1), np.array(owners), len(groups.names))
+    fast, scale = _fast(paths, derivatives, records)
+    columns, owners = general.norms()
+    if fast:
+        squares = [square for item in fast for square in item.squares()]
+        counts = [len(item.part.side.groups) for item in fast]
+        spread = scale[:, np.repeat(np.arange(len(fast)), counts)]
+        columns.append(factors.norms(squares, spread))
+        owners += [group for item in fast for group in item.part.side.groups]
+    pieces = jnp.concatenate(columns, axis=1)
+    norms = join_norms(pieces, np.array(owners), len(groups.names))
 
     def weighted_sum(coefficients: Array) -> Params:
         sums = general.sums(coefficients)
@@ -115,29 +128,65 @@ def bookkeeping_engine(
 
 
 def _differentiate(
-    plan: Plan, leaves: list[Any], batch: Example, groups: Groups
+    paths: Paths, leaves: list[Any], batch: Example, groups: Groups
 ) -> tuple[dict[int, Array], Any, Any]:
     """One backward pass: formed gradients, derivatives at uses, what uses read."""
-    slow = [k for k, x in enumerate(groups.leaves) if x.groups and k in plan.spoiled]
+    slow = [k for k, x in enumerate(groups.leaves) if x.groups and k in paths.spoiled]
 
     def one(example: Example) -> Any:
         def loss(own: dict[int, Array], probe: Any) -> Any:
             values = [own.get(k, leaf) for k, leaf in enumerate(leaves)]
             outs, records = tape.play(
-                plan.level, [*values, *jax.tree.leaves(example)], probe
+                paths.level, [*values, *jax.tree.leaves(example)], probe
             )
             return outs[0], records
 
         start = {k: leaves[k] for k in slow}
         value, pull, records = jax.vjp(
-            loss, start, tape.probes(plan.level), has_aux=True
+            loss, start, tape.probes(paths.level), has_aux=True
         )
         return *pull(jnp.ones_like(value)), records
 
     return jax.vmap(one)(batch)
 
 
-def _factors_of(part: parts.Part, derivatives: Any, records: Any) -> factors.Factors:
+class _Fast(NamedTuple):
+    """One part of a batch: its norms, and its weighted sum."""
+
+    part: parts.Part
+    factors: factors.Factors
+    formed: Array | None
+    scale: Array
+
+    def squares(self) -> list[factors.Square]:
+        if self.formed is None:
+            return factors.squares_of_factors(self.part, self.factors)
+        return factors.squares_of_gradients(self.part, self.formed)
+
+    def sum(self, coefficients: Array, shape: tuple[int, ...]) -> Array:
+        scale = self.scale.reshape(-1, *[1] * (coefficients.ndim - 1))
+        present = (coefficients != 0) & jnp.isfinite(scale)
+        weights = jnp.where(present, coefficients * scale, 0)
+        if self.formed is None:
+            value = factors.sum_of_factors(self.part, self.factors, weights)
+        else:
+            value = factors.sum_of_gradients(self.part, self.formed, weights)
+        return parts.place(self.part, value, shape)
+
+
+def _fast(paths: Paths, derivatives: Any, records: Any) -> tuple[list[_Fast], Any]:
+    if not paths.parts:
+        return [], None
+    pairs = [_pairs(part, derivatives, records) for part in paths.parts]
+    found, scale = factors.scaled(pairs)
+    items = []
+    for k, (part, own) in enumerate(zip(paths.parts, found, strict=True)):
+        formed = factors.gradients(own) if cost.forms_gradient(part) else None
+        items.append(_Fast(part, own, formed, scale[:, k]))
+    return items, scale
+
+
+def _pairs(part: parts.Part, derivatives: Any, records: Any) -> list[factors.Pair]:
     pairs = []
     for part_use in part.uses:
         cotangent, read = derivatives, records
@@ -147,32 +196,7 @@ def _factors_of(part: parts.Part, derivatives: Any, records: Any) -> factors.Fac
         for _ in range(1 + len(part_use.use.view.loops)):
             make = jax.vmap(make)
         pairs.append(parts.arrange(part_use, *make(*read, cotangent)))
-    return factors.scaled(pairs)
-
-
-class _Fast:
-    """One part of a batch: its norms, and its weighted sum."""
-
-    def __init__(self, part: parts.Part, own: factors.Factors) -> None:
-        self.part, self.factors = part, own
-        forms = cost.forms_gradient(part)
-        self.formed = factors.gradients(own) if forms else None
-
-    def norms(self) -> list[Array]:
-        if self.formed is None:
-            return factors.norms_of_factors(self.part, self.factors)
-        return factors.norms_of_gradients(self.part, self.factors.scale, self.formed)
-
-    def sum(self, coefficients: Array, shape: tuple[int, ...]) -> Array:
-        scale = self.factors.scale
-        scale = scale.reshape(-1, *[1] * (coefficients.ndim - 1))
-        present = (coefficients != 0) & jnp.isfinite(scale)
-        weights = jnp.where(present, coefficients * scale, 0)
-        if self.formed is None:
-            value = factors.sum_of_factors(self.part, self.factors, weights)
-        else:
-            value = factors.sum_of_gradients(self.part, self.formed, weights)
-        return parts.place(self.part, value, shape)
+    return pairs
 
 
 class _General(NamedTuple):
@@ -185,10 +209,9 @@ class _General(NamedTuple):
         pieces: list[Array] = []
         owners: list[int] = []
         for k, value in self.formed.items():
-            leaf = self.groups.leaves[k]
-            pieces += jax.vmap(lambda v, leaf=leaf: piece_norms(leaf, v))(value)
-            owners += [group for _, _, group in pieces_of(leaf)]
-        return pieces, owners
+            pieces += cut_batch(self.groups.leaves[k], value)
+            owners += [group for _, _, group in pieces_of(self.groups.leaves[k])]
+        return [scaled_norms(pieces)] if pieces else [], owners
 
     def sums(self, coefficients: Array) -> dict[int, Array]:
         return {

@@ -9,7 +9,6 @@ formed once and used again for the sum: whichever is cheaper by static shapes.
 
 from __future__ import annotations
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -25,42 +24,56 @@ _EXACT = jax.lax.Precision.HIGHEST
 _GUARD = 0.25
 
 
+Pair = tuple[Any, Any]
+
+
 class Factors(NamedTuple):
     """The factors of one part for a batch, scaled.
 
     Attributes:
         firsts: one array ``[examples, batch, terms, first]`` or `Rows` a use.
         seconds: the same for the second factor.
-        scale: ``[examples]``, what the product was divided by; NaN for an example
-            that is not finite.
     """
 
     firsts: list[Any]
     seconds: list[Any]
-    scale: Array
 
 
-def scaled(pairs: list[tuple[Any, Any]]) -> Factors:
-    """Scales both factors of every use of a part, and all uses alike.
+def scaled(pairs: list[list[Pair]]) -> tuple[list[Factors], Array]:
+    """Scales the factors of every use of every part.
 
     Each factor is divided by its largest entry, and the second by what its use falls
-    short of the largest use, so that one scale an example is left.
+    short of the largest use of its part, so that one scale a part is left.
+
+    Args:
+        pairs: the uses of every part.
+
+    Returns:
+        The scaled factors, and ``[examples, parts]``, what their product was divided
+        by: NaN for an example that is not finite, 0 for one that is all zeros.
     """
-    tops = [(_largest(first), _largest(second)) for first, second in pairs]
-    sizes = [_product(one, two) for one, two in tops]
-    scale = functools.reduce(jnp.maximum, sizes)
+    uses = [pair for own in pairs for pair in own]
+    owners = np.repeat(np.arange(len(pairs)), [len(own) for own in pairs])
+    ones = jnp.stack([_largest(first) for first, _ in uses], axis=1)
+    twos = jnp.stack([_largest(second) for _, second in uses], axis=1)
+    sizes = _product(ones, twos)
+    scale = jnp.stack([jnp.max(sizes[:, owners == k], 1) for k in range(len(pairs))], 1)
     tiny = jnp.finfo(scale.dtype).tiny
     known = scale * tiny < 1
     present = known & (scale >= tiny)
-    firsts, seconds = [], []
-    for (first, second), (one, two), size in zip(pairs, tops, sizes, strict=True):
-        share = jnp.where(present, size / jnp.where(present, scale, 1), 0)
-        firsts.append(_times(first, jnp.where(share > 0, 1 / one, 0)))
-        seconds.append(_times(second, jnp.where(share > 0, share / two, 0)))
-    left = jnp.where(present, scale, jnp.where(known, 0, jnp.nan))
-    if not any(isinstance(x, Rows) for x in (*firsts, *seconds)):
-        firsts, seconds = _joined(firsts), _joined(seconds)
-    return Factors(firsts, seconds, left)
+    share = sizes / jnp.where(present, scale, 1)[:, owners]
+    share = jnp.where(present[:, owners], share, 0)
+    one, two = (jnp.where(share > 0, x, 0) for x in (1 / ones, share / twos))
+    out, place = [], 0
+    for own in pairs:
+        columns = range(place, place + len(own))
+        firsts = [_times(x, one[:, k]) for k, (x, _) in zip(columns, own, strict=True)]
+        seconds = [_times(x, two[:, k]) for k, (_, x) in zip(columns, own, strict=True)]
+        if not any(isinstance(x, Rows) for x in (*firsts, *seconds)):
+            firsts, seconds = _joined(firsts), _joined(seconds)
+        out.append(Factors(firsts, seconds))
+        place += len(own)
+    return out, jnp.where(present, scale, jnp.where(known, 0, jnp.nan))
 
 
 def _largest(value: Any) -> Array:
@@ -83,8 +96,8 @@ def _times(value: Any, factor: Array) -> Any:
     """The factor, scaled; zeros where its scale is 0, whatever it holds."""
     if isinstance(value, Rows):
         return value
-    factor = factor[:, None, None, None]
     wide = value.astype(accumulator(value.dtype))
+    factor = factor[:, None, None, None].astype(wide.dtype)
     return jnp.where(factor > 0, wide * factor, 0)
 
 
@@ -101,51 +114,49 @@ def gradients(factors: Factors) -> Array:
     return jnp.einsum("bgta,bgtc->bgac", first, second, precision=_EXACT)
 
 
-def norms_of_gradients(part: Part, scale: Array, values: Array) -> list[Array]:
-    """Norm of every piece, ``[examples]``, from the scaled gradients."""
+Square = tuple[Array, Array]
+
+
+def squares_of_gradients(part: Part, values: Array) -> list[Square]:
+    """Squared norm of every piece, ``[examples]``, from the scaled gradients."""
     axes = {"batch": 1, "first": 2, "second": 3}
-    squares = jnp.square(values)
     out = []
     for group in part.side.groups:
-        own = squares
+        own = values
         if part.side.name:
             axis = axes[part.side.name]
-            own = _take(squares, np.flatnonzero(part.side.labels == group), axis)
-        total = jnp.sum(own, axis=(1, 2, 3))
-        out.append(_norm(total, jnp.zeros_like(total), scale))
+            own = _take(values, np.flatnonzero(part.side.labels == group), axis)
+        flat = own.reshape(own.shape[0], -1)
+        total = jnp.einsum("bi,bi->b", flat, flat, precision=_EXACT)
+        out.append((total, jnp.zeros_like(total)))
     return out
 
 
-def norms_of_factors(part: Part, factors: Factors) -> list[Array]:
-    """Norm of every piece, ``[examples]``, from Gram products of the terms.
+def squares_of_factors(part: Part, factors: Factors) -> list[Square]:
+    """The same from Gram products of the terms, and what bounds their rounding.
 
-    Where terms cancel, rounding may exceed what is left; a bound on it is added, so
-    that no norm comes out too small.
+    Where terms cancel, rounding may exceed what is left; a bound on it is added in
+    `norms`, so that no norm comes out too small.
     """
     side = part.side
     if not side.name:
-        first, second = _gram(factors.firsts), _gram(factors.seconds)
-        return [_total(first, second, factors.scale)]
+        return [_total(_gram(factors.firsts), _gram(factors.seconds))]
     if side.name == "batch":
         first, second = _gram(factors.firsts), _gram(factors.seconds)
         chosen = [np.flatnonzero(side.labels == g) for g in side.groups]
-        return [
-            _total(_take(first, index, 1), _take(second, index, 1), factors.scale)
-            for index in chosen
-        ]
+        return [_total(_take(first, i, 1), _take(second, i, 1)) for i in chosen]
     cut, other = factors.firsts, factors.seconds
     if side.name == "second":
         cut, other = other, cut
     rest = _gram(other)
     if all(isinstance(x, Rows) for x in cut):
-        return _by_row(part, cut, rest, factors.scale)
+        return _by_row(part, cut, rest)
     return [
-        _total(_gram(cut, np.flatnonzero(side.labels == g)), rest, factors.scale)
-        for g in side.groups
+        _total(_gram(cut, np.flatnonzero(side.labels == g)), rest) for g in side.groups
     ]
 
 
-def _by_row(part: Part, rows: list[Any], rest: Array, scale: Array) -> list[Array]:
+def _by_row(part: Part, rows: list[Any], rest: Array) -> list[Square]:
     """Pieces of one-hot factors: each term belongs to the piece of its row."""
     products = jnp.sum(_gram(rows) * rest, axis=3)
     sizes = jnp.sqrt(_diagonal(rest))
@@ -156,31 +167,42 @@ def _by_row(part: Part, rows: list[Any], rest: Array, scale: Array) -> list[Arra
         own = owner == group
         square = jnp.sum(jnp.where(own, products, 0), axis=(1, 2))
         reach = jnp.sum(jnp.where(own, sizes, 0), axis=2)
-        out.append(_norm(square, _slack(reach, rest), scale))
+        out.append((square, _rounding(reach, rest)))
     return out
 
 
-def _total(first: Array, second: Array, scale: Array) -> Array:
+def _total(first: Array, second: Array) -> Square:
     square = jnp.sum(first * second, axis=(1, 2, 3))
     reach = jnp.sum(jnp.sqrt(_diagonal(first) * _diagonal(second)), axis=2)
-    return _norm(square, _slack(reach, first), scale)
+    return square, _rounding(reach, first)
 
 
 def _diagonal(gram: Array) -> Array:
     return jnp.maximum(jnp.diagonal(gram, axis1=2, axis2=3), 0)
 
 
-def _slack(reach: Array, gram: Array) -> Array:
-    """Bound on the rounding of a squared norm, given the sum of the terms' norms."""
+def _rounding(reach: Array, gram: Array) -> Array:
+    """What the rounding of a squared norm is in proportion to."""
     if gram.shape[2] == 1:
         return jnp.zeros(reach.shape[0], reach.dtype)
-    return _GUARD * jnp.finfo(reach.dtype).eps * jnp.sum(jnp.square(reach), axis=1)
+    return jnp.sum(jnp.square(reach), axis=1)
 
 
-def _norm(square: Array, slack: Array, scale: Array) -> Array:
-    """Root of a scaled square; never below what underflow may have hidden."""
-    floor = 1e8 * jnp.finfo(square.dtype).tiny
-    root = jnp.sqrt(jnp.maximum(square, 0) + slack + floor)
+def norms(squares: list[Square], scale: Array) -> Array:
+    """Norms of all pieces, ``[examples, pieces]``.
+
+    Args:
+        squares: scaled squares with what bounds their rounding.
+        scale: ``[examples, pieces]``.
+
+    Returns:
+        The norms, never below what underflow or cancellation may have hidden.
+    """
+    square = jnp.stack([s for s, _ in squares], axis=1)
+    reach = jnp.stack([r for _, r in squares], axis=1)
+    facts = jnp.finfo(square.dtype)
+    slack = _GUARD * facts.eps * reach + 1e8 * facts.tiny
+    root = jnp.sqrt(jnp.maximum(square, 0) + slack)
     return jnp.where(scale == 0, 0, scale * root)
 
 

@@ -10,8 +10,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, DropVar, Jaxpr, Literal, jaxpr_as_fun
+from jax.extend.core import (
+    ClosedJaxpr,
+    DebugInfo,
+    DropVar,
+    Jaxpr,
+    Literal,
+    jaxpr_as_fun,
+)
 
+_DEBUG = DebugInfo("evaluate", "dp_ilg", None, None)
 _CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr"}
 
 
@@ -49,7 +57,7 @@ def evaluate(eqn: Any, values: Sequence[Any]) -> list[Any]:
         for var, value in zip(eqn.invars, values, strict=True)
         if not isinstance(var, Literal)
     }
-    alone = Jaxpr((), tuple(given), eqn.outvars, [eqn])
+    alone = Jaxpr((), tuple(given), eqn.outvars, [eqn], eqn.effects, _DEBUG)
     return jaxpr_as_fun(ClosedJaxpr(alone, ()))(*given.values())
 
 

@@ -1,0 +1,109 @@
+"""Says which path every leaf takes, what it costs and how to get a faster one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from dp_ilg.base import Example, LossFn, Params, PerExampleGrads
+from dp_ilg.bookkeeping import cost
+from dp_ilg.bookkeeping.engine import Paths, find_paths, follow
+from dp_ilg.bookkeeping.parts import Part
+from dp_ilg.explanation import Explanation, LeafPlan
+from dp_ilg.groups import Groups, LeafGroups
+
+Run = Callable[[Params, Example], PerExampleGrads]
+
+_ADVICE = {
+    "it is returned": "keep the parameter itself out of loop carries and results",
+    "it starts": "add a learned start to the first input instead",
+    "its blocks": "cut it into blocks along another axis",
+    "it is read in two ways": "multiply by it the same way round each time",
+    "concatenate": "multiply by each parameter instead of joining them first",
+    "integer_pow": "take the penalty out of the loss: decay weights after the noise",
+    "square": "take the penalty out of the loss: decay weights after the noise",
+    "cond": "read the parameter outside the branches",
+    "while": "use lax.scan with the parameter as it is",
+    "custom": "keep parameters out of functions with custom derivatives",
+}
+_ELSE = "multiply, convolve or look up with the parameter as it is"
+
+
+def explain(
+    loss_fn: LossFn, params: Params, batch: Example, groups: Groups, held: int
+) -> Explanation:
+    """One row a leaf; only shapes of `batch` are read.
+
+    Args:
+        loss_fn: the loss of one example.
+        params: the parameters.
+        batch: a batch.
+        groups: the groups of `params`.
+        held: examples in a micro-batch.
+
+    Returns:
+        The rows, in the order of the leaves.
+    """
+    paths = find_paths(loss_fn, params, batch, groups)
+    return Explanation(
+        _row(paths, k, leaf, held) for k, leaf in enumerate(groups.leaves)
+    )
+
+
+def _row(paths: Paths, index: int, leaf: LeafGroups, held: int) -> LeafPlan:
+    own = [part for part in paths.parts if part.leaf == index]
+    size = math.prod(leaf.shape)
+    if not leaf.groups:
+        return LeafPlan(leaf.path, "none", "it is frozen", 0, 0, "")
+    if index in paths.spoiled:
+        return _general(leaf.path, paths.spoiled[index], size, held)
+    if not own:
+        return LeafPlan(leaf.path, "none", "the loss does not read it", 0, 0, "")
+    formed = any(cost.forms_gradient(part) for part in own)
+    flops = sum(map(cost.part_flops, own))
+    memory = held * sum(map(cost.part_bytes, own))
+    why = "; ".join(map(_terms, own[:2])) + (" ..." if len(own) > 2 else "")
+    return LeafPlan(leaf.path, "formed" if formed else "gram", why, flops, memory, "")
+
+
+def _terms(part: Part) -> str:
+    _, first, second = part.shape
+    rows = "rows" if part.has_rows else str(first)
+    kinds = sorted({use.use.eqn.primitive.name for use in part.uses})
+    return f"{' and '.join(kinds)}: {part.terms} terms of {rows} x {second}"
+
+
+def _general(path: str, reason: str, size: int, held: int) -> LeafPlan:
+    small = size <= 4096
+    advice = next((text for key, text in _ADVICE.items() if key in reason), _ELSE)
+    return LeafPlan(
+        path,
+        "per-example gradient",
+        reason,
+        4 * size,
+        4 * held * size,
+        "" if small else advice,
+    )
+
+
+def prepare(
+    loss_fn: LossFn, params: Params, batch: Example, groups: Groups
+) -> tuple[int, Run]:
+    """Traces a loss once, for all micro-batches of a step.
+
+    Args:
+        loss_fn: the loss of one example.
+        params: the parameters.
+        batch: the batch; only shapes are read.
+        groups: the groups of `params`.
+
+    Returns:
+        The micro-batch that `cost.microbatch` picks, and the engine as a function of
+        parameters and micro-batch.
+    """
+    paths = find_paths(loss_fn, params, batch, groups)
+    held = cost.footprint(paths.closed) + sum(map(cost.part_bytes, paths.parts))
+    sizes = [math.prod(leaf.shape) for leaf in groups.leaves]
+    held += sum(4 * sizes[k] for k in paths.spoiled)
+    picked = cost.microbatch(held, 4 * sum(sizes))
+    return picked, lambda params, batch: follow(paths, params, batch, groups)

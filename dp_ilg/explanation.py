@@ -1,0 +1,54 @@
+"""What an engine says about its paths: one row a leaf, printable as a table."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+_HEAD = ("leaf", "path", "MFLOP/example", "MiB", "why")
+
+
+class LeafPlan(NamedTuple):
+    """How one leaf's gradient is clipped.
+
+    Attributes:
+        leaf: its path in the parameter tree.
+        path: what is computed: "gram", "formed" or "per-example gradient".
+        why: the reason, in words.
+        flops: multiplications and additions for one example beyond the ordinary
+            backward pass; for per-example gradients a lower bound.
+        bytes: what a micro-batch holds for it.
+        advice: what to change in the model for a faster path; empty if nothing.
+    """
+
+    leaf: str
+    path: str
+    why: str
+    flops: int
+    bytes: int
+    advice: str
+
+
+class Explanation(tuple[LeafPlan, ...]):
+    """The rows of all leaves; ``print`` shows a table.
+
+    Example:
+        >>> row = LeafPlan("w", "gram", "one term", 8, 2**20, "")
+        >>> print(Explanation([row]))
+        leaf  path  MFLOP/example  MiB   why
+        w     gram  0.000          1.00  one term
+    """
+
+    def __str__(self) -> str:
+        """A table of fixed width, advice below the reason."""
+        lines: list[tuple[str, ...]] = [_HEAD]
+        for row in self:
+            why = row.why + (f"; {row.advice}" if row.advice else "")
+            size = f"{row.bytes / 2**20:.2f}"
+            lines.append((row.leaf, row.path, f"{row.flops / 1e6:.3f}", size, why))
+        widths = [max(len(line[k]) for line in lines) for k in range(len(_HEAD) - 1)]
+        return "\n".join(
+            "  ".join(
+                [*(x.ljust(w) for x, w in zip(line, widths, strict=False)), line[-1]]
+            )
+            for line in lines
+        )
