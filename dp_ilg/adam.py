@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from dp_ilg import validation
 from dp_ilg.base import Params, PrivateTransformation
@@ -103,22 +104,32 @@ def scale_by_noise_corrected_adam(
         geometry = _checked(geometry, state)
         stddev = noise_stddev(plan, state.count, geometry, l2_clip_norm)
         known = jnp.square(stddev / plan.batch_size)
-        count = state.count + 1
-        blend = lambda old, new, b: jax.tree.map(  # noqa: E731
-            lambda o, n: b * o + (1 - b) * n.astype(o.dtype), old, new
-        )
-        squares = jax.tree.map(
-            lambda u: jnp.square(u.astype(accumulator(u.dtype))), updates
-        )
-        new = ScaleByNoiseCorrectedAdamState(
-            count,
-            blend(state.mu, updates, b1),
-            blend(state.nu, squares, b2),
-            b2 * state.variance + (1 - b2) * known,
-        )
-        return _direction(new, updates, geometry, (b1, b2, eps, floor)), new
+        state = _averaged(state, updates, known, b1, b2)
+        return _direction(state, updates, geometry, (b1, b2, eps, floor)), state
 
     return PrivateTransformation(init, update, plan=plan)
+
+
+def _averaged(
+    state: ScaleByNoiseCorrectedAdamState,
+    updates: Params,
+    known: Array,
+    b1: Any,
+    b2: Any,
+) -> ScaleByNoiseCorrectedAdamState:
+    """Moves all running averages by one step."""
+    blend = lambda old, new, b: jax.tree.map(  # noqa: E731
+        lambda o, n: b * o + (1 - b) * n.astype(o.dtype), old, new
+    )
+    squares = jax.tree.map(
+        lambda u: jnp.square(u.astype(accumulator(u.dtype))), updates
+    )
+    return ScaleByNoiseCorrectedAdamState(
+        state.count + 1,
+        blend(state.mu, updates, b1),
+        blend(state.nu, squares, b2),
+        b2 * state.variance + (1 - b2) * known,
+    )
 
 
 def _direction(

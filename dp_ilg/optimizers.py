@@ -176,53 +176,67 @@ def dp_adam_ilg(
     Kingma and Ba 2015 (Adam).
     """
     key = validation.key("key", key)
+    _check_numbers(learning_rate, weight_decay, b1=b1, b2=b2, eps=eps)
+    layers, moments = as_layering(layers), dict(b1=b1, b2=b2, eps=eps)
+    scored = dict(layers=layers, ema_decay=ema_decay, floor=floor)
+    release = _release(
+        source, as_rule(importance), plan, key, public_importance, **scored
+    )
+    return chain(
+        clip_per_example(plan.l2_clip_norm, clip_mode=as_clip_mode(clip_mode)),
+        *release,
+        _adam(adam, plan, layers, moments),
+        *_decay(weight_decay, layers),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def _check_numbers(
+    learning_rate: Any, weight_decay: Any, *, b1: Any, b2: Any, eps: Any
+) -> None:
     if not callable(learning_rate):
         validation.positive("learning_rate", learning_rate)
-    _check_adam(b1, b2, eps, weight_decay)
-    rate: Any = learning_rate
-    rule, layers = as_rule(importance), as_layering(layers)
+    validation.fraction("b1", b1, include_zero=True)
+    validation.fraction("b2", b2, include_zero=True)
+    validation.positive("eps", eps)
+    if weight_decay is not None and not callable(weight_decay):
+        validation.positive("weight_decay", weight_decay)
+
+
+def _release(
+    source: str, rule: Rule, plan: PrivacyPlan, key: Any, public: Any, **scored: Any
+) -> list[PrivateTransformation]:
+    """The noise, and what sets the next geometry before or behind it."""
     score_key, noise_key = jax.random.split(fresh_key(key))
     noise = add_importance_noise(plan, key=noise_key)
-    scored: dict[str, Any] = {
-        "layers": layers,
-        "ema_decay": ema_decay,
-        "floor": floor,
-    }
-    sources: dict[str, Callable[[], list]] = {
+    rows: dict[str, Callable[[], list]] = {
         "scores": lambda: [
             score_layer_importance(rule, plan, key=score_key, **scored),
             noise,
         ],
         "released": lambda: [noise, score_released_gradients(rule, plan, **scored)],
         "public": lambda: [
-            set_layer_importance(rule, public_importance, layers=layers),
+            set_layer_importance(rule, public, layers=scored["layers"]),
             noise,
         ],
     }
-    moments: dict[str, Callable[[], Any]] = {
-        "plain": lambda: optax.scale_by_adam(b1, b2, eps),
+    return _row("source", source, rows)
+
+
+def _adam(adam: str, plan: PrivacyPlan, layers: Any, moments: dict[str, Any]) -> Any:
+    rows: dict[str, Callable[[], Any]] = {
+        "plain": lambda: optax.scale_by_adam(**moments),
         "noise_corrected": lambda: scale_by_noise_corrected_adam(
-            plan, layers=layers, b1=b1, b2=b2, eps=eps
+            plan, layers=layers, **moments
         ),
     }
-    decay = []
-    if weight_decay is not None:
-        decay = [optax.add_decayed_weights(weight_decay, mask=_trained(layers))]
-    return chain(
-        clip_per_example(plan.l2_clip_norm, clip_mode=as_clip_mode(clip_mode)),
-        *_row("source", source, sources),
-        _row("adam", adam, moments),
-        *decay,
-        optax.scale_by_learning_rate(rate),
-    )
+    return _row("adam", adam, rows)
 
 
-def _check_adam(b1: Any, b2: Any, eps: Any, weight_decay: Any) -> None:
-    validation.fraction("b1", b1, include_zero=True)
-    validation.fraction("b2", b2, include_zero=True)
-    validation.positive("eps", eps)
-    if weight_decay is not None and not callable(weight_decay):
-        validation.positive("weight_decay", weight_decay)
+def _decay(weight_decay: Any, layers: Any) -> list[optax.GradientTransformation]:
+    if weight_decay is None:
+        return []
+    return [optax.add_decayed_weights(weight_decay, mask=_trained(layers))]
 
 
 def _trained(layers: Any) -> Callable[[Params], Params]:
