@@ -119,7 +119,11 @@ def scaled_norms(values: Sequence[Array]) -> Float[Array, "batch pieces"]:
         >>> bool(jnp.allclose(scaled_norms([jnp.array([[3e30, 4e30]])]), 5e30))
         True
     """
-    flat = [x.reshape(x.shape[0], -1).astype(accumulator(x.dtype)) for x in values]
+    sizes = [(x.shape[0], math.prod(x.shape[1:])) for x in values]
+    flat = [
+        x.reshape(size).astype(accumulator(x.dtype))
+        for x, size in zip(values, sizes, strict=True)
+    ]
     tops = jnp.stack([jnp.max(jnp.abs(x), axis=1, initial=0) for x in flat], axis=1)
     scale = nonzero(tops)
     factors = 1 / scale

@@ -8,8 +8,8 @@ import pytest
 import dp_ilg
 from dp_ilg.clipping import CLIP_MODES as MODE_TABLE
 from dp_ilg.clipping import as_clip_mode, clip_sum
-from dp_ilg.groups import scaled_norms
 from dp_ilg.engines import ENGINES
+from dp_ilg.groups import scaled_norms
 from dp_ilg.per_example import from_gradients
 from tests.models import (
     CLIP_MODES,
@@ -135,11 +135,20 @@ def test_per_layer_lies_inside_the_joint_ball():
 
 
 def test_explain_names_every_leaf_and_its_cost():
-    rows = dp_ilg.clipped_grad(mlp_loss, l2_clip_norm=1.0, microbatch_size=4).explain(
-        mlp_params(), mlp_batch()
-    )
-    assert [r.leaf for r in rows] == ["d1/bias", "d1/kernel", "d2/bias", "d2/kernel"]
-    assert rows[1].bytes == 4 * 5 * 7 * 4
+    def rows(engine):
+        grad_fn = dp_ilg.clipped_grad(
+            mlp_loss, l2_clip_norm=1.0, microbatch_size=4, engine=engine
+        )
+        return grad_fn.explain(mlp_params(), mlp_batch())
+
+    names = ["d1/bias", "d1/kernel", "d2/bias", "d2/kernel"]
+    assert [r.leaf for r in rows("vmap")] == names
+    assert rows("vmap")[1].bytes == 4 * 5 * 7 * 4
+    kept = rows("auto")
+    assert [r.leaf for r in kept] == names
+    assert [r.path for r in kept] == ["per-example gradient", "gram"] * 2
+    assert kept[1].bytes < 4 * 5 * 7 * 4 and "dot_general" in kept[1].why
+    assert "d1/kernel" in str(kept) and len(str(kept).splitlines()) == 5
 
 
 def test_padding_rows_may_be_keys():

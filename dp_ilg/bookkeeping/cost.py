@@ -10,7 +10,7 @@ import jax
 from dp_ilg.bookkeeping.parts import Part
 from dp_ilg.bookkeeping.program import as_closed
 
-_PASSES = 8
+_PASSES = 16
 _CACHE_BYTES = {"cpu": 12 * 2**20}
 _MEMORY_BYTES = 2 * 2**30
 _LARGEST = 1024

@@ -154,49 +154,60 @@ class _Fast(NamedTuple):
     """One part of a batch: its norms, and its weighted sum."""
 
     part: parts.Part
-    factors: factors.Factors
-    formed: Array | None
+    held: factors.Factors | Array
     scale: Array
 
     def squares(self) -> list[factors.Square]:
-        if self.formed is None:
-            return factors.squares_of_factors(self.part, self.factors)
-        return factors.squares_of_gradients(self.part, self.formed)
+        if isinstance(self.held, factors.Factors):
+            return factors.squares_of_factors(self.part, self.held)
+        return factors.squares_of_gradients(self.part, self.held)
 
     def sum(self, coefficients: Array, shape: tuple[int, ...]) -> Array:
         scale = self.scale.reshape(-1, *[1] * (coefficients.ndim - 1))
         present = (coefficients != 0) & jnp.isfinite(scale)
         weights = jnp.where(present, coefficients * scale, 0)
-        if self.formed is None:
-            value = factors.sum_of_factors(self.part, self.factors, weights)
+        if isinstance(self.held, factors.Factors):
+            value = factors.sum_of_factors(self.part, self.held, weights)
         else:
-            value = factors.sum_of_gradients(self.part, self.formed, weights)
+            value = factors.sum_of_gradients(self.part, self.held, weights)
         return parts.place(self.part, value, shape)
 
 
 def _fast(paths: Paths, derivatives: Any, records: Any) -> tuple[list[_Fast], Any]:
     if not paths.parts:
         return [], None
-    pairs = [_pairs(part, derivatives, records) for part in paths.parts]
+    pairs = [
+        [_pair(part_use, derivatives, records) for part_use in part.uses]
+        for part in paths.parts
+    ]
     found, scale = factors.scaled(pairs)
-    items = []
-    for k, (part, own) in enumerate(zip(paths.parts, found, strict=True)):
-        formed = factors.gradients(own) if cost.forms_gradient(part) else None
-        items.append(_Fast(part, own, formed, scale[:, k]))
+    items = [
+        _Fast(part, _held(part, own), scale[:, k])
+        for k, (part, own) in enumerate(zip(paths.parts, found, strict=True))
+    ]
     return items, scale
 
 
-def _pairs(part: parts.Part, derivatives: Any, records: Any) -> list[factors.Pair]:
-    pairs = []
-    for part_use in part.uses:
-        cotangent, read = derivatives, records
-        for step in part_use.address:
-            cotangent, read = cotangent[step], read[step]
+def _pair(part_use: parts.PartUse, derivatives: Any, records: Any) -> factors.Pair:
+    for step in part_use.address:
+        derivatives, records = derivatives[step], records[step]
+    return factors.Pair(records, derivatives)
+
+
+def _held(part: parts.Part, pairs: list[factors.Pair]) -> factors.Factors | Array:
+    """A part's gradients if it is cheaper to form them, else their factors."""
+    forms = cost.forms_gradient(part)
+    direct = part.uses[0].use.linear.gradient
+    if forms and direct and len(pairs) == 1 and not part.uses[0].use.view.loops:
+        return parts.arrange_formed(part.uses[0], jax.vmap(direct)(*pairs[0]))
+    made = []
+    for part_use, pair in zip(part.uses, pairs, strict=True):
         make = part_use.use.linear.factors
         for _ in range(1 + len(part_use.use.view.loops)):
             make = jax.vmap(make)
-        pairs.append(parts.arrange(part_use, *make(*read, cotangent)))
-    return pairs
+        made.append(parts.arrange(part_use, *make(*pair)))
+    own = factors.joined(made)
+    return factors.gradients(own) if forms else own
 
 
 class _General(NamedTuple):

@@ -9,6 +9,7 @@ formed once and used again for the sum: whichever is cheaper by static shapes.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +25,11 @@ _EXACT = jax.lax.Precision.HIGHEST
 _GUARD = 0.25
 
 
-Pair = tuple[Any, Any]
+class Pair(NamedTuple):
+    """What a use read, and the derivative at its output, ``[examples, ...]`` each."""
+
+    read: Any
+    cotangent: Array
 
 
 class Factors(NamedTuple):
@@ -39,23 +44,23 @@ class Factors(NamedTuple):
     seconds: list[Any]
 
 
-def scaled(pairs: list[list[Pair]]) -> tuple[list[Factors], Array]:
-    """Scales the factors of every use of every part.
+def scaled(pairs: list[list[Pair]]) -> tuple[list[list[Pair]], Array]:
+    """Scales what every use of every part read and gave.
 
-    Each factor is divided by its largest entry, and the second by what its use falls
-    short of the largest use of its part, so that one scale a part is left.
+    Each is divided by its largest entry, and the second of a pair by what its use
+    falls short of the largest use of its part, so that one scale a part is left.
 
     Args:
         pairs: the uses of every part.
 
     Returns:
-        The scaled factors, and ``[examples, parts]``, what their product was divided
+        The scaled pairs, and ``[examples, parts]``, what their product was divided
         by: NaN for an example that is not finite, 0 for one that is all zeros.
     """
     uses = [pair for own in pairs for pair in own]
     owners = np.repeat(np.arange(len(pairs)), [len(own) for own in pairs])
-    ones = jnp.stack([_largest(first) for first, _ in uses], axis=1)
-    twos = jnp.stack([_largest(second) for _, second in uses], axis=1)
+    ones = jnp.stack([_largest(pair.read) for pair in uses], axis=1)
+    twos = jnp.stack([_largest(pair.cotangent) for pair in uses], axis=1)
     sizes = _product(ones, twos)
     scale = jnp.stack([jnp.max(sizes[:, owners == k], 1) for k in range(len(pairs))], 1)
     tiny = jnp.finfo(scale.dtype).tiny
@@ -64,23 +69,20 @@ def scaled(pairs: list[list[Pair]]) -> tuple[list[Factors], Array]:
     share = sizes / jnp.where(present, scale, 1)[:, owners]
     share = jnp.where(present[:, owners], share, 0)
     one, two = (jnp.where(share > 0, x, 0) for x in (1 / ones, share / twos))
-    out, place = [], 0
-    for own in pairs:
-        columns = range(place, place + len(own))
-        firsts = [_times(x, one[:, k]) for k, (x, _) in zip(columns, own, strict=True)]
-        seconds = [_times(x, two[:, k]) for k, (_, x) in zip(columns, own, strict=True)]
-        if not any(isinstance(x, Rows) for x in (*firsts, *seconds)):
-            firsts, seconds = _joined(firsts), _joined(seconds)
-        out.append(Factors(firsts, seconds))
-        place += len(own)
-    return out, jnp.where(present, scale, jnp.where(known, 0, jnp.nan))
+    out = [
+        Pair(_times(pair.read, one[:, k]), _times(pair.cotangent, two[:, k]))
+        for k, pair in enumerate(uses)
+    ]
+    ends = np.cumsum([0, *[len(own) for own in pairs]])
+    split = [out[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+    return split, jnp.where(present, scale, jnp.where(known, 0, jnp.nan))
 
 
-def _largest(value: Any) -> Array:
-    """Largest entry of every example; 1 for rows."""
-    if isinstance(value, Rows):
-        return jnp.ones(value.ids.shape[0], jnp.float32)
-    top = jnp.max(jnp.abs(value), axis=(1, 2, 3))
+def _largest(value: Array) -> Array:
+    """Largest entry of every example; 1 for row numbers."""
+    if not jnp.issubdtype(value.dtype, jnp.inexact):
+        return jnp.ones(value.shape[0], jnp.float32)
+    top = jnp.max(jnp.abs(value), axis=range(1, value.ndim), initial=0)
     return top.astype(accumulator(value.dtype))
 
 
@@ -92,13 +94,21 @@ def _product(one: Array, two: Array) -> Array:
     return jnp.where((one < tiny) | (two < tiny), 0 * product, product)
 
 
-def _times(value: Any, factor: Array) -> Any:
+def _times(value: Array, factor: Array) -> Array:
     """The factor, scaled; zeros where its scale is 0, whatever it holds."""
-    if isinstance(value, Rows):
+    if not jnp.issubdtype(value.dtype, jnp.inexact):
         return value
     wide = value.astype(accumulator(value.dtype))
-    factor = factor[:, None, None, None].astype(wide.dtype)
+    factor = factor.reshape(-1, *[1] * (value.ndim - 1)).astype(wide.dtype)
     return jnp.where(factor > 0, wide * factor, 0)
+
+
+def joined(uses: list[tuple[Any, Any]]) -> Factors:
+    """The factors of all uses of a part, their terms in one where none is in rows."""
+    firsts, seconds = ([pair[k] for pair in uses] for k in (0, 1))
+    if any(isinstance(x, Rows) for x in (*firsts, *seconds)):
+        return Factors(firsts, seconds)
+    return Factors(_joined(firsts), _joined(seconds))
 
 
 def _joined(values: list[Any]) -> list[Any]:
@@ -126,7 +136,7 @@ def squares_of_gradients(part: Part, values: Array) -> list[Square]:
         if part.side.name:
             axis = axes[part.side.name]
             own = _take(values, np.flatnonzero(part.side.labels == group), axis)
-        flat = own.reshape(own.shape[0], -1)
+        flat = own.reshape(own.shape[0], math.prod(own.shape[1:]))
         total = jnp.einsum("bi,bi->b", flat, flat, precision=_EXACT)
         out.append((total, jnp.zeros_like(total)))
     return out

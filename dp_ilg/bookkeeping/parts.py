@@ -124,7 +124,7 @@ def _canonical(digits: Digits) -> Digits:
 
 def _key(use: Use) -> tuple[Any, bool]:
     batch, first, second = (_canonical(d) for d in _layout(use))
-    swapped = second < first
+    swapped = (span(second), second) < (span(first), first)
     pair = (second, first) if swapped else (first, second)
     return (use.view.leaf, use.view.starts, batch, *pair), swapped
 
@@ -197,6 +197,16 @@ def arrange(part_use: PartUse, first: Any, second: Array) -> tuple[Any, Any]:
     return (second, first) if part_use.swapped else (first, second)
 
 
+def arrange_formed(part_use: PartUse, value: Array) -> Array:
+    """Brings gradients ``[examples, batch, first, second]`` of a use into its part."""
+    use = part_use.use
+    batch, one, two = _layout(use)
+    value = _sorted(_sorted(_sorted(value, 1, batch), 2, one), 3, two)
+    if use.view.scale != 1:
+        value = value * np.asarray(use.view.scale, value.dtype)
+    return jnp.swapaxes(value, 2, 3) if part_use.swapped else value
+
+
 def _arranged(x: Array, use: Use, batch: Digits, entries: Digits) -> Array:
     loops = use.view.loops
     depth = len(loops)
@@ -204,7 +214,8 @@ def _arranged(x: Array, use: Use, batch: Digits, entries: Digits) -> Array:
     shared = [1 + k for k, turns in enumerate(loops) if turns.digits is None]
     x = jnp.transpose(x, (0, *stacked, 1 + depth, *shared, 2 + depth, 3 + depth))
     width = x.shape[-1]
-    x = x.reshape(x.shape[0], span(batch), -1, width)
+    terms = math.prod(x.shape[2 + len(stacked) : -1])
+    x = x.reshape(x.shape[0], span(batch), terms, width)
     return _sorted(_sorted(x, 1, batch), 3, entries)
 
 

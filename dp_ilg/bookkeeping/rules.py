@@ -38,21 +38,24 @@ class Linear(NamedTuple):
         first: digits of the first factor.
         second: digits of the second factor.
         terms: number of terms t for one example, enclosing loops aside.
-        reads: operands that `factors` needs.
-        factors: maps those operands and the output's derivative to the factors
+        reads: the operand that `factors` needs.
+        factors: maps that operand and the output's derivative to the factors
             ``[batch, terms, first]`` (or `Rows`) and ``[batch, terms, second]``.
         apply: evaluates the equation faster than its primitive, or None.
         is_rows: whether the first factor is `Rows`.
+        gradient: maps what `factors` does to ``[batch, first, second]`` itself, where
+            there is a faster way than by the factors.
     """
 
     batch: Digits
     first: Digits
     second: Digits
     terms: int
-    reads: tuple[int, ...]
+    reads: int
     factors: Callable[..., tuple[Any, Array]]
     apply: Callable[..., Array] | None = None
     is_rows: bool = False
+    gradient: Callable[..., Array] | None = None
 
 
 Rule = Callable[[Any, int, View], "Linear | str"]
@@ -89,7 +92,7 @@ def _dot_general(eqn: Any, position: int, view: View) -> Linear | str:
         )
 
     joined = _join(view, batch[position])
-    return Linear(joined, first, second, terms, (other,), factors)
+    return Linear(joined, first, second, terms, other, factors)
 
 
 def _free(eqn: Any, position: int, contract: Any, batch: Any) -> tuple[int, ...]:
@@ -123,7 +126,15 @@ def _conv_general_dilated(eqn: Any, position: int, view: View) -> Linear | str:
         given = jnp.moveaxis(given.reshape(terms, conv.groups, width), 1, 0)
         return seen.reshape(conv.groups, terms, span(first)), given
 
-    return Linear(split[0], first, split[1], terms, (0,), factors, conv.apply)
+    def shifted(x: Array, cotangent: Array) -> Array:
+        seen = conv.channels_last(x, conv.lhs_spec)
+        given = conv.channels_last(cotangent, conv.out_spec)
+        return conv.kernel_gradient(seen, given).reshape(1, span(first), width)
+
+    gradient = shifted if conv.shifts else None
+    return Linear(
+        split[0], first, split[1], terms, 0, factors, conv.apply, False, gradient
+    )
 
 
 def _gather(eqn: Any, position: int, view: View) -> Linear | str:
@@ -155,7 +166,7 @@ def _gather(eqn: Any, position: int, view: View) -> Linear | str:
             given = jnp.where(inside[..., None], given, 0)
         return Rows(_clipped(ids, shape[axis]), shape[axis]), given
 
-    return Linear((), first, second, terms, (1,), factors, None, True)
+    return Linear((), first, second, terms, 1, factors, None, True)
 
 
 def _dynamic_slice(eqn: Any, position: int, view: View) -> Linear | str:
@@ -174,7 +185,7 @@ def _dynamic_slice(eqn: Any, position: int, view: View) -> Linear | str:
         ids = _clipped(_signed(index).reshape(1, 1), shape[axis])
         return Rows(ids, shape[axis]), cotangent.reshape(1, 1, span(second))
 
-    return Linear((), first, second, 1, (1 + axis,), factors, None, True)
+    return Linear((), first, second, 1, 1 + axis, factors, None, True)
 
 
 def _signed(ids: Array) -> Array:

@@ -156,7 +156,7 @@ def play(level: Level, args: Sequence[Any], probe: Tree) -> tuple[list[Any], Tre
             apply = use.linear.apply
             (out,) = [apply(*values)] if apply else evaluate(eqn, values)
             outs = [out + probe[index]]
-            records[index] = [jnp.asarray(values[k]) for k in use.linear.reads]
+            records[index] = jnp.asarray(values[use.linear.reads])
         elif index in level.inner:
             loop = _LOOPS[eqn.primitive.name]
             outs, records[index] = loop.play(
