@@ -31,6 +31,8 @@ def forms_gradient(part: Part) -> bool:
 def part_flops(part: Part) -> int:
     """Multiplications and additions for one example's norm and sum."""
     batch, first, second = part.shape
+    if part.has_rows:
+        return 6 * batch * part.terms * min(first, second)
     product = 2 * batch * part.terms * first * second
     if forms_gradient(part):
         return product + 4 * batch * first * second
@@ -41,7 +43,9 @@ def part_flops(part: Part) -> int:
 def part_bytes(part: Part) -> int:
     """Memory one example holds for a part, in float32."""
     batch, first, second = part.shape
-    held = part.terms * (second + (0 if part.has_rows else first))
+    if part.has_rows:
+        return 8 * batch * part.terms * min(first, second)
+    held = part.terms * (second + first)
     if forms_gradient(part):
         return 4 * batch * (held + first * second)
     return 4 * batch * (held + 2 * part.terms**2)

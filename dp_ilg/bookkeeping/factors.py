@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Array
 
 from dp_ilg.bookkeeping.parts import Part
+from dp_ilg.bookkeeping.rows import FEWEST, squares_of_rows
 from dp_ilg.bookkeeping.rules import Rows
 from dp_ilg.groups import accumulator
 
@@ -149,6 +150,9 @@ def squares_of_factors(part: Part, factors: Factors) -> list[Square]:
     `norms`, so that no norm comes out too small.
     """
     side = part.side
+    found = _lookup(part, factors)
+    if found is not None:
+        return [(square, jnp.zeros_like(square)) for square in found]
     if not side.name:
         return [_total(_gram(factors.firsts), _gram(factors.seconds))]
     if side.name == "batch":
@@ -164,6 +168,19 @@ def squares_of_factors(part: Part, factors: Factors) -> list[Square]:
     return [
         _total(_gram(cut, np.flatnonzero(side.labels == g)), rest) for g in side.groups
     ]
+
+
+def _lookup(part: Part, factors: Factors) -> list[Array] | None:
+    """The squares of a part that is one lookup of many rows."""
+    if len(factors.firsts) > 1 or not part.has_rows or part.terms < FEWEST:
+        return None
+    (first,), (second,) = factors.firsts, factors.seconds
+    names = {"first": "rows", "second": "entries"}
+    if isinstance(second, Rows):
+        first, second = second, first
+        names = {"second": "rows", "first": "entries"}
+    side = names.get(part.side.name, part.side.name)
+    return squares_of_rows(part, first, second, side)
 
 
 def _by_row(part: Part, rows: list[Any], rest: Array) -> list[Square]:
