@@ -32,6 +32,14 @@ ROWS: dict[str, tuple[str, list[str]]] = {
     "imdb, 8 bands": ("imdb_embedding", []),
     "imdb, no bands": ("imdb_embedding", NO_BANDS),
     "imdb, uniform": ("imdb_embedding", ["--importance", "uniform", *NO_BANDS]),
+    "imdb, no bands, lr 0.07": (
+        "imdb_embedding",
+        [*NO_BANDS, "--learning-rate", "0.07"],
+    ),
+    "imdb, uniform, lr 0.05": (
+        "imdb_embedding",
+        ["--importance", "uniform", *NO_BANDS, "--learning-rate", "0.05"],
+    ),
     "mnist": ("mnist_cnn", []),
     "mnist, uniform": ("mnist_cnn", ["--importance", "uniform"]),
 }
@@ -39,7 +47,8 @@ ROWS: dict[str, tuple[str, list[str]]] = {
 GRID: dict[str, tuple[str, list[str]]] = {
     f"{row}, lr {lr}": (ROWS[row][0], [*ROWS[row][1], "--learning-rate", lr])
     for row in ("imdb, uniform", "imdb, no bands")
-    for lr in ("0.03", "0.05", "0.2")
+    for lr in ("0.03", "0.05", "0.07", "0.2")
+    if f"{row}, lr {lr}" not in ROWS
 }
 QUIET = ["--run.eval-every", "100"]
 TOY = ["--num-steps", "3", "--batch-size", "32"]
