@@ -233,7 +233,8 @@ def check_loss(loss_fn: LossFn, params: Params, example: Example) -> None:
         example: one example, as shapes and dtypes.
 
     Raises:
-        ValueError: for a loss that is not scalar, or ignores the example.
+        ValueError: for a loss that is not scalar, ignores the example, has effects
+            such as printing, or asks for statistics of the batch.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -242,7 +243,7 @@ def check_loss(loss_fn: LossFn, params: Params, example: Example) -> None:
         Traceback (most recent call last):
         ValueError: The loss ignores the example; it must use its second argument.
     """
-    closed, out = jax.make_jaxpr(loss_fn, return_shape=True)(params, example)
+    closed, out = _traced(loss_fn, params, example)
     shapes = jax.tree.leaves(out)
     if len(shapes) != 1 or shapes[0].shape != ():
         raise ValueError(
@@ -265,6 +266,27 @@ def check_loss(loss_fn: LossFn, params: Params, example: Example) -> None:
         raise ValueError(
             "The loss ignores the example; it must use its second argument."
         )
+
+
+def _traced(loss_fn: LossFn, params: Params, example: Example) -> tuple[Any, Any]:
+    """The loss of one example as a program, refusing what reaches beyond it."""
+    try:
+        closed, out = jax.make_jaxpr(loss_fn, return_shape=True)(params, example)
+    except NameError as error:
+        if "axis name" not in str(error):
+            raise
+        raise ValueError(
+            "The loss asks for statistics over other examples "
+            f"({str(error).split('.')[0]}), which would mix them; replace BatchNorm "
+            "by GroupNorm or LayerNorm and drop axis_name."
+        ) from None
+    if closed.effects:
+        names = ", ".join(sorted(str(effect) for effect in closed.effects))
+        raise ValueError(
+            f"The loss has effects ({names}), which would show single examples; take "
+            "jax.debug.print, io_callback and the like out of it."
+        )
+    return closed, out
 
 
 def _split(batch: Example, chunk: int) -> Example:

@@ -140,9 +140,13 @@ def test_parameter_trees(params, kind, words):
         (lambda p, e: jnp.ones(2) * jnp.sum(p["d1"]["bias"]) * e[0][0], "one scalar"),
         (lambda p, e: (mlp_loss(p, e), 3.0), "one scalar"),
         (lambda p, e: jnp.sum(p["d1"]["bias"]), "ignores the example"),
+        (
+            lambda p, e: mlp_loss(p, e) - jax.lax.pmean(e[0][0], "batch"),
+            "statistics over other examples",
+        ),
         (lambda p, e: e[1], "int"),
     ],
-    ids=["vector", "aux", "ignores", "integer"],
+    ids=["vector", "aux", "ignores", "mixes", "integer"],
 )
 def test_losses(loss, words):
     params = mlp_params()
