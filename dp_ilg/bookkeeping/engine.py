@@ -17,7 +17,7 @@ from jax.extend.core import ClosedJaxpr
 from jaxtyping import Array
 
 from dp_ilg.base import Example, LossFn, Params, PerExampleGrads
-from dp_ilg.bookkeeping import cost, factors, parts, tape
+from dp_ilg.bookkeeping import cost, factors, parts, pool, tape
 from dp_ilg.bookkeeping.program import flat
 from dp_ilg.bookkeeping.views import whole
 from dp_ilg.groups import Groups, cut_batch, join_norms, pieces_of, scaled_norms
@@ -100,7 +100,7 @@ def follow(
     """The engine once its paths are known, for any batch of the same shapes."""
     leaves, treedef = jax.tree.flatten(params)
     formed, derivatives, records = _differentiate(paths, leaves, batch, groups)
-    general = _General(groups, formed)
+    general = _General.of(groups, formed)
     fast, scale = _fast(paths, derivatives, records)
     columns, owners = general.norms()
     if fast:
@@ -211,21 +211,33 @@ def _held(part: parts.Part, pairs: list[factors.Pair]) -> factors.Factors | Arra
 
 
 class _General(NamedTuple):
-    """Leaves whose per-example gradients were formed, by leaf."""
+    """Leaves whose per-example gradients were formed: small ones pooled, the rest."""
 
     groups: Groups
-    formed: dict[int, Array]
+    small: pool.Pool | None
+    large: dict[int, Array]
+
+    @classmethod
+    def of(cls, groups: Groups, formed: dict[int, Array]) -> _General:
+        small = pool.pool(groups, formed)
+        taken = small.leaves if small else ()
+        return cls(groups, small, {k: v for k, v in formed.items() if k not in taken})
 
     def norms(self) -> tuple[list[Array], list[int]]:
-        pieces: list[Array] = []
+        columns: list[Array] = []
         owners: list[int] = []
-        for k, value in self.formed.items():
+        if self.small is not None:
+            found, owners = self.small.norms()
+            columns.append(found)
+        pieces: list[Array] = []
+        for k, value in self.large.items():
             pieces += cut_batch(self.groups.leaves[k], value)
             owners += [group for _, _, group in pieces_of(self.groups.leaves[k])]
-        return [scaled_norms(pieces)] if pieces else [], owners
+        return columns + ([scaled_norms(pieces)] if pieces else []), owners
 
     def sums(self, coefficients: Array) -> dict[int, Array]:
-        return {
+        small = self.small.sums(coefficients, self.groups) if self.small else {}
+        return small | {
             k: leaf_sum(self.groups.leaves[k], value, coefficients)
-            for k, value in self.formed.items()
+            for k, value in self.large.items()
         }

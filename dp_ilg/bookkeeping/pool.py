@@ -1,0 +1,106 @@
+"""Small formed gradients side by side, so that a few operations serve them all.
+
+A model has dozens of biases and scales. Norm and sum of each on its own would be
+several small kernels a leaf, which cost more to compile and to start than to run.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from dp_ilg.groups import Groups, LeafGroups, accumulator, pieces_of
+
+LARGEST = 8192
+"""Entries of the largest leaf that is pooled."""
+
+_EXACT = jax.lax.Precision.HIGHEST
+
+
+class Pool(NamedTuple):
+    """The gradients of several leaves, scaled, as one matrix.
+
+    Attributes:
+        leaves: which leaves, in the order of the columns.
+        owners: the group of every column.
+        values: ``[examples, columns]``, divided by `scale`.
+        scale: ``[examples]``; NaN for an example that is not finite.
+    """
+
+    leaves: tuple[int, ...]
+    owners: np.ndarray
+    values: Array
+    scale: Array
+
+    def norms(self) -> tuple[Array, list[int]]:
+        """Norm of every group there is, ``[examples, groups]``, and which they are."""
+        found = sorted({int(g) for g in self.owners})
+        member = np.equal.outer(self.owners, found).astype(self.values.dtype)
+        squares = jnp.matmul(jnp.square(self.values), member, precision=_EXACT)
+        there = jnp.matmul((self.values != 0).astype(self.values.dtype), member) > 0
+        floor = 1e8 * jnp.finfo(squares.dtype).tiny
+        root = jnp.where(there, jnp.sqrt(squares + floor), 0)
+        scale = self.scale[:, None]
+        return jnp.where(scale == 0, 0, scale * root), found
+
+    def sums(self, coefficients: Array, groups: Groups) -> dict[int, Array]:
+        """Weighted sum of every leaf; a coefficient of 0 removes its example."""
+        scale = self.scale.reshape(-1, *[1] * (coefficients.ndim - 1))
+        present = (coefficients != 0) & jnp.isfinite(scale)
+        weights = jnp.where(present, coefficients * scale, 0)
+        if weights.ndim == 1:
+            total = jnp.matmul(weights, self.values, precision=_EXACT)
+        else:
+            total = jnp.sum(weights[:, self.owners] * self.values, axis=0)
+        shapes = [groups.leaves[k].shape for k in self.leaves]
+        ends = np.cumsum([math.prod(shape) for shape in shapes])[:-1]
+        parts = jnp.split(total, ends)
+        return {
+            k: part.reshape(shape)
+            for k, part, shape in zip(self.leaves, parts, shapes, strict=True)
+        }
+
+
+def pool(groups: Groups, formed: dict[int, Array]) -> Pool | None:
+    """Pools the small leaves among formed per-example gradients.
+
+    Args:
+        groups: the groups of the parameters.
+        formed: per-example gradients by leaf.
+
+    Returns:
+        The pool, or None where no leaf is small.
+    """
+    small = [k for k, value in formed.items() if math.prod(value.shape[1:]) <= LARGEST]
+    if not small:
+        return None
+    wide = accumulator(jnp.result_type(*[formed[k] for k in small]))
+    columns = [
+        formed[k].reshape(formed[k].shape[0], math.prod(formed[k].shape[1:]))
+        for k in small
+    ]
+    values = jnp.concatenate([x.astype(wide) for x in columns], axis=1)
+    top = jnp.max(jnp.abs(values), axis=1, initial=0)
+    tiny = jnp.finfo(wide).tiny
+    present = (top >= tiny) & (top * tiny < 1)
+    factor = jnp.where(present, 1 / jnp.where(present, top, 1), 0)[:, None]
+    values = jnp.where(present[:, None], values * factor, 0)
+    scale = jnp.where(present, top, jnp.where(top < tiny, 0, jnp.nan))
+    owners = np.concatenate([_owners(groups.leaves[k]) for k in small])
+    return Pool(tuple(small), owners, values, scale)
+
+
+def _owners(leaf: LeafGroups) -> np.ndarray:
+    """The group of every entry of a leaf, flat."""
+    pieces = pieces_of(leaf)
+    if not leaf.edges:
+        return np.full(math.prod(leaf.shape), pieces[0][2])
+    along = np.repeat([g for _, _, g in pieces], np.diff(leaf.edges))
+    shape = [1] * len(leaf.shape)
+    shape[leaf.axis] = leaf.shape[leaf.axis]
+    return np.broadcast_to(along.reshape(shape), leaf.shape).reshape(-1)
