@@ -17,6 +17,7 @@ import numpy as np
 from jax import lax
 
 import dp_ilg
+from dp_ilg.clipping import CLIP_MODES
 from dp_ilg.layers import paths
 from tests.zoo_control import own_dense, reversed_gradient
 from tests.zoo_core import floats, readout
@@ -372,7 +373,7 @@ NAMES = dict(
 )
 
 
-def program(seed: int, most_lines: int = 6) -> Program:
+def program(seed: int, most_lines: int) -> Program:
     """The program of a seed; the same in every process.
 
     Args:
@@ -393,7 +394,7 @@ def program(seed: int, most_lines: int = 6) -> Program:
     exec(source, names)  # noqa: S102
     loss: Any = names["loss"]
     params = {n: floats(0.6 * rng.normal(size=s)) for n, s in writer.leaves.items()}
-    mode = writer.pick(sorted(dp_ilg.clipping.CLIP_MODES))
+    mode = writer.pick(sorted(CLIP_MODES))
     batch = examples(rng, writer.values["x"])
     return Program(source, loss, params, batch, random_geometry(rng, params), mode)
 

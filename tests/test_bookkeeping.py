@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import io_callback
 
 import dp_ilg
 from dp_ilg.base import PerExampleGrads
@@ -29,12 +30,16 @@ from tests.agreement import (
 )
 from tests.models import CLIP_MODES, trees_close
 from tests.test_bad_input import sentence
-from tests.zoo import ZOO
+from tests.zoo import TWINS, ZOO
+from tests.zoo_control import apply_clipped
 from tests.zoo_core import BATCH, Case, readout
 
 REPRESENTATIVE = [
     "dense_sequence",
+    "wide_dense_sequence",
     "conv_bias",
+    "wide_conv_few_outputs",
+    "conv_grouped",
     "embedding_take",
     "tied_with_loss",
     "attention_causal",
@@ -43,10 +48,14 @@ REPRESENTATIVE = [
 ]
 LOW_PRECISION = sorted(name for name in ZOO if "bf16" in name or "float16" in name)
 PRECISE = sorted(set(ZOO) - set(LOW_PRECISION))
+WITHOUT_TWINS = [
+    pytest.param(name, marks=pytest.mark.slow) if name in TWINS else name
+    for name in PRECISE
+]
 
 
 # Every case of the zoo.
-@pytest.mark.parametrize("name", PRECISE)
+@pytest.mark.parametrize("name", WITHOUT_TWINS)
 def test_equals_vmap_in_float32(name):
     case = ZOO[name]()
     compare_case(case, tolerance=case.tolerance, options=QUICK)
@@ -271,6 +280,53 @@ def outcome(clipped: Any) -> Outcome:
     return Outcome(np.ones((1, 1)), clipped.gradients, clipped.layer_shares)
 
 
+def loss_around(frozen: Any) -> Any:
+    """A loss that closes over an array in every kind of inner program."""
+
+    def loss(p: Any, x: Any) -> Any:
+        x = jnp.tanh(x @ (frozen + p["a"] @ p["b"]))
+        x = jax.lax.scan(lambda h, v: (jnp.tanh(h @ frozen + v @ p["w"]), h), x[0], x)[
+            1
+        ]
+        x = jax.checkpoint(lambda v: jnp.tanh(v @ frozen) @ (frozen[0, 0] * p["w"]))(x)
+        x = jax.lax.cond(x[0, 0] > 0, lambda: x @ p["w"], lambda: x @ frozen)
+        return readout(apply_clipped(lambda w, v: v @ w @ frozen, p["w"], x))
+
+    return loss
+
+
+def closed_over(engine: str) -> Any:
+    """Two such losses at once by vmap, and one after the other by scan."""
+    values = {n: np.sin(np.arange(1.0, 17.0) * k) for k, n in enumerate("abw", 1)}
+    params = {n: np.float32(v).reshape(4, 4) for n, v in values.items()}
+    geometry = geometry_of(params)
+    batch = np.cos(np.arange(60, dtype=np.float32)).reshape(BATCH, 3, 4)
+
+    def run(frozen: Any) -> Any:
+        loss = loss_around(frozen)
+        grad_fn = dp_ilg.clipped_grad(loss, l2_clip_norm=3.0, engine=engine)
+        return grad_fn(params, batch, geometry=geometry)
+
+    def both(frozen: Any) -> Any:
+        in_scan = jax.lax.scan(lambda c, f: (c, run(f)), 0, frozen)[1]
+        return outcome(jax.vmap(run)(frozen)), outcome(in_scan)
+
+    return jax.jit(both)(np.linspace(-1, 1, 32, dtype=np.float32).reshape(2, 4, 4))
+
+
+def test_a_loss_may_close_over_traced_values():
+    for want, got in zip(closed_over("vmap"), closed_over(ENGINE), strict=True):
+        assert_agree(want, got, 5e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REPRESENTATIVE)
+def test_float32_where_64_bits_are_allowed(name):
+    case = ZOO[name]()
+    with jax.enable_x64(True):
+        compare_case(case)
+
+
 SHARDED = """
 import json, sys
 import jax, jax.numpy as jnp, numpy as np
@@ -390,7 +446,7 @@ def printing_in_a_scan(p, x):
 
 def calling_back(ordered):
     def loss(p, x):
-        jax.experimental.io_callback(lambda v: None, None, x[0], ordered=ordered)
+        io_callback(lambda v: None, None, x[0], ordered=ordered)
         return readout(x @ p["w"])
 
     return loss

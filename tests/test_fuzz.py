@@ -9,12 +9,13 @@ from tests.agreement import QUICK, assert_agree, compared
 from tests.fuzz import OPERATIONS, VIEWS, Program, program
 
 FAST, SLOW, GROUP = 100, 1000, 10
+SHORT, LONG = 3, 7
 
 
-def check(seed: int) -> None:
+def check(seed: int, most_lines: int) -> None:
     """Compares both engines on one program, in float64."""
     with jax.enable_x64(True):
-        made = program(seed)
+        made = program(seed, most_lines)
         run = jax.jit(
             compared(made.loss, made.geometry, (made.clip_mode,)),
             compiler_options=QUICK,
@@ -43,12 +44,12 @@ def report(seed: int, made: Program, error: Exception) -> str:
     return "\n".join(map(str, lines))
 
 
-def check_all(seeds: range) -> None:
+def check_all(seeds: range, most_lines: int) -> None:
     """Checks every seed, then reports all failures at once."""
     failures = []
     for seed in seeds:
         try:
-            check(seed)
+            check(seed, most_lines)
         except AssertionError as error:
             failures.append(str(error))
     if failures:
@@ -58,18 +59,18 @@ def check_all(seeds: range) -> None:
 
 @pytest.mark.parametrize("start", range(0, FAST, GROUP))
 def test_random_programs(start):
-    check_all(range(start, start + GROUP))
+    check_all(range(start, start + GROUP), SHORT)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("start", range(FAST, FAST + SLOW, 5 * GROUP))
 def test_more_random_programs(start):
-    check_all(range(start, start + 5 * GROUP))
+    check_all(range(start, start + 5 * GROUP), LONG)
 
 
 def test_the_fuzzer_reaches_every_operation_and_view():
     """Every operation and view occurs in the fast set, and programs repeat."""
-    text = "\n".join(program(seed).source for seed in range(FAST))
+    text = "\n".join(program(seed, SHORT).source for seed in range(FAST))
     words = ["einsum", "conv(", "[ids]", "scan(", "cond(", "checkpoint(", "own_dense("]
     words += [
         ".T",
@@ -83,10 +84,10 @@ def test_the_fuzzer_reaches_every_operation_and_view():
     words += ["vmap(", "mapped(", "jax.jit(", "softmax(", "norm(", "sort(", "reverse"]
     missing = [word for word in words if word not in text]
     assert not missing and len(OPERATIONS) == 22 and len(VIEWS) == 10
-    assert program(7).source == program(7).source
+    assert program(7, LONG).source == program(7, LONG).source
 
 
 def test_a_failure_prints_the_seed_and_the_program():
-    made = program(3)
+    made = program(3, SHORT)
     text = report(3, made, ValueError("reason"))
     assert "seed 3: ValueError: reason" in text and made.source in text

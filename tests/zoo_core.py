@@ -100,11 +100,6 @@ def floats(value: Any) -> jax.Array:
     return jnp.asarray(np.asarray(value, np.float32), float_type())
 
 
-def widened(tree: Any) -> Any:
-    """Casts every float32 leaf to `float_type` (for parameters a library made)."""
-    return jax.tree.map(lambda x: floats(x) if x.dtype == jnp.float32 else x, tree)
-
-
 def real(*shape: int, scale: float = 1.0) -> Draw:
     """Normal entries; examples differ in size as well."""
 

@@ -172,7 +172,7 @@ CONVS: dict[str, tuple] = {
 
 def convolve(p: Any, x: Any, layout: tuple, options: dict) -> Any:
     """A convolution of one example, which has no batch axis of its own."""
-    defaults = dict(window_strides=(1,) * (x.ndim - 1), padding="VALID")
+    defaults: dict[str, Any] = dict(window_strides=(1,) * (x.ndim - 1), padding="VALID")
     return lax.conv_general_dilated(
         x[None], p["w"], dimension_numbers=layout, **(defaults | options)
     )

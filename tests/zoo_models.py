@@ -26,7 +26,6 @@ from tests.zoo_core import (
     readout,
     real,
     weight,
-    widened,
 )
 
 CASES = Table()
@@ -55,7 +54,8 @@ def causal(count: int) -> np.ndarray:
 
 def attention(p: Any, x: Any, mask: Any = True) -> Any:
     """Multi-head self-attention with four matrices."""
-    return attend(*(heads(x @ p[name]) for name in "qkv"), mask) @ p["o"]
+    q, k, v = (heads(x @ p[name]) for name in "qkv")
+    return attend(q, k, v, mask) @ p["o"]
 
 
 def layer_norm(x: Any, scale: Any = 1.0, bias: Any = 0.0) -> Any:
@@ -251,15 +251,15 @@ def small_cnn(p: Any, x: Any) -> Any:
 
 
 # Flax linen.
-def linen(module: nn.Module, batch: Any, **exact: nn.Module) -> Case:
+def linen(module: nn.Module, batch: Any, exact: nn.Module | None = None) -> Case:
     """A case of a linen module on one array."""
     shapes = jax.eval_shape(module.init, jax.random.key(1), batch[0])["params"]
 
     def loss_of(m: nn.Module) -> Callable:
         return lambda p, x: readout(m.apply({"params": p}, x))
 
-    losses = {name: loss_of(m) for name, m in exact.items()}
-    return Case(loss_of(module), filled(shapes), batch, **losses)
+    truth = None if exact is None else loss_of(exact)
+    return Case(loss_of(module), filled(shapes), batch, truth)
 
 
 def filled(shapes: Any) -> Any:
@@ -298,8 +298,8 @@ def linen_attention() -> Case:
         @nn.compact
         def __call__(self, x: Any) -> Any:
             mask = nn.make_causal_mask(x[:, 0])
-            options = dict(qkv_features=4, use_bias=False)
-            return nn.MultiHeadDotProductAttention(2, **options)(x, x, mask=mask)
+            attend = nn.MultiHeadDotProductAttention(2, qkv_features=4, use_bias=False)
+            return attend(x, x, mask=mask)
 
     return linen(Model(), batch_of(4, 6))
 
@@ -313,8 +313,8 @@ def linen_lstm() -> Case:
 @CASES.build
 def linen_bidirectional_gru() -> Case:
     """Two recurrent layers, one backwards."""
-    cells = [nn.RNN(nn.GRUCell(3, param_dtype=float_type())) for _ in range(2)]
-    return linen(nn.Bidirectional(*cells), batch_of(4, 3))
+    one, two = (nn.RNN(nn.GRUCell(3, param_dtype=float_type())) for _ in range(2))
+    return linen(nn.Bidirectional(one, two), batch_of(4, 3))
 
 
 class Block(nn.Module):
@@ -364,7 +364,8 @@ def linen_remat_scan_stack() -> Case:
 @CASES.build
 def linen_vmapped_ensemble() -> Case:
     """Two networks with stacked parameters, by ``nn.vmap``."""
-    ensemble: Any = nn.vmap(
+    vmap: Any = nn.vmap
+    ensemble = vmap(
         nn.Dense,
         variable_axes={"params": 0},
         split_rngs={"params": True},
@@ -553,7 +554,8 @@ def haiku_lstm() -> Case:
 
     def function(x: Any) -> Any:
         core = hk.LSTM(3)
-        start = widened(core.initial_state(None))
+        state = core.initial_state(None)
+        start = jax.tree.map(lambda v: v.astype(float_type()), state)
         return hk.dynamic_unroll(core, x, start)[0]
 
     return haiku_case(function, batch_of(4, 3))
