@@ -11,9 +11,10 @@ from dp_ilg.bookkeeping.parts import Part
 from dp_ilg.bookkeeping.program import as_closed
 
 _PASSES = 16
-_CACHE_BYTES = {"cpu": 12 * 2**20}
-_MEMORY_BYTES = 2 * 2**30
-_LARGEST = 1024
+_CACHE_BYTES = 12 * 2**20
+_CPU_BYTES = 80 * 2**20
+_DEVICE_BYTES = 2 * 2**30
+_FEW, _MANY = 8, 1024
 
 
 def forms_gradient(part: Part) -> bool:
@@ -73,8 +74,9 @@ def microbatch(example_bytes: int, param_bytes: int) -> int:
     """How many examples to differentiate at once: a power of 2.
 
     On a CPU as many as stay in the cache, or as make the sum over micro-batches, which
-    touches every parameter, a small part of the work. Elsewhere as many as fit into
-    memory that a step can be expected to have.
+    touches every parameter, a small part of the work; but a few at least, for products
+    of some width. Elsewhere as many as fit into memory that a step can be expected to
+    have. The constants were read off `benchmarks/bench_step.py`.
 
     Args:
         example_bytes: what one example holds.
@@ -87,7 +89,10 @@ def microbatch(example_bytes: int, param_bytes: int) -> int:
         >>> microbatch(2**20, 2**20) >= 1
         True
     """
-    room = _CACHE_BYTES.get(jax.default_backend())
-    room = max(room, 2 * param_bytes) if room else _MEMORY_BYTES
-    count = max(1, min(_LARGEST, room // max(1, example_bytes)))
-    return 2 ** int(math.log2(count))
+    each = max(1, example_bytes)
+    if jax.default_backend() == "cpu":
+        count = max(_CACHE_BYTES, 2 * param_bytes) / each
+        count = max(count, min(_FEW, _CPU_BYTES / each))
+    else:
+        count = _DEVICE_BYTES / each
+    return 2 ** round(math.log2(min(max(count, 1), _MANY)))
