@@ -40,6 +40,10 @@ ROWS: dict[str, tuple[str, list[str]]] = {
         "imdb_embedding",
         ["--importance", "uniform", *NO_BANDS, "--learning-rate", "0.05"],
     ),
+    "imdb, uniform, lr 0.07": (
+        "imdb_embedding",
+        ["--importance", "uniform", *NO_BANDS, "--learning-rate", "0.07"],
+    ),
     "mnist": ("mnist_cnn", []),
     "mnist, uniform": ("mnist_cnn", ["--importance", "uniform"]),
 }

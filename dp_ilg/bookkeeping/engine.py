@@ -109,8 +109,7 @@ def follow(
         spread = scale[:, np.repeat(np.arange(len(fast)), counts)]
         columns.append(factors.norms(squares, spread))
         owners += [group for item in fast for group in item.part.side.groups]
-    pieces = jnp.concatenate(columns, axis=1)
-    norms = join_norms(pieces, np.array(owners), len(groups.names))
+    norms = _by_group(columns, owners, groups, batch)
 
     def weighted_sum(coefficients: Array) -> Params:
         sums = general.sums(coefficients)
@@ -125,6 +124,17 @@ def follow(
         return jax.tree.unflatten(treedef, whole_sums)
 
     return PerExampleGrads(norms, weighted_sum)
+
+
+def _by_group(
+    columns: list[Array], owners: list[int], groups: Groups, batch: Example
+) -> Array:
+    """Joins the norms of all pieces; zeros where the loss reads no parameter."""
+    if not columns:
+        size = jax.tree.leaves(batch)[0].shape[0]
+        return jnp.zeros((size, len(groups.names)), jnp.float32)
+    pieces = jnp.concatenate(columns, axis=1)
+    return join_norms(pieces, np.array(owners), len(groups.names))
 
 
 def _differentiate(
