@@ -71,7 +71,28 @@ transformer_block | swiglu | mixture_of_experts | mixture_of_experts_dispatched 
 autoencoder_tied | siamese | contrastive | deep_sets | cross_entropy | ctc |
 views_by_scan | views_random | views_of_images | linen_mlp | linen_bidirectional_gru
 | linen_scan_stack_axis1 | linen_norms | linen_vmapped_ensemble | equinox_mlp |
-equinox_gru | equinox_attention | haiku_lstm | haiku_cnn
+equinox_gru | equinox_attention | haiku_lstm | haiku_cnn | view_conv_sliced_channels
+| view_conv_transposed | view_conv_grouped_outputs_reshaped | view_conv_scaled |
+view_conv_vmapped_over_images | view_conv_vmapped_over_kernels |
+view_conv_gradient_strided | view_conv_tangent_inside | view_conv_in_and_out_swapped
+| view_rows_of_a_reshape | view_rows_of_a_flat_table | view_rows_strided |
+view_rows_of_two_halves | view_rows_of_some_columns | view_rows_scaled_unlike |
+view_rows_all_the_same | view_rows_vmapped_one_id_list | view_row_dynamic_negative |
+view_tied_with_a_dense_layer | view_rows_merged_turned | view_stack_sliced |
+view_stack_scanned_twice | view_stack_from_a_matrix | view_stack_last_axis_turned |
+view_stack_batched_in_the_body | view_loop_of_one_turn | view_stack_of_transposes |
+view_loop_and_outside | view_stack_strided | view_einsum_merged_axes |
+view_einsum_split_axis | view_interleaved_columns | view_cast_up_and_down |
+view_quarters | wide_conv_strided_dilated | wide_stack | wide_shared_transposed |
+wide_batched_weights | long_shared_transposed | long_scan | long_conv_grouped |
+wide_scan | type_legacy_keys | type_bytes_and_flags | none_of_the_turns |
+none_of_a_leaf | remat_nested | jit_nested | jit_returns_both | cond_by_parameters |
+linen_lstm | haiku_layer_stack | equinox_cnn | nnx_pure_dict | scan_gru_reversed |
+scan_lstm_of_embeddings | stack_nested_recurrence | attention_multi_query |
+attention_query_parameter | linen_cnn | conv_nchw_grouped_strided |
+conv_batch_groups | conv_shared_unlike_strides | mixture_of_experts_gathered |
+fft_of_a_filter | complex_from_two_reals | cholesky_factor | views_by_loop |
+norm_group | odd_gaussian_mixture | random_dropconnect
 """
 TWINS = {name.strip() for name in _TWINS.replace("\n", " ").split("|")}
 if TWINS - set(ZOO):
