@@ -98,7 +98,8 @@ def follow(
     paths: Paths, params: Params, batch: Example, groups: Groups
 ) -> PerExampleGrads:
     """The engine once its paths are known, for any batch of the same shapes."""
-    leaves, treedef = jax.tree.flatten(params)
+    leaves, treedef = jax.tree.flatten(jax.tree.map(jnp.asarray, params))
+    batch = jax.tree.map(jnp.asarray, batch)
     formed, derivatives, records = _differentiate(paths, leaves, batch, groups)
     general = _General.of(groups, formed)
     fast, scale = _fast(paths, derivatives, records)

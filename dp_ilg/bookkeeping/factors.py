@@ -152,7 +152,7 @@ def squares_of_factors(part: Part, factors: Factors) -> list[Square]:
     side = part.side
     found = _lookup(part, factors)
     if found is not None:
-        return [(square, jnp.zeros_like(square)) for square in found]
+        return found
     if not side.name:
         return [_total(_gram(factors.firsts), _gram(factors.seconds))]
     if side.name == "batch":
@@ -170,7 +170,7 @@ def squares_of_factors(part: Part, factors: Factors) -> list[Square]:
     ]
 
 
-def _lookup(part: Part, factors: Factors) -> list[Array] | None:
+def _lookup(part: Part, factors: Factors) -> list[Square] | None:
     """The squares of a part that is one lookup of many rows."""
     if len(factors.firsts) > 1 or not part.has_rows or part.terms < FEWEST:
         return None

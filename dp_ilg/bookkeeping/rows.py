@@ -14,10 +14,13 @@ FEWEST = 8
 """From how many terms on sorting beats comparing every term with every other."""
 
 
-def squares_of_rows(part: Part, rows: Rows, values: Array, side: str) -> list[Array]:
-    """Squared norm of every piece of one lookup, ``[examples]``.
+def squares_of_rows(
+    part: Part, rows: Rows, values: Array, side: str
+) -> list[tuple[Array, Array]]:
+    """Squared norm of every piece of one lookup, and what bounds its rounding.
 
-    Terms of one row are added up first, so nothing cancels later.
+    Terms of one row are added up first. Where they cancel, the sum over examples may
+    round otherwise than this does, so the sum of their norms is kept beside.
 
     Args:
         part: the part.
@@ -26,36 +29,40 @@ def squares_of_rows(part: Part, rows: Rows, values: Array, side: str) -> list[Ar
         side: the factor that carries the pieces: "rows", "entries", "batch" or "".
 
     Returns:
-        One array a piece.
+        Two arrays ``[examples]`` a piece.
     """
-    ids, summed, segment = _summed(rows, values)
-    own = np.concatenate([part.side.labels, np.zeros(0, int)])
-    groups = part.side.groups
+    groups, labels = part.side.groups, part.side.labels
     if side == "entries":
-        cuts = [jnp.asarray(own == g, summed.dtype) for g in groups]
-        return [jnp.sum(jnp.square(summed) * cut, axis=(1, 2, 3)) for cut in cuts]
-    squares = jnp.sum(jnp.square(summed), axis=3)
+        cuts = [jnp.asarray(labels == g, values.dtype) for g in groups]
+        found = [_by_row(rows, values * cut) for cut in cuts]
+        return [(jnp.sum(q, axis=(1, 2)), jnp.sum(r, axis=(1, 2))) for _, q, r in found]
+    ids, squares, reach = _by_row(rows, values)
     if side == "":
-        return [jnp.sum(squares, axis=(1, 2))]
-    if side == "batch":
-        cuts = [jnp.asarray(own == g, squares.dtype)[None, :, None] for g in groups]
-        return [jnp.sum(squares * cut, axis=(1, 2)) for cut in cuts]
-    first = jnp.concatenate(
-        [jnp.ones_like(segment[..., :1], bool), segment[..., 1:] != segment[..., :-1]],
-        axis=2,
-    )
-    each = jnp.where(first, jnp.take_along_axis(squares, segment, axis=2), 0)
-    labels = jnp.asarray(own)[ids]
-    return [jnp.sum(jnp.where(labels == g, each, 0), axis=(1, 2)) for g in groups]
+        masks = [jnp.ones((), squares.dtype)]
+    elif side == "batch":
+        masks = [jnp.asarray(labels == g, squares.dtype)[:, None] for g in groups]
+    else:
+        own = jnp.asarray(labels)[ids]
+        masks = [(own == g).astype(squares.dtype) for g in groups]
+    return [
+        (jnp.sum(squares * m, axis=(1, 2)), jnp.sum(reach * m, axis=(1, 2)))
+        for m in masks
+    ]
 
 
-def _summed(rows: Rows, values: Array) -> tuple[Array, Array, Array]:
-    """Sorted row numbers, the sum of every distinct row, and which row each term is."""
+def _by_row(rows: Rows, values: Array) -> tuple[Array, Array, Array]:
+    """Row numbers in order; the square and the reach of a row at its first term."""
     places = jnp.broadcast_to(jnp.arange(rows.ids.shape[2]), rows.ids.shape)
     ids, order = lax.sort((rows.ids, places), dimension=2, num_keys=1)
-    change = (ids[..., 1:] != ids[..., :-1]).astype(jnp.int32)
-    segment = jnp.pad(jnp.cumsum(change, axis=2), ((0, 0), (0, 0), (1, 0)))
-    taken = jnp.take_along_axis(values, order[..., None], axis=2)
+    change = ids[..., 1:] != ids[..., :-1]
+    first = jnp.pad(change, ((0, 0), (0, 0), (1, 0)), constant_values=True)
+    segment = jnp.cumsum(first.astype(jnp.int32), axis=2) - 1
+    sizes = jnp.sqrt(jnp.sum(jnp.square(values), axis=3, keepdims=True))
+    both = jnp.concatenate([values, sizes], axis=3)
+    taken = jnp.take_along_axis(both, order[..., None], axis=2)
     one, two, _ = np.ix_(*map(np.arange, rows.ids.shape))
-    zeros = jnp.zeros_like(values)
-    return ids, zeros.at[one, two, segment].add(taken), segment
+    summed = jnp.zeros_like(both).at[one, two, segment].add(taken)
+    square = jnp.sum(jnp.square(summed[..., :-1]), axis=3)
+    reach = jnp.square(summed[..., -1])
+    pick = [jnp.take_along_axis(x, segment, axis=2) for x in (square, reach)]
+    return ids, jnp.where(first, pick[0], 0), jnp.where(first, pick[1], 0)

@@ -20,7 +20,7 @@ from jax.extend.core import ClosedJaxpr, Literal
 
 from dp_ilg.bookkeeping.program import as_closed, evaluate, flat, read, write
 from dp_ilg.bookkeeping.rules import RULES, Linear
-from dp_ilg.bookkeeping.views import Turns, View, view_op
+from dp_ilg.bookkeeping.views import Turns, View, span, view_op
 
 
 @dataclass(frozen=True)
@@ -103,16 +103,29 @@ def _step(
         level.inner[index] = _LOOPS[name].survey(eqn, found, spoiled)
         return []
     reason = f"{name} reads it"
-    if alone and name in RULES:
+    if alone and name in RULES and _real(eqn):
         position = next(k for k, view in enumerate(found) if view is not None)
         linear = RULES[name](eqn, position, held[0])
-        if isinstance(linear, Linear):
+        if isinstance(linear, Linear) and not _empty(linear):
             level.uses[index] = Use(eqn, position, held[0], linear)
             return []
-        reason = f"it is read by {linear}"
+        reason = "nothing of it is read"
+        if isinstance(linear, str):
+            reason = f"it is read by {linear}"
     for view in held:
         spoiled.setdefault(view.leaf, reason)
     return []
+
+
+def _real(eqn: Any) -> bool:
+    """Whether nothing in an equation is complex."""
+    dtypes = [v.aval.dtype for v in (*eqn.invars, *eqn.outvars)]
+    return not any(jnp.issubdtype(d, jnp.complexfloating) for d in dtypes)
+
+
+def _empty(linear: Linear) -> bool:
+    sizes = [span(d) for d in (linear.batch, linear.first, linear.second)]
+    return 0 in (linear.terms, *sizes)
 
 
 def _differentiable(eqn: Any) -> bool:

@@ -220,7 +220,7 @@ def _times(eqn: Any, view: View) -> list[View] | None:
         if factor is first or number == 0:
             return None
         number = 1 / number
-    if not math.isfinite(number):
+    if number == 0 or not math.isfinite(number):
         return None
     return [replace(view, scale=view.scale * number)]
 
