@@ -45,8 +45,8 @@ BOOKKEEPING = [
 BOOKKEEPING_RANK = {name: r for r, names in enumerate(BOOKKEEPING) for name in names}
 EXPERIMENTS = [
     ["data_files", "fields", "linen_models", "run_record", "svg", "train_step"],
-    ["data_adult", "nnx_models", "plots", "checkpoints"],
-    ["data", "models", "report"],
+    ["data_adult", "nnx_models", "plots", "checkpoints", "reproduce"],
+    ["data", "models", "report", "study_commands"],
     ["config"],
     ["job"],
     ["progress", "trainer", "commands"],

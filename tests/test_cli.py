@@ -119,7 +119,7 @@ def test_a_resumed_run_has_the_values_of_its_folder(trained, tmp_path):
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ([], "Expected one of {train, calibrate, epsilon, report}"),
+        ([], "Expected one of {train, calibrate, epsilon, report, reproduce}"),
         (["trian"], "no command 'trian'; did you mean train?"),
         (["train", "--epsilom", "3"], "--epsilom, 3; did you mean --epsilon?"),
         (["train", "--epsilon"], "--epsilon"),
@@ -153,6 +153,13 @@ def test_a_resumed_run_has_the_values_of_its_folder(trained, tmp_path):
         (["train", "--run-dir", "/dev/null/x"], "/dev/null"),
         (["train", "--data.name", "mnist", "--data-dir", "no"], "no is no folder"),
         (["report", "absent"], "absent is not a folder"),
+        (["reproduce"], "required"),
+        (
+            ["reproduce", "tabel2"],
+            "no table 'tabel2' to reproduce; did you mean table2",
+        ),
+        (["reproduce", "table2", "--seeds", "0"], "seeds is 0, but must be"),
+        (["reproduce", "table2", "--max-minutes", "-1"], "max_minutes is -1.0"),
         (["epsilon", "--noise-multiplier", "1"], "required"),
         (["epsilon", "--noise-multiplier", "-1", *PLAN], "noise_multiplier is -1.0"),
         (["calibrate", "--epsilon", "0", *PLAN], "epsilon"),

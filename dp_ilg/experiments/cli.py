@@ -1,4 +1,4 @@
-"""The command `dp-ilg`: train, calibrate, epsilon, report.
+"""The command `dp-ilg`: train, calibrate, epsilon, report, reproduce.
 
 Results go to standard output, as a table or, with ``--json``, as one JSON object.
 Everything else goes to standard error. A mistake is one sentence and exit code 2.
@@ -20,6 +20,7 @@ import tyro
 from dp_ilg.experiments.commands import TRAIN_ROWS, calibrate, epsilon, report, show
 from dp_ilg.experiments.config import Config, read_config
 from dp_ilg.experiments.fields import nearest
+from dp_ilg.experiments.study_commands import reproduce
 
 
 class _Mistake(Exception):
@@ -66,6 +67,7 @@ def _parse(args: list[str], default: Config) -> Callable[[], None]:
         "calibrate": calibrate,
         "epsilon": epsilon,
         "report": report,
+        "reproduce": reproduce,
     }
     if args and not args[0].startswith("-") and args[0] not in commands:
         advice = nearest(args[0], commands)

@@ -1,0 +1,86 @@
+"""The commands of `dp-ilg` that repeat what papers report: `reproduce`."""
+
+import json as json_lib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from dp_ilg.experiments.reproduce import ReproduceOptions, reproduction
+
+
+def reproduce(
+    table: Annotated[str, tyro.conf.Positional],
+    *,
+    data_dir: str | None = None,
+    seeds: int = 3,
+    quick: bool = False,
+    max_minutes: float | None = None,
+    out: str | None = None,
+    json: bool = False,
+) -> Callable[[], None]:
+    """Measures again what a paper's table reports: table2, table3 or abadi.
+
+    Args:
+        table: table2 (claimed epsilons of DP-AdamILG and two others), table3 (its test
+            accuracies, with and without a guarantee) or abadi (Abadi et al. 2016).
+        data_dir: a folder of data files (NAME.npz or IDX files).
+        seeds: runs of each row.
+        quick: a small form that only shows that everything works.
+        max_minutes: start no further run after this long.
+        out: a file of JSON lines, one a finished run; what is there is not run again.
+        json: print one JSON object.
+
+    Returns:
+        What does it.
+
+    Example:
+        >>> reproduce("table4")
+        Traceback (most recent call last):
+        ValueError: There is no table 'table4' to reproduce; did you mean table3?
+    """
+    options = ReproduceOptions(
+        data_dir=None if data_dir is None else Path(data_dir),
+        seeds=seeds,
+        quick=quick,
+        max_minutes=max_minutes,
+        out=None if out is None else Path(out),
+    )
+    run = reproduction(table)
+    return lambda: show_rows(run(options), json)
+
+
+def show_rows(found: Mapping[str, Any], json: bool) -> None:
+    """Prints a title, rows under the names of their columns, and notes.
+
+    Args:
+        found: ``title``, ``rows`` (mappings with the same keys) and ``notes``.
+        json: whether as one JSON object.
+
+    Example:
+        >>> show_rows({"title": "A", "rows": [], "notes": ["b"]}, True)
+        {"title": "A", "rows": [], "notes": ["b"]}
+    """
+    if json:
+        print(json_lib.dumps(found))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    rows: Sequence[Mapping[str, Any]] = found["rows"]
+    table = Table(title=found["title"])
+    for name in rows[0] if rows else ():
+        table.add_column(name.replace("_", " "))
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row.values()))
+    console = Console()
+    console.print(table)
+    for note in found["notes"]:
+        console.print(note, markup=False, highlight=False)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
