@@ -21,6 +21,8 @@ _LEAST_NOISE, _MOST_NOISE = 1e-3, 1e6
 _MOST_STEPS = 1_000_000
 _LARGEST_EPSILON = 10_000
 
+PriorReleases = tuple[tuple[str, float], ...]
+
 
 def plan_privacy(
     *,
@@ -36,6 +38,7 @@ def plan_privacy(
     accountant: str = "pld",
     neighboring_relation: str = "add_or_remove_one",
     num_stages: SupportsIndex = 16,
+    prior_releases: PriorReleases = (),
 ) -> PrivacyPlan:
     """Plans a run: finds the noise for a target epsilon, or takes it as given.
 
@@ -58,6 +61,8 @@ def plan_privacy(
         neighboring_relation: ``"add_or_remove_one"`` or ``"replace_one"``.
         num_stages: the largest number of distinct multipliers; accounting time grows
             with it.
+        prior_releases: pairs of a name and a noise multiplier, for noisy sums over all
+            training examples that share the budget (`dp_ilg.pca.private_pca`).
 
     Returns:
         The plan.
@@ -94,12 +99,14 @@ def plan_privacy(
         accountant=accountant,
         neighboring_relation=neighboring_relation,
         target_epsilon=epsilon,
+        prior_releases=prior_releases,
     )
     _warn_of_delta(plan)
     plan = _with_shape(plan, schedule, num_stages)
     if epsilon is None:
         return _scaled(plan, _noise(noise_multiplier))
     _check_useful(epsilon)
+    _check_left(plan)
     scale = _solve(
         lambda x: _scaled(plan, x), epsilon, _MOST_NOISE, _LEAST_NOISE, whole=False
     )
@@ -124,6 +131,7 @@ def steps_for_epsilon(
     accountant: str = "pld",
     neighboring_relation: str = "add_or_remove_one",
     num_stages: SupportsIndex = 16,
+    prior_releases: PriorReleases = (),
 ) -> PrivacyPlan:
     """Plans the longest run that a target epsilon allows at a given noise.
 
@@ -139,6 +147,7 @@ def steps_for_epsilon(
         accountant: as in `plan_privacy`.
         neighboring_relation: as in `plan_privacy`.
         num_stages: as in `plan_privacy`.
+        prior_releases: as in `plan_privacy`.
 
     Returns:
         The plan; its `num_steps` is the answer, to about 0.1 %.
@@ -179,6 +188,7 @@ def batch_size_for_epsilon(
     accountant: str = "pld",
     neighboring_relation: str = "add_or_remove_one",
     num_stages: SupportsIndex = 16,
+    prior_releases: PriorReleases = (),
 ) -> PrivacyPlan:
     """Plans the largest expected batch that a target epsilon allows at a given noise.
 
@@ -195,6 +205,7 @@ def batch_size_for_epsilon(
             is possible or none.
         neighboring_relation: as in `plan_privacy`.
         num_stages: as in `plan_privacy`.
+        prior_releases: as in `plan_privacy`.
 
     Returns:
         The plan; its `batch_size` is the answer, to about 0.1 %, at most
@@ -234,6 +245,7 @@ def _largest(
     validation.positive("epsilon", epsilon)
     validation.positive("noise_multiplier", noise_multiplier)
     facts["target_epsilon"] = epsilon
+    _check_left(_template(**facts, **{name: 1}))
 
     def at(value: float) -> PrivacyPlan:
         plan = _template(**facts, **{name: int(value)})
@@ -289,6 +301,18 @@ def _check_useful(epsilon: Any) -> None:
         raise ValueError(
             f"epsilon is {epsilon}, which promises nothing; choose at most "
             f"{_LARGEST_EPSILON:,}, or noise_multiplier=0 for a run without privacy."
+        )
+
+
+def _check_left(plan: PrivacyPlan) -> None:
+    """Raises if the prior releases alone cost what was asked for."""
+    spent = plan.epsilon(0)
+    target = plan.target_epsilon
+    if target is not None and spent >= target:
+        names = ", ".join(name for name, _ in plan.prior_releases)
+        raise ValueError(
+            f"epsilon is {target:g}, but {names} alone costs {spent:.4g}, so the budget"
+            " is too small for one step; give it more noise or choose a larger epsilon."
         )
 
 

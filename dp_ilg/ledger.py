@@ -120,7 +120,8 @@ class PrivacyLedger:
         """Returns epsilon for the steps recorded so far, at the plan's delta.
 
         Returns:
-            0.0 for no steps; otherwise what the plan's accountant says of that many.
+            What the plan's accountant says of that many steps and the plan's prior
+            releases: 0.0 for neither.
 
         Privacy:
             Under the plan's neighbouring relation, if each recorded step was the plan's
@@ -136,7 +137,7 @@ class PrivacyLedger:
             ...         ledger.epsilon()
             0.0
         """
-        return self.plan.epsilon(self.steps) if self.steps else 0.0
+        return self.plan.epsilon(self.steps)
 
     def record(self, step: SupportsIndex) -> None:
         """Charges one step; call it before the step's release is used.

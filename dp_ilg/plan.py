@@ -41,6 +41,9 @@ class PrivacyPlan:
         accountant: a key of `dp_ilg.accounting.ACCOUNTANTS`.
         neighboring_relation: a key of `dp_ilg.accounting.NEIGHBORING_RELATIONS`.
         target_epsilon: what calibration aimed at, if it did.
+        prior_releases: pairs of a name and a noise multiplier, one for each noisy sum
+            over *all* the training examples released beside the steps (a DP-PCA, say);
+            `event`, `epsilon`, statement and ledger charge them from the start.
 
     Raises:
         ValueError: on construction, for any value that makes no valid plan.
@@ -50,7 +53,8 @@ class PrivacyPlan:
         C. Its two parts, gradient and scores, see the same sample and have multipliers
         z / sqrt(1 - r) and z / sqrt(r) for a score budget r; jointly they are z. The
         claim holds if batches are drawn by Poisson sampling with this plan's rate and
-        one example moves the clipped sum by at most C.
+        one example moves the clipped sum by at most C. A prior release is one Gaussian
+        without sampling, its multiplier relative to how far one example moves it.
 
     Example:
         >>> plan = PrivacyPlan(
@@ -72,6 +76,7 @@ class PrivacyPlan:
     accountant: str = "pld"
     neighboring_relation: str = "add_or_remove_one"
     target_epsilon: float | None = None
+    prior_releases: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self):
         _check(self)
@@ -83,6 +88,8 @@ class PrivacyPlan:
             object.__setattr__(self, "target_epsilon", float(self.target_epsilon))
         stages = tuple((int(count), float(z)) for count, z in self.stages)
         object.__setattr__(self, "stages", stages)
+        prior = tuple((str(name), float(z)) for name, z in self.prior_releases)
+        object.__setattr__(self, "prior_releases", prior)
 
     @property
     def sampling_prob(self) -> float:
@@ -113,7 +120,8 @@ class PrivacyPlan:
             steps: the number of steps taken, at most `num_steps`; None for all.
 
         Returns:
-            One Poisson-sampled Gaussian a step, self-composed by stage.
+            The prior releases, each one Gaussian, then one Poisson-sampled Gaussian a
+            step, self-composed by stage.
 
         Raises:
             ValueError: for a negative number of steps or one past the plan.
@@ -128,7 +136,9 @@ class PrivacyPlan:
         import dp_accounting  # slow to import, so only where it is needed
 
         left = self._steps(steps)
-        events = []
+        events: list[Any] = [
+            dp_accounting.GaussianDpEvent(z) for _, z in self.prior_releases
+        ]
         for count, z in self.stages:
             taken = min(left, count)
             left -= taken
@@ -145,8 +155,9 @@ class PrivacyPlan:
             steps: the number of steps taken, at most `num_steps`; None for all.
 
         Returns:
-            Epsilon at the plan's delta, accountant and neighbouring relation; infinite
-            if a step has no noise.
+            Epsilon at the plan's delta, accountant and neighbouring relation, prior
+            releases included even before the first step; infinite if a step has no
+            noise.
 
         Raises:
             ValueError: for a negative number of steps or one past the plan.
@@ -182,15 +193,23 @@ class PrivacyPlan:
         return describe(self)
 
     def to_json(self) -> str:
-        """Returns the plan as one line of JSON, the same for equal plans."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+        """Returns the plan as one line of JSON, the same for equal plans.
+
+        Prior releases are left out where there are none, so that plans and digests
+        written before they existed stay as they are.
+        """
+        fields = dataclasses.asdict(self)
+        if not self.prior_releases:
+            del fields["prior_releases"]
+        return json.dumps(fields, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> PrivacyPlan:
         """Reads what `to_json` wrote.
 
         Args:
-            text: a JSON object with exactly the plan's fields.
+            text: a JSON object with exactly the plan's fields; prior releases may
+                be absent.
 
         Returns:
             A plan equal to the one written.
@@ -245,6 +264,23 @@ def _check(plan: PrivacyPlan) -> None:
         validation.positive("target_epsilon", plan.target_epsilon)
     accounting.check_names(plan.accountant, plan.neighboring_relation)
     _check_stages(plan)
+    _check_prior(plan.prior_releases)
+
+
+def _check_prior(releases: Any) -> None:
+    if not isinstance(releases, tuple | list):
+        raise ValueError(
+            f"prior_releases is {releases!r}, but must be a tuple of pairs of a name "
+            "and a noise multiplier."
+        )
+    for release in releases:
+        pair = isinstance(release, tuple | list) and len(release) == 2
+        if not (pair and isinstance(release[0], str) and release[0].strip()):
+            raise ValueError(
+                f"The prior release {release!r} must be a pair of a name and a noise "
+                "multiplier, such as ('DP-PCA', 16.0)."
+            )
+        validation.positive(f"the noise multiplier of {release[0]!r}", release[1])
 
 
 def _check_stages(plan: PrivacyPlan) -> None:
@@ -286,11 +322,11 @@ def _fields_from_json(cls: type, text: str) -> dict[str, Any]:
                 f"{', '.join(known)}."
             )
     for name in known:
-        if name not in fields:
+        if name not in fields and name != "prior_releases":
             raise ValueError(f"The plan lacks the field {name!r}; write it again.")
-    if isinstance(fields["stages"], list):
-        fields["stages"] = tuple(
-            tuple(stage) if isinstance(stage, list) else stage
-            for stage in fields["stages"]
-        )
+    for name in ("stages", "prior_releases"):
+        if isinstance(fields.get(name), list):
+            fields[name] = tuple(
+                tuple(pair) if isinstance(pair, list) else pair for pair in fields[name]
+            )
     return fields

@@ -22,7 +22,8 @@ ACCOUNTANTS = {
 }
 NOT_COVERED = (
     "the choice of hyper-parameters, if several were tried on the same data",
-    "a vocabulary, a feature scaling or other preprocessing computed from the data",
+    "a vocabulary, a feature scaling or other preprocessing computed from the data, "
+    "unless it is named above",
     "results of evaluating the model on test data, which speak of that data",
     "further releases computed from the same data, whose costs add up",
     "attacks that exploit how computers round the noise (floating-point attacks)",
@@ -78,6 +79,7 @@ def describe(plan: Any) -> Statement:
         _guarantee(plan, epsilon),
         _mechanism(plan),
         _scores(plan),
+        *_prior(plan),
         _accounting(plan),
         "The guarantee does not cover: " + "; ".join(NOT_COVERED) + ".",
     ]
@@ -137,6 +139,18 @@ def _scores(plan) -> str:
     )
 
 
+def _prior(plan) -> list[str]:
+    if not plan.prior_releases:
+        return []
+    named = ", ".join(
+        f"{name} (noise multiplier {z:.4g})" for name, z in plan.prior_releases
+    )
+    return [
+        "Noisy statistics of all the training examples were released besides, each "
+        f"limiting what one example contributes: {named}; epsilon includes them."
+    ]
+
+
 def _accounting(plan) -> str:
     return (
         f"Epsilon was computed with dp-accounting {_version()} by "
@@ -162,6 +176,7 @@ def _facts(plan, epsilon: float, text: str) -> dict[str, Any]:
         "smallest_noise_multiplier": float(plan.noise_multipliers.min()),
         "largest_noise_multiplier": float(plan.noise_multipliers.max()),
         "score_budget": plan.score_budget,
+        "prior_releases": plan.prior_releases,
         "accountant": plan.accountant,
         "amplification_by_sampling": plan.accountant != "zcdp",
         "dp_accounting_version": _version(),

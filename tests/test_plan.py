@@ -164,6 +164,7 @@ def test_digest_depends_on_every_field(name):
         "accountant": "rdp",
         "neighboring_relation": "replace_one",
         "target_epsilon": 2.0,
+        "prior_releases": (("DP-PCA", 16.0),),
     }
     changes = {name: other.get(name, 1e-6)}
     if name == "num_steps":
