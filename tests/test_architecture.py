@@ -14,6 +14,7 @@ RANKS = {
         "base",
         "explanation",
         "groups",
+        "pca",
         "renyi",
         "sampling",
         "schedules",
