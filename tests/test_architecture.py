@@ -11,7 +11,9 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "dp_ilg"
 RANKS = {
     -1: ["validation"],
     0: [
+        "auditing",
         "base",
+        "claims",
         "explanation",
         "groups",
         "pca",
@@ -23,12 +25,15 @@ RANKS = {
         "statement",
     ],
     1: ["accounting", "layers", "per_example", "rules", "wrappers"],
-    2: ["geometry", "plan"],
+    2: ["coordinates", "geometry", "plan"],
     3: ["bookkeeping", "calibration", "clipping", "ledger", "noise"],
-    4: ["adam", "aggregate", "engines", "importance"],
+    4: ["adam", "aggregate", "engines", "importance", "quantile", "scaling"],
     5: ["gradients"],
     6: ["optimizers"],
-    7: ["__init__"],
+    7: ["plain_methods", "published"],
+    8: ["adaptive_methods"],
+    9: ["baselines"],
+    10: ["__init__"],
 }
 RANK_OF = {name: rank for rank, names in RANKS.items() for name in names}
 CORE_DISTRIBUTIONS = {"jax", "optax", "numpy", "scipy", "dp_accounting", "jaxtyping"}
