@@ -20,6 +20,7 @@ from dp_ilg.geometry import Geometry, public_values, scaled_to_profile
 from dp_ilg.groups import Groups, accumulator
 from dp_ilg.layers import group
 from dp_ilg.noise import fresh_key, multiplier_at, noise_stddev
+from dp_ilg.normal import standard_normal
 from dp_ilg.plan import PrivacyPlan
 from dp_ilg.rules import Rule, as_rule, check_rule
 
@@ -113,7 +114,7 @@ def score_layer_importance(
         step_key = jax.random.fold_in(
             jax.random.fold_in(state.key, _SCORE_TAG), state.step
         )
-        draw = jax.random.normal(step_key, updates.layer_shares.shape)
+        draw = standard_normal(step_key, updates.layer_shares.shape)
         released = (updates.layer_shares + tau * draw) / plan.batch_size
         variance = jnp.square(tau / plan.batch_size)
         state = _averaged(state, released, variance, decay)

@@ -18,6 +18,7 @@ from dp_ilg import validation
 from dp_ilg.base import ClippedGrad, Params, PrivateTransformation
 from dp_ilg.geometry import Geometry
 from dp_ilg.layers import group
+from dp_ilg.normal import standard_normals
 from dp_ilg.plan import PrivacyPlan
 
 
@@ -86,17 +87,13 @@ def gaussian_noise(
     leaves, treedef = jax.tree.flatten(clipped.gradients)
     clipped.geometry.groups.check(leaves)
     scales = clipped.geometry.groups.expand(stddev)
-    noised = []
     facts = clipped.geometry.groups.leaves
-    for index, (leaf, value, scale) in enumerate(
-        zip(facts, leaves, scales, strict=True)
-    ):
-        if leaf.groups:
-            draw = jax.random.normal(
-                jax.random.fold_in(key, index), value.shape, value.dtype
-            )
-            value = value + scale.astype(value.dtype) * draw
-        noised.append(value)
+    wanted = [x if leaf.groups else None for leaf, x in zip(facts, leaves, strict=True)]
+    draws = standard_normals(key, wanted, jnp.all(jnp.isfinite(stddev)))
+    noised = [
+        value if draw is None else value + scale.astype(value.dtype) * draw
+        for value, scale, draw in zip(leaves, scales, draws, strict=True)
+    ]
     return jax.tree.unflatten(treedef, noised)
 
 
@@ -104,9 +101,9 @@ def released_mean(noised: Params, geometry: Geometry, batch_size: float) -> Para
     """Divides a noised sum by the expected batch size, in the parameters' dtypes."""
     leaves, treedef = jax.tree.flatten(noised)
     facts = geometry.groups.leaves
+    values = geometry.restored([value / batch_size for value in leaves])
     means = [
-        (value / batch_size).astype(leaf.dtype)
-        for leaf, value in zip(facts, leaves, strict=True)
+        value.astype(leaf.dtype) for leaf, value in zip(facts, values, strict=True)
     ]
     return jax.tree.unflatten(treedef, means)
 

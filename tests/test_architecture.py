@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).parent.parent / "dp_ilg"
 RANKS = {
-    -1: ["validation"],
+    -1: ["normal", "validation"],
     0: [
         "auditing",
         "base",
