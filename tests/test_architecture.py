@@ -24,7 +24,7 @@ RANKS = {
         "search",
         "statement",
     ],
-    1: ["accounting", "layers", "per_example", "rules", "wrappers"],
+    1: ["accounting", "composition", "layers", "per_example", "rules", "wrappers"],
     2: ["coordinates", "geometry", "plan"],
     3: ["bookkeeping", "calibration", "clipping", "ledger", "noise"],
     4: ["adam", "aggregate", "engines", "importance", "quantile", "scaling"],
