@@ -5,7 +5,7 @@ transformation) and `clipped_grad` (the clipped gradient of a batch); batches co
 from `PoissonSampler`, and `PrivacyLedger` refuses a step past the plan.
 """
 
-from dp_ilg import accounting, layers, schedules
+from dp_ilg import accounting, auditing, baselines, layers, schedules
 from dp_ilg.adam import scale_by_noise_corrected_adam
 from dp_ilg.aggregate import differentially_private_aggregate
 from dp_ilg.base import ClippedGrad, PerExampleGrads
@@ -40,6 +40,8 @@ __all__ = [
     "PrivacyPlan",
     "accounting",
     "add_importance_noise",
+    "auditing",
+    "baselines",
     "batch_size_for_epsilon",
     "chain",
     "clip_per_example",

@@ -162,6 +162,7 @@ def _checked(
             "scale_by_noise_corrected_adam does not know the noise in the release; put "
             "it behind add_importance_noise in a dp_ilg.chain."
         )
+    geometry.check_plain("scale_by_noise_corrected_adam")
     count = len(geometry.groups.names)
     if state.variance.shape != (count,):
         raise ValueError(

@@ -50,9 +50,13 @@ class ClippedGrad:
             float32 ``[groups]``.
         geometry: the `Geometry` of the clip.
         l2_clip_norm: the bound C on one example in that geometry, float32 scalar.
+        fits: sum over examples of 1/2 for what the bound leaves alone and -1/2 for
+            what exceeds it, float32 ``[1 + groups]``: the whole example against C,
+            then each group against ``C w_j / sqrt(groups)``. None if not counted.
 
     Privacy: adding or removing one example moves `gradients` by at most
-    `l2_clip_norm` in the geometry's norm and `layer_shares` by at most 1 in L2.
+    `l2_clip_norm` in the geometry's norm, `layer_shares` by at most 1 in L2, and
+    every entry of `fits` by 1/2.
     The values are not private themselves: noise has still to be added.
 
     Example:
@@ -72,6 +76,7 @@ class ClippedGrad:
     layer_shares: Any
     geometry: Any
     l2_clip_norm: Any
+    fits: Any = None
 
     def __contains__(self, name: object) -> bool:
         """Whether the parameter tree has a top-level entry `name` (Flax asks)."""
@@ -97,7 +102,9 @@ class ClippedGrad:
         add = jax.tree.map(lambda a, b: a + b, self.gradients, other.gradients)
         shares = self.layer_shares + other.layer_shares
         bound = jnp.where(_same_bound(self, other), self.l2_clip_norm, jnp.nan)
-        return ClippedGrad(add, shares, self.geometry, bound)
+        known = self.fits is not None and other.fits is not None
+        fits = self.fits + other.fits if known else None
+        return ClippedGrad(add, shares, self.geometry, bound, fits)
 
     def sensitivity(self, neighboring_relation: str = "add_or_remove_one") -> float:
         """How far one example moves the sum, in the geometry's norm.
@@ -122,14 +129,18 @@ class ClippedGrad:
 
 def _same_bound(one: ClippedGrad, other: ClippedGrad) -> Any:
     """Whether two sums were clipped alike; raises where that is known to be false."""
-    same = jnp.all(jnp.asarray(one.geometry.weights) == other.geometry.weights)
-    same = same & (jnp.asarray(one.l2_clip_norm) == other.l2_clip_norm)
-    if not isinstance(same, Tracer) and not bool(same):
+    facts = [jax.tree.flatten((c.geometry, c.l2_clip_norm)) for c in (one, other)]
+    (mine, structure), (theirs, other_structure) = facts
+    alike: Any = structure == other_structure
+    if alike:
+        pairs = zip(mine, theirs, strict=True)
+        alike = jnp.all(jnp.stack([jnp.all(jnp.asarray(a) == b) for a, b in pairs]))
+    if not isinstance(alike, Tracer) and not bool(alike):
         raise ValueError(
-            "Two chunks were clipped with different weights or clip norms; clip all "
-            "chunks of a step with the same geometry and l2_clip_norm."
+            "Two chunks were clipped with different weights, coordinates or clip "
+            "norms; clip all chunks of a step with the same geometry and l2_clip_norm."
         )
-    return same
+    return alike
 
 
 class PrivateTransformation(optax.GradientTransformationExtraArgs):

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from dp_ilg import validation
 from dp_ilg.base import ClippedGrad, Params, PerExampleGrads, PrivateTransformation
+from dp_ilg.coordinates import enter_gradients
 from dp_ilg.geometry import Geometry
 from dp_ilg.groups import weighted_norm
 from dp_ilg.layers import group
@@ -102,8 +103,7 @@ def per_layer() -> ClipMode:
     """
 
     def coefficients(norms: Array, weights: Array, bound: Any) -> Array:
-        bounds = bound * weights / jnp.sqrt(weights.shape[-1])
-        return jnp.minimum(1.0, bounds / norms)
+        return jnp.minimum(1.0, group_bounds(weights, bound) / norms)
 
     return ClipMode("per_layer", coefficients)
 
@@ -152,8 +152,9 @@ def clip_sum(
     Raises:
         ValueError: if the mask does not fit the batch.
 
-    Privacy: sensitivity ``l2_clip_norm`` for the sum and 1 for the shares, for
-    adding or removing one example; nothing here is private before noise.
+    Privacy: sensitivity ``l2_clip_norm`` for the sum, 1 for the shares and 1/2 for
+    each count, for adding or removing one example; nothing here is private before
+    noise.
     """
     norms = per_example.norms
     present = jnp.all(jnp.isfinite(norms), axis=-1)
@@ -167,12 +168,29 @@ def clip_sum(
         present = present & ~mask
     norms = jnp.where(present[:, None], norms, 0)
     overall = weighted_norm(norms, jnp.ones_like(geometry.weights))
-    present = present & jnp.isfinite(weighted_norm(norms, geometry.weights))
+    length = weighted_norm(norms, geometry.weights)
+    present = present & jnp.isfinite(length)
     bound = jnp.asarray(l2_clip_norm, norms.dtype)
     raw = mode.coefficients(norms, geometry.weights, bound * (1 - ROUNDING_SLACK))
     keep = present.reshape(-1, *[1] * (raw.ndim - 1))
     sums = per_example.weighted_sum(jnp.where(keep, raw, 0))
-    return ClippedGrad(sums, _shares(norms, overall, present), geometry, bound)
+    shares = _shares(norms, overall, present)
+    within = jnp.concatenate(
+        [length[:, None] <= bound, norms <= group_bounds(geometry.weights, bound)], 1
+    )
+    fits = jnp.sum(jnp.where(present[:, None], within - 0.5, 0), 0, jnp.float32)
+    return ClippedGrad(sums, shares, geometry, bound, fits)
+
+
+def group_bounds(weights: Float[Array, " groups"], bound: Any) -> Array:
+    """The box inside the ellipsoid ``||g||_w <= C``: ``C w_j / sqrt(groups)`` each.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> group_bounds(jnp.array([1.0, 3.0, 1.0, 1.0]), 2.0).tolist()
+        [1.0, 3.0, 1.0, 1.0]
+    """
+    return bound * weights / jnp.sqrt(weights.shape[-1])
 
 
 def _shares(
@@ -250,6 +268,8 @@ def clip_per_example(
                 "clip_per_example got no geometry; use dp_ilg.chain, which supplies "
                 "it, or pass geometry=dp_ilg.Geometry.uniform(params) to update."
             )
+        if geometry.coordinates is not None:
+            updates = enter_gradients(geometry.coordinates, updates, geometry.groups)
         per_example = from_gradients(updates, geometry.groups)
         clipped = clip_sum(
             per_example, geometry, l2_clip_norm, mode, is_padding_example

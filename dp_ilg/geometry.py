@@ -30,8 +30,10 @@ class Geometry:
     Attributes:
         weights: positive float32 ``[groups]``.
         groups: static facts, part of the tree structure.
+        coordinates: None, or the `dp_ilg.coordinates.Coordinates` of single entries in
+            which the norm is taken.
 
-    Privacy: the weights must be functions of public facts and of earlier releases;
+    Privacy: all must be functions of public facts and of earlier releases;
     then any step clipped and noised in them has the guarantee of its noise
     multiplier, for adding or removing one example.
 
@@ -50,6 +52,7 @@ class Geometry:
 
     weights: Any
     groups: Groups = dataclasses.field(metadata={"static": True})
+    coordinates: Any = None
 
     @classmethod
     def uniform(cls, params: PyTree, layers: Any = "module") -> Geometry:
@@ -86,6 +89,29 @@ class Geometry:
     def norm(self, norms: Float[Array, "... groups"]) -> Float[Array, "..."]:
         """The geometry's norm of a gradient whose groups have these L2 norms."""
         return weighted_norm(norms, self.weights)
+
+    def restored(self, leaves: list[Array]) -> list[Array]:
+        """A released mean, given its leaves, out of the geometry's coordinates."""
+        return leaves if self.coordinates is None else self.coordinates.restored(leaves)
+
+    def check_plain(self, reader: str) -> None:
+        """Raises where a `reader` that knows only groups meets scaled entries."""
+        if self.coordinates is not None:
+            raise ValueError(
+                f"{reader} knows the noise by layer, but the gradients were clipped in "
+                "coordinates of their own; leave it out or scale_coordinates."
+            )
+
+    def noise_scale(self) -> Float[Array, " groups"]:
+        """How much larger the noise of a group is on the gradient, root mean square.
+
+        Returns:
+            The weights, times the root mean square of the coordinates' scale.
+        """
+        if self.coordinates is None:
+            return self.weights
+        norms = self.groups.norms(self.coordinates.scale)
+        return self.weights * norms / jnp.sqrt(jnp.array(self.groups.sizes, float))
 
 
 def public_values(name: str, values: Any, groups: Groups) -> Float[Array, " groups"]:

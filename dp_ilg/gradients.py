@@ -18,6 +18,7 @@ from jaxtyping import Array
 from dp_ilg import validation
 from dp_ilg.base import ClippedGrad, Example, LossFn, Params
 from dp_ilg.clipping import ClipMode, as_clip_mode, clip_sum
+from dp_ilg.coordinates import enter_loss
 from dp_ilg.engines import ENGINES
 from dp_ilg.explanation import Explanation
 from dp_ilg.geometry import Geometry
@@ -69,10 +70,13 @@ class ClippedGradFn:
                 f"is_padding_example has shape {padding.shape} and dtype "
                 f"{padding.dtype}, but must be bool of shape ({size},)."
             )
-        chunk, run = self._prepared(params, batch, geometry.groups)
+        loss_fn, point = self.loss_fn, params
+        if geometry.coordinates is not None:
+            loss_fn, point = enter_loss(geometry.coordinates, loss_fn, params)
+        chunk, run = self._prepared(loss_fn, point, batch, geometry.groups)
 
         def one(rows: Example, mask: Array) -> ClippedGrad:
-            found = run(params, rows)
+            found = run(point, rows)
             return clip_sum(found, geometry, self.l2_clip_norm, self.clip_mode, mask)
 
         if size <= chunk:
@@ -92,19 +96,19 @@ class ClippedGradFn:
             An `Explanation`: one `LeafPlan` a leaf; ``print`` shows a table.
         """
         groups = group(params, layers)
-        held, _ = self._prepared(params, batch, groups)
+        held, _ = self._prepared(self.loss_fn, params, batch, groups)
         found: Explanation = ENGINES[self.engine].explain(
             self.loss_fn, params, batch, groups, held
         )
         return found
 
     def _prepared(
-        self, params: Params, batch: Example, groups: Groups
+        self, loss_fn: LossFn, params: Params, batch: Example, groups: Groups
     ) -> tuple[int, Callable]:
         """The micro-batch, asked for or picked by the engine, and the engine."""
         size = batch_length(batch)
         prepare = ENGINES[self.engine].prepare
-        picked, run = prepare(self.loss_fn, params, batch, groups)
+        picked, run = prepare(loss_fn, params, batch, groups)
         return min(size, self.microbatch_size or picked or size), run
 
     def _many(self, one: Callable, pieces: Any, start: ClippedGrad) -> ClippedGrad:
@@ -123,7 +127,8 @@ class ClippedGradFn:
         widest = jnp.result_type(*[accumulator(dtype) for dtype in trained])
         shares = jnp.zeros(len(geometry.groups.names), jnp.float32)
         bound = jnp.asarray(self.l2_clip_norm, widest)
-        return ClippedGrad(zeros, shares, geometry, bound)
+        fits = jnp.zeros(1 + len(geometry.groups.names), jnp.float32)
+        return ClippedGrad(zeros, shares, geometry, bound, fits)
 
     def _check(self, params: Params, batch: Example, geometry: Geometry) -> None:
         group(params)

@@ -26,8 +26,8 @@ RANKS = {
     ],
     1: ["accounting", "composition", "layers", "per_example", "rules", "wrappers"],
     2: ["coordinates", "geometry", "plan"],
-    3: ["bookkeeping", "calibration", "clipping", "ledger", "noise"],
-    4: ["adam", "aggregate", "engines", "importance", "quantile", "scaling"],
+    3: ["bookkeeping", "calibration", "clipping", "ledger", "lots", "noise"],
+    4: ["adam", "aggregate", "clip_schedule", "engines", "importance", "quantile", "scaling"],
     5: ["gradients"],
     6: ["optimizers"],
     7: ["plain_methods", "published"],
@@ -50,11 +50,13 @@ BOOKKEEPING = [
 ]
 BOOKKEEPING_RANK = {name: r for r, names in enumerate(BOOKKEEPING) for name in names}
 EXPERIMENTS = [
-    ["data_files", "fields", "linen_models", "run_record", "svg", "train_step"],
+    ["data_files", "fields", "linen_models", "run_record", "svg", "train_step"]
+    + ["resnet"],
     ["data_adult", "nnx_models", "plots", "checkpoints", "reproduce"],
-    ["data", "models", "report", "study_commands"],
-    ["config"],
-    ["job"],
+    ["data", "models", "report", "table2", "table_runs"],
+    ["config", "table3"],
+    ["job", "audit"],
+    ["study_commands"],
     ["progress", "trainer", "commands"],
     ["run_folder"],
     ["runner"],

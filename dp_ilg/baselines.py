@@ -1,0 +1,197 @@
+"""Published private optimizers as rows of a table, each a chain of the same verbs.
+
+``BASELINES[name](learning_rate, plan, key=key, **options)`` makes any of them. A row
+also says whether it spends the plan's score budget, and which clip mode
+`dp_ilg.clipped_grad` must be given (per-example gradients need nothing). Every row has
+the guarantee of its plan, and the contract tests run over every row.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from dp_ilg.adaptive_methods import (
+    adaclip,
+    adadp,
+    quantile_clipping,
+    quantile_clipping_per_layer,
+    scale_then_privatize,
+)
+from dp_ilg.base import PrivateTransformation
+from dp_ilg.clipping import ClipMode, as_clip_mode, normalize
+from dp_ilg.optimizers import dp_adam_ilg
+from dp_ilg.plain_methods import (
+    automatic_clipping,
+    dp_adam,
+    dp_adam_bc,
+    dp_sgd,
+    dp_sgd_decay,
+)
+from dp_ilg.plan import PrivacyPlan
+from dp_ilg.rules import RULES
+
+__all__ = [
+    "BASELINES",
+    "Baseline",
+    "adaclip",
+    "adadp",
+    "automatic_clipping",
+    "baseline",
+    "dp_adam",
+    "dp_adam_bc",
+    "dp_adam_ilg",
+    "dp_sgd",
+    "dp_sgd_decay",
+    "quantile_clipping",
+    "quantile_clipping_per_layer",
+    "scale_then_privatize",
+]
+
+Options = dict[str, Any]
+
+
+class Baseline(NamedTuple):
+    """One published method: how to make it, and what must be known around it.
+
+    Attributes:
+        name: its key in `BASELINES`.
+        make: ``(learning_rate, plan, *, key, **options) -> PrivateTransformation``.
+        spends: maps the options to whether the plan's score budget is spent.
+        clips: maps the options to the clip mode.
+
+    Example:
+        >>> import dp_ilg, jax
+        >>> plan = dp_ilg.plan_privacy(noise_multiplier=1.0, delta=1e-5, num_steps=9,
+        ...     num_examples=1000, batch_size=100, score_budget=0)
+        >>> row = BASELINES["dp_sgd"]
+        >>> tx = row(0.1, plan, key=jax.random.key(0), momentum=0.9)
+        >>> row.options(), row.spends_scores(), row.clip_mode().name
+        (('layers', 'momentum'), False, 'joint')
+    """
+
+    name: str
+    make: Callable[..., PrivateTransformation]
+    spends: Callable[[Options], bool]
+    clips: Callable[[Options], Any]
+
+    def __call__(
+        self, learning_rate: Any, plan: PrivacyPlan, *, key: Any, **options: Any
+    ) -> PrivateTransformation:
+        """Makes the optimizer.
+
+        Args:
+            learning_rate: a number or an Optax schedule.
+            plan: with a score budget exactly if `spends_scores`.
+            key: PRNG key, secret.
+            **options: those of `options`.
+
+        Returns:
+            An Optax transformation with ``geometry(state)`` and ``importance(state)``.
+
+        Raises:
+            ValueError: for an unknown option, a plan whose score budget would be
+                wasted or is missing, and whatever the method refuses.
+            TypeError: for a bad key.
+
+        Privacy: (epsilon, delta) of the plan, as for `dp_ilg.dp_adam_ilg`.
+        """
+        self.check_options(options)
+        if self.spends_scores(**options) != (plan.score_budget > 0):
+            does, remedy = "releases no scores", "score_budget=0"
+            if self.spends_scores(**options):
+                does, remedy = "releases scores", "score_budget=0.01"
+            raise ValueError(
+                f"{self.name} {does}, but the plan's score_budget is "
+                f"{plan.score_budget:g}; make the plan with {remedy}."
+            )
+        return self.make(learning_rate, plan, key=key, **options)
+
+    def options(self) -> tuple[str, ...]:
+        """Names of the options this method has."""
+        known = inspect.signature(self.make).parameters
+        fixed = self.make.keywords if isinstance(self.make, functools.partial) else {}
+        first = ("learning_rate", "plan", "key")
+        return tuple(name for name in known if name not in (*first, *fixed))
+
+    def check_options(self, options: Options) -> None:
+        """Raises unless every option is one of this method's."""
+        for name in options:
+            if name not in self.options():
+                raise ValueError(
+                    f"The method {self.name} has no option {name}; it takes "
+                    f"{', '.join(self.options())}."
+                )
+
+    def spends_scores(self, **options: Any) -> bool:
+        """Whether the plan must have a score budget."""
+        return self.spends(options)
+
+    def clip_mode(self, **options: Any) -> ClipMode:
+        """What to pass to `dp_ilg.clipped_grad` as ``clip_mode``."""
+        return as_clip_mode(self.clips(options))
+
+
+def baseline(name: str) -> Baseline:
+    """The row of a method.
+
+    Args:
+        name: a key of `BASELINES`.
+
+    Returns:
+        The row.
+
+    Raises:
+        ValueError: for any other name.
+
+    Example:
+        >>> baseline("sgd")
+        Traceback (most recent call last):
+        ValueError: method is 'sgd', but must be one of adaclip, adadp, ...
+    """
+    if name not in BASELINES:
+        raise ValueError(
+            f"method is {name!r}, but must be one of {', '.join(BASELINES)}."
+        )
+    return BASELINES[name]
+
+
+def _row(
+    make: Callable[..., PrivateTransformation],
+    *,
+    scores: bool = False,
+    clip: Any = "joint",
+    name: str | None = None,
+) -> Baseline:
+    mode = clip if callable(clip) else lambda options: clip
+    return Baseline(name or make.__name__, make, lambda options: scores, mode)
+
+
+def _importance_row(name: str, **fixed: Any) -> Baseline:
+    """DP-AdamILG, with a rule fixed or left to the options."""
+
+    def spends(options: Options) -> bool:
+        given = {"importance": "min_noise_energy", "source": "scores"} | options | fixed
+        return given["source"] == "scores" and given["importance"] != "uniform"
+
+    make = functools.partial(dp_adam_ilg, **fixed) if fixed else dp_adam_ilg
+    return Baseline(name, make, spends, lambda o: o.get("clip_mode", "joint"))
+
+
+_ROWS = [
+    _row(adaclip),
+    _row(adadp),
+    _row(automatic_clipping, clip=lambda o: normalize(o.get("gamma", 0.01))),
+    _row(dp_adam),
+    _row(dp_adam_bc),
+    _importance_row("dp_adam_ilg"),
+    *[_importance_row(f"dp_adam_ilg_{rule}", importance=rule) for rule in RULES],
+    _row(dp_sgd),
+    _row(dp_sgd_decay),
+    _row(quantile_clipping, scores=True),
+    _row(quantile_clipping_per_layer, scores=True, clip="per_layer"),
+    _row(scale_then_privatize),
+]
+BASELINES: dict[str, Baseline] = {row.name: row for row in _ROWS}

@@ -1,0 +1,136 @@
+"""Coordinates in which a gradient is clipped: a public centre and scale an entry.
+
+A `dp_ilg.Geometry` weighs groups; with `Coordinates` it also weighs single entries.
+Per-example gradients are clipped and noised as ``(g - a) / b``, and the release is
+``a + b * mean``. Both come from earlier releases, so the guarantee does not change;
+and because they travel inside the geometry, clip and noise cannot disagree (law 1).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from dp_ilg.base import Example, LossFn, Params
+from dp_ilg.groups import Groups, accumulator
+from dp_ilg.per_example import check_batch_axis
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Coordinates:
+    """Scale b and centre a of every parameter, as functions of earlier releases.
+
+    Attributes:
+        scale: positive arrays, one a leaf of the parameters and of its shape, in
+            float32 or wider.
+        centre: the same for a, or None for 0.
+
+    Privacy: public facts and earlier releases only. The release estimates the mean
+    gradient: its expectation over the Poisson sample is that of the clipped
+    gradients' mean, because the expected sample has ``batch_size`` examples. Given
+    the drawn size n, which stays secret, the part ``a (1 - n / batch_size)`` remains,
+    and an empty batch releases a plus noise.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> coordinates = Coordinates((jnp.array([2.0, 4.0]),), (jnp.ones(2),))
+        >>> inside = coordinates.entered([jnp.array([[5.0, 5.0]])])
+        >>> inside[0].tolist(), coordinates.restored([inside[0][0]])[0].tolist()
+        ([[2.0, 1.0]], [5.0, 5.0])
+
+    Reference: Pichapati et al. 2019 (AdaCliP), Algorithm 1.
+    """
+
+    scale: Any
+    centre: Any = None
+
+    def entered(self, leaves: Sequence[Any]) -> list[Array]:
+        """Per-example gradients, or one gradient, in these coordinates."""
+        pairs = zip(leaves, self.scale, strict=True)
+        wide = [jnp.asarray(x).astype(b.dtype) for x, b in pairs]
+        if self.centre is not None:
+            wide = [x - a for x, a in zip(wide, self.centre, strict=True)]
+        return [x / b for x, b in zip(wide, self.scale, strict=True)]
+
+    def restored(self, leaves: Sequence[Array]) -> list[Array]:
+        """A released mean in these coordinates, as an ordinary gradient."""
+        plain = [x * b for x, b in zip(leaves, self.scale, strict=True)]
+        if self.centre is None:
+            return plain
+        return [x + a for x, a in zip(plain, self.centre, strict=True)]
+
+
+def enter_gradients(coordinates: Coordinates, gradients: Any, groups: Groups) -> Any:
+    """Per-example gradients, a tree with leading batch axes, in the coordinates.
+
+    Args:
+        coordinates: scale and centre.
+        gradients: like the parameters, each leaf with a leading batch axis.
+        groups: the groups of the parameters.
+
+    Returns:
+        The same tree in float32 or wider.
+
+    Raises:
+        ValueError: where a leaf has no batch axis or batch axes differ.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from dp_ilg.layers import group
+        >>> half = Coordinates((jnp.full(2, 2.0),))
+        >>> groups = group({"w": jnp.ones(2)})
+        >>> enter_gradients(half, {"w": jnp.ones((1, 2))}, groups)["w"].tolist()
+        [[0.5, 0.5]]
+    """
+    leaves, treedef = jax.tree.flatten(gradients)
+    check_batch_axis(leaves, groups)
+    return jax.tree.unflatten(treedef, coordinates.entered(leaves))
+
+
+def enter_loss(
+    coordinates: Coordinates, loss_fn: LossFn, params: Params
+) -> tuple[Callable[[Params, Example], Any], Params]:
+    """A loss whose gradient at zero is the loss's gradient in the coordinates.
+
+    ``L(z) = loss(params + z / b) - <a / b, z>`` has the gradient ``(g - a) / b`` at
+    ``z = 0``. Any engine may differentiate it.
+
+    Args:
+        coordinates: scale and centre.
+        loss_fn: ``(params, example) -> scalar``.
+        params: where the gradient is asked for.
+
+    Returns:
+        The loss of z, and z = 0, a tree like the parameters in float32 or wider.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> there = Coordinates((jnp.array([2.0, 4.0]),), (jnp.ones(2),))
+        >>> loss, zero = enter_loss(there, lambda w, x: w @ x, jnp.zeros(2))
+        >>> jax.grad(loss)(zero, jnp.array([5.0, 5.0])).tolist()
+        [2.0, 1.0]
+    """
+    leaves, treedef = jax.tree.flatten(params)
+    zero = [jnp.zeros(x.shape, accumulator(x.dtype)) for x in leaves]
+    pairs = list(zip(leaves, coordinates.scale, strict=True))
+
+    def loss(z: Params, example: Example) -> Any:
+        steps = jax.tree.leaves(z)
+        moved = [
+            (x + (step / b).astype(x.dtype)).astype(x.dtype)
+            for step, (x, b) in zip(steps, pairs, strict=True)
+        ]
+        value = loss_fn(jax.tree.unflatten(treedef, moved), example)
+        if coordinates.centre is None:
+            return value
+        shifts = zip(steps, coordinates.scale, coordinates.centre, strict=True)
+        shift = sum(jnp.sum(step * (a / b)) for step, b, a in shifts)
+        return value.astype(accumulator(value.dtype)) - shift
+
+    return loss, jax.tree.unflatten(treedef, zero)
