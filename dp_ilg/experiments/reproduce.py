@@ -10,11 +10,11 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module, metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dp_ilg import validation
 from dp_ilg.experiments.fields import nearest
@@ -31,6 +31,7 @@ class ReproduceOptions:
         max_minutes: start no further run, and end a running one, after this long;
             None for no limit.
         out: a file of JSON lines, one for each finished run; None keeps nothing.
+        only: do only these parts of the table; empty for all.
 
     Raises:
         ValueError: for fewer than 1 seed or minutes that are not above 0.
@@ -46,6 +47,7 @@ class ReproduceOptions:
     quick: bool = False
     max_minutes: float | None = None
     out: Path | None = None
+    only: tuple[str, ...] = ()
 
     def __post_init__(self):
         validation.whole("seeds", self.seeds)
@@ -55,37 +57,56 @@ class ReproduceOptions:
 
 Reproduction = Callable[[ReproduceOptions], dict[str, Any]]
 
-# name -> "module:function"; the module is imported when the row is run
-REPRODUCTIONS: dict[str, str] = {
-    "table2": "dp_ilg.experiments.tables:table2",
-    "table3": "dp_ilg.experiments.tables:table3",
-    "abadi": "dp_ilg.experiments.abadi:abadi",
+
+class Row(NamedTuple):
+    """One reproduction: where its function is, and the parts that may be left out."""
+
+    module: str
+    function: str
+    parts: tuple[str, ...] = ()
+
+
+_PUBLISHED = ("mnist", "fashion_mnist", "svhn", "cifar10", "cifar100")
+REPRODUCTIONS: dict[str, Row] = {
+    "table2": Row("dp_ilg.experiments.table2", "table2", _PUBLISHED),
+    "table3": Row(
+        "dp_ilg.experiments.table3", "table3", ("mnist", "fashion_mnist", "cifar10")
+    ),
+    "abadi": Row("dp_ilg.experiments.abadi", "abadi"),
 }
 
 
-def reproduction(name: str) -> Reproduction:
+def reproduction(name: str, only: Sequence[str] = ()) -> Reproduction:
     """Looks a reproduction up and imports it.
 
     Args:
         name: a row of `REPRODUCTIONS`.
+        only: parts of it, to be checked.
 
     Returns:
         ``(options) -> {"title": str, "notes": [str], "rows": [dict]}``; every value
         is one that JSON can hold.
 
     Raises:
-        ValueError: for a name that is no row.
+        ValueError: for a name that is no row, or a part it does not have.
 
     Example:
         >>> reproduction("table4")
         Traceback (most recent call last):
         ValueError: There is no table 'table4' to reproduce; did you mean table3?
+        >>> reproduction("table3", ["cifar"])
+        Traceback (most recent call last):
+        ValueError: table3 has no part 'cifar'; did you mean cifar10?
     """
     if name not in REPRODUCTIONS:
         advice = nearest(name, REPRODUCTIONS)
         raise ValueError(f"There is no table {name!r} to reproduce; {advice}")
-    module, _, function = REPRODUCTIONS[name].partition(":")
-    return getattr(import_module(module), function)
+    row = REPRODUCTIONS[name]
+    for part in only:
+        if part not in row.parts:
+            advice = nearest(part, row.parts) if row.parts else "leave out --only."
+            raise ValueError(f"{name} has no part {part!r}; {advice}")
+    return getattr(import_module(row.module), row.function)
 
 
 class RunLog:

@@ -18,6 +18,7 @@ def reproduce(
     quick: bool = False,
     max_minutes: float | None = None,
     out: str | None = None,
+    only: tuple[str, ...] = (),
     json: bool = False,
 ) -> Callable[[], None]:
     """Measures again what a paper's table reports: table2, table3 or abadi.
@@ -30,6 +31,7 @@ def reproduce(
         quick: a small form that only shows that everything works.
         max_minutes: start no further run after this long.
         out: a file of JSON lines, one a finished run; what is there is not run again.
+        only: only these data sets of table2 or table3.
         json: print one JSON object.
 
     Returns:
@@ -46,8 +48,9 @@ def reproduce(
         quick=quick,
         max_minutes=max_minutes,
         out=None if out is None else Path(out),
+        only=only,
     )
-    run = reproduction(table)
+    run = reproduction(table, only)
     return lambda: show_rows(run(options), json)
 
 
