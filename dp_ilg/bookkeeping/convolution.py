@@ -115,7 +115,8 @@ class Convolution:
             cotangent: [batch, *output, channels].
 
         Returns:
-            [*kernel, in, out].
+            [kernel but its first axis, in, first axis of the kernel, out], the first
+            two in one and the last two in one.
         """
         x, count = self._padded(x), len(self.kernel)
         for axis in range(count, 1, -1):
@@ -135,15 +136,12 @@ class Convolution:
         ]
         given = jnp.stack(rows, -2)
         terms = math.prod(given.shape[:-2])
-        product = lax.dot_general(
+        return lax.dot_general(
             x.reshape(terms, -1),
             given.reshape(terms, -1),
             (((0,), (0,)), ((), ())),
             precision=lax.Precision.HIGHEST,
         )
-        inner = (*self.kernel[1:], x.shape[-1])
-        split = product.reshape(*inner, size, cotangent.shape[-1])
-        return jnp.moveaxis(split, -2, 0)
 
     def _padded(self, x: Array) -> Array:
         pads = [

@@ -19,7 +19,8 @@ from jaxtyping import Array
 from dp_ilg.base import Example, LossFn, Params, PerExampleGrads
 from dp_ilg.bookkeeping import cost, factors, parts, pool, tape
 from dp_ilg.bookkeeping.program import flat
-from dp_ilg.bookkeeping.views import whole
+from dp_ilg.bookkeeping.rules import Direct
+from dp_ilg.bookkeeping.views import Digits, whole
 from dp_ilg.groups import Groups, cut_batch, join_norms, pieces_of, scaled_norms
 from dp_ilg.per_example import leaf_sum
 
@@ -162,10 +163,18 @@ def _differentiate(
 
 
 class _Fast(NamedTuple):
-    """One part of a batch: its norms, and its weighted sum."""
+    """One part of a batch: its norms, and its weighted sum.
+
+    Attributes:
+        part: the part.
+        held: its scaled factors, or its gradients ``[examples, ...]``.
+        digits: layout of the gradients; None for ``[batch, first, second]``.
+        scale: what they were divided by, ``[examples]``.
+    """
 
     part: parts.Part
     held: factors.Factors | Array
+    digits: Digits | None
     scale: Array
 
     def squares(self) -> list[factors.Square]:
@@ -181,7 +190,7 @@ class _Fast(NamedTuple):
             value = factors.sum_of_factors(self.part, self.held, weights)
         else:
             value = factors.sum_of_gradients(self.part, self.held, weights)
-        return parts.place(self.part, value, shape)
+        return parts.place(self.part, value, shape, self.digits)
 
 
 def _fast(paths: Paths, derivatives: Any, records: Any) -> tuple[list[_Fast], Any]:
@@ -193,7 +202,7 @@ def _fast(paths: Paths, derivatives: Any, records: Any) -> tuple[list[_Fast], An
     ]
     found, scale = factors.scaled(pairs)
     items = [
-        _Fast(part, _held(part, own), scale[:, k])
+        _Fast(part, *_held(part, own), scale[:, k])
         for k, (part, own) in enumerate(zip(paths.parts, found, strict=True))
     ]
     return items, scale
@@ -205,12 +214,14 @@ def _pair(part_use: parts.PartUse, derivatives: Any, records: Any) -> factors.Pa
     return factors.Pair(records, derivatives)
 
 
-def _held(part: parts.Part, pairs: list[factors.Pair]) -> factors.Factors | Array:
-    """A part's gradients if it is cheaper to form them, else their factors."""
+def _held(
+    part: parts.Part, pairs: list[factors.Pair]
+) -> tuple[factors.Factors | Array, Digits | None]:
+    """A part's gradients if it is cheaper to form them, else its factors."""
     forms = cost.forms_gradient(part)
-    direct = part.uses[0].use.linear.gradient
-    if forms and direct and len(pairs) == 1 and not part.uses[0].use.view.loops:
-        return parts.arrange_formed(part.uses[0], jax.vmap(direct)(*pairs[0]))
+    direct = _direct(part)
+    if forms and direct is not None:
+        return _directly(part, direct, pairs[0])
     made = []
     for part_use, pair in zip(part.uses, pairs, strict=True):
         make = part_use.use.linear.factors
@@ -218,7 +229,26 @@ def _held(part: parts.Part, pairs: list[factors.Pair]) -> factors.Factors | Arra
             make = jax.vmap(make)
         made.append(parts.arrange(part_use, *make(*pair)))
     own = factors.joined(made)
-    return factors.gradients(own) if forms else own
+    return (factors.gradients(own) if forms else own), None
+
+
+def _direct(part: parts.Part) -> Direct | None:
+    """How the gradient of a part with a single use can be formed at once."""
+    first = part.uses[0].use
+    return None if len(part.uses) > 1 or first.view.loops else first.linear.direct
+
+
+def _directly(
+    part: parts.Part, direct: Direct, pair: factors.Pair
+) -> tuple[Array, Digits | None]:
+    """The gradients as they are made; in the part's layout only where it is cut."""
+    value = jax.vmap(direct.make)(*pair)
+    scale = part.uses[0].use.view.scale
+    if scale != 1:
+        value = value * np.asarray(scale, value.dtype)
+    if part.side.name:
+        return parts.arrange_formed(part, direct.digits, value), None
+    return value, direct.digits
 
 
 class _General(NamedTuple):

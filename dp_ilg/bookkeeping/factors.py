@@ -277,16 +277,18 @@ def _take(x: Array, index: np.ndarray, axis: int) -> Array:
 
 
 def sum_of_gradients(part: Part, values: Array, weights: Array) -> Array:
-    """``sum_b weights_b gradient_b``, ``[batch, first, second]``.
+    """``sum_b weights_b gradient_b``, shaped as one gradient.
 
     Args:
         part: the part.
-        values: scaled gradients.
+        values: scaled gradients; ``[examples, batch, first, second]`` if it is cut.
         weights: ``[examples]`` or ``[examples, groups]``, scale included.
 
     Returns:
         The sum.
     """
+    if weights.ndim == 2 and not part.side.name:
+        weights = weights[:, part.side.groups[0]]
     if weights.ndim == 1:
         return jnp.tensordot(weights, values, 1, precision=_EXACT)
     return jnp.sum(values * _spread(part, weights, True), axis=0)

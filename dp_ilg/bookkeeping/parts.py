@@ -197,14 +197,19 @@ def arrange(part_use: PartUse, first: Any, second: Array) -> tuple[Any, Any]:
     return (second, first) if part_use.swapped else (first, second)
 
 
-def arrange_formed(part_use: PartUse, value: Array) -> Array:
-    """Brings gradients ``[examples, batch, first, second]`` of a use into its part."""
-    use = part_use.use
-    batch, one, two = _layout(use)
-    value = _sorted(_sorted(_sorted(value, 1, batch), 2, one), 3, two)
-    if use.view.scale != 1:
-        value = value * np.asarray(use.view.scale, value.dtype)
-    return jnp.swapaxes(value, 2, 3) if part_use.swapped else value
+def arrange_formed(part: Part, digits: Digits, value: Array) -> Array:
+    """Brings gradients ``[examples, ...]``, laid out by `digits`, into a part's shape.
+
+    Returns:
+        ``[examples, batch, first, second]``.
+    """
+    factors = (part.batch, part.first, part.second)
+    value = _sorted(value.reshape(value.shape[0], -1), 1, digits)
+    canonical = [d for factor in factors for d in factor]
+    places = order(canonical)
+    value = value.reshape(value.shape[0], *[canonical[k].size for k in places])
+    back = [1 + places.index(k) for k in range(len(places))]
+    return jnp.transpose(value, (0, *back)).reshape(value.shape[0], *part.shape)
 
 
 def _arranged(x: Array, use: Use, batch: Digits, entries: Digits) -> Array:
@@ -231,9 +236,21 @@ def _sorted(x: Array, axis: int, digits: Digits) -> Array:
     return jnp.transpose(split, (*range(axis), *turned, *rest)).reshape(x.shape)
 
 
-def place(part: Part, value: Array, shape: tuple[int, ...]) -> Array:
-    """Writes a gradient ``[batch, first, second]`` of a part into zeros of the leaf."""
-    digits = (*part.batch, *part.first, *part.second)
+def place(
+    part: Part, value: Array, shape: tuple[int, ...], digits: Digits | None = None
+) -> Array:
+    """Writes a gradient of a part into zeros of the leaf.
+
+    Args:
+        part: the part.
+        value: laid out by `digits`, by default ``[batch, first, second]``.
+        shape: of the leaf.
+        digits: of `value`, major first.
+
+    Returns:
+        The leaf.
+    """
+    digits = digits or (*part.batch, *part.first, *part.second)
     places = order(digits)
     value = jnp.transpose(value.reshape([d.size for d in digits]), places)
     counts = [span([d for d in digits if d.axis == k]) for k in range(len(shape))]

@@ -30,6 +30,18 @@ class Rows:
     size: int = dataclasses.field(metadata={"static": True})
 
 
+class Direct(NamedTuple):
+    """A faster way to a gradient than by its factors, in a layout of its own.
+
+    Attributes:
+        make: maps what `Linear.factors` does to the gradient, in any shape.
+        digits: of what is made, major first.
+    """
+
+    make: Callable[..., Array]
+    digits: Digits
+
+
 class Linear(NamedTuple):
     """How an equation is linear in one operand.
 
@@ -43,8 +55,8 @@ class Linear(NamedTuple):
             ``[batch, terms, first]`` (or `Rows`) and ``[batch, terms, second]``.
         apply: evaluates the equation faster than its primitive, or None.
         is_rows: whether the first factor is `Rows`.
-        gradient: maps what `factors` does to ``[batch, first, second]`` itself, where
-            there is a faster way than by the factors.
+        direct: forms the gradient itself, where there is a faster way than by the
+            factors.
     """
 
     batch: Digits
@@ -55,7 +67,7 @@ class Linear(NamedTuple):
     factors: Callable[..., tuple[Any, Array]]
     apply: Callable[..., Array] | None = None
     is_rows: bool = False
-    gradient: Callable[..., Array] | None = None
+    direct: Direct | None = None
 
 
 Rule = Callable[[Any, int, View], "Linear | str"]
@@ -129,11 +141,12 @@ def _conv_general_dilated(eqn: Any, position: int, view: View) -> Linear | str:
     def shifted(x: Array, cotangent: Array) -> Array:
         seen = conv.channels_last(x, conv.lhs_spec)
         given = conv.channels_last(cotangent, conv.out_spec)
-        return conv.kernel_gradient(seen, given).reshape(1, span(first), width)
+        return conv.kernel_gradient(seen, given)
 
-    gradient = shifted if conv.shifts else None
+    lying = (*_join(view, (*spatial[1:], into, *spatial[:1])), *split[1])
+    direct = Direct(shifted, lying) if conv.shifts else None
     return Linear(
-        split[0], first, split[1], terms, 0, factors, conv.apply, False, gradient
+        split[0], first, split[1], terms, 0, factors, conv.apply, False, direct
     )
 
 
