@@ -117,11 +117,19 @@ def chosen(row: Row, kind: str, families: list[str], gradients: dict) -> list[Va
     ]
 
 
+def fewer(row: Row, chunks: list[int] | None) -> Row:
+    """The row with only these of its micro-batches."""
+    if chunks is None:
+        return row
+    kept = [tuple(c for c in own if c in chunks) for own in (row.chunks, row.unrolled)]
+    return row._replace(chunks=kept[0], unrolled=kept[1])
+
+
 def bench(
     name: str, kind: str, families: list[str], path: Path, args: argparse.Namespace
 ) -> None:
     """Measures what is missing of one row and kind, and appends a line."""
-    row = build(name, toy=args.toy)
+    row = fewer(build(name, toy=args.toy), args.chunks)
     found = records.read(path, args.label)
     every = chosen(row, kind, families, found.get((name, "gradient", "jax"), {}))
     known = records.timed(found.get((name, kind, "jax"), {}))
@@ -213,6 +221,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
     parser.add_argument("--contestants", nargs="+", choices=list(FAMILIES))
     parser.add_argument("--kinds", nargs="+", choices=records.KINDS)
+    parser.add_argument(
+        "--chunks", nargs="*", type=int, help="only these micro-batches"
+    )
     parser.add_argument("--repeats", type=int, default=None)
     parser.add_argument("--label", help="name of the run; by default dp_ilg's commit")
     parser.add_argument("--force", action="store_true", help="measure again")
