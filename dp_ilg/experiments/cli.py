@@ -1,4 +1,4 @@
-"""The command `dp-ilg`: train, calibrate, epsilon, report, reproduce.
+"""The command `dp-ilg`: training, calibration, reports and studies.
 
 Results go to standard output, as a table or, with ``--json``, as one JSON object.
 Everything else goes to standard error. A mistake is one sentence and exit code 2.
@@ -20,7 +20,7 @@ import tyro
 from dp_ilg.experiments.commands import TRAIN_ROWS, calibrate, epsilon, report, show
 from dp_ilg.experiments.config import Config, read_config
 from dp_ilg.experiments.fields import nearest
-from dp_ilg.experiments.study_commands import reproduce
+from dp_ilg.experiments.study_commands import audit, reproduce
 
 
 class _Mistake(Exception):
@@ -68,6 +68,7 @@ def _parse(args: list[str], default: Config) -> Callable[[], None]:
         "epsilon": epsilon,
         "report": report,
         "reproduce": reproduce,
+        "audit": audit,
     }
     if args and not args[0].startswith("-") and args[0] not in commands:
         advice = nearest(args[0], commands)

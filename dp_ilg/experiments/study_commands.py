@@ -1,4 +1,4 @@
-"""The commands of `dp-ilg` that repeat what papers report: `reproduce`."""
+"""The commands of `dp-ilg` that study what papers report: `reproduce` and `audit`."""
 
 import json as json_lib
 from collections.abc import Callable, Mapping, Sequence
@@ -52,6 +52,54 @@ def reproduce(
     )
     run = reproduction(table, only)
     return lambda: show_rows(run(options), json)
+
+
+def audit(
+    method: Annotated[str, tyro.conf.Positional],
+    *,
+    data: str = "mnist",
+    data_dir: str | None = None,
+    trials: int = 1000,
+    seed: int = 0,
+    quick: bool = False,
+    out: str | None = None,
+    json: bool = False,
+) -> Callable[[], None]:
+    """Attacks one release with a canary and bounds its epsilon from below.
+
+    Args:
+        method: published (DP-AdamILG as its paper prints it, in both readings, with
+            dp_adam_ilg beside it) or dp_adam_ilg.
+        data: mnist, fashion_mnist or digits.
+        data_dir: a folder of data files (NAME.npz or IDX files).
+        trials: tested releases with the canary, and as many without.
+        seed: of network, batch and noise.
+        quick: a small form on digits with at most 100 trials.
+        out: a file to which each row is added as a JSON line.
+        json: print one JSON object.
+
+    Returns:
+        What does it.
+
+    Example:
+        >>> audit("published", trials=3)
+        Traceback (most recent call last):
+        ValueError: trials is 3, but must be a whole number of at least 40.
+    """
+    from dp_ilg.experiments.audit import AuditOptions  # slow to import
+    from dp_ilg.experiments.audit import audit as run
+
+    options = AuditOptions(
+        data=data,
+        trials=trials,
+        seed=seed,
+        common=ReproduceOptions(
+            data_dir=None if data_dir is None else Path(data_dir),
+            quick=quick,
+            out=None if out is None else Path(out),
+        ),
+    )
+    return lambda: show_rows(run(method, options), json)
 
 
 def show_rows(found: Mapping[str, Any], json: bool) -> None:
