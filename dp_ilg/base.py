@@ -102,8 +102,9 @@ class ClippedGrad:
         add = jax.tree.map(lambda a, b: a + b, self.gradients, other.gradients)
         shares = self.layer_shares + other.layer_shares
         bound = jnp.where(_same_bound(self, other), self.l2_clip_norm, jnp.nan)
-        known = self.fits is not None and other.fits is not None
-        fits = self.fits + other.fits if known else None
+        fits = None
+        if self.fits is not None and other.fits is not None:
+            fits = self.fits + other.fits
         return ClippedGrad(add, shares, self.geometry, bound, fits)
 
     def sensitivity(self, neighboring_relation: str = "add_or_remove_one") -> float:

@@ -84,7 +84,7 @@ class Baseline(NamedTuple):
 
         Args:
             learning_rate: a number or an Optax schedule.
-            plan: with a score budget exactly if `spends_scores`.
+            plan: without score budget unless `spends_scores`.
             key: PRNG key, secret.
             **options: those of `options`.
 
@@ -93,19 +93,16 @@ class Baseline(NamedTuple):
 
         Raises:
             ValueError: for an unknown option, a plan whose score budget would be
-                wasted or is missing, and whatever the method refuses.
+                wasted, and whatever the method refuses.
             TypeError: for a bad key.
 
         Privacy: (epsilon, delta) of the plan, as for `dp_ilg.dp_adam_ilg`.
         """
         self.check_options(options)
-        if self.spends_scores(**options) != (plan.score_budget > 0):
-            does, remedy = "releases no scores", "score_budget=0"
-            if self.spends_scores(**options):
-                does, remedy = "releases scores", "score_budget=0.01"
+        if plan.score_budget and not self.spends_scores(**options):
             raise ValueError(
-                f"{self.name} {does}, but the plan's score_budget is "
-                f"{plan.score_budget:g}; make the plan with {remedy}."
+                f"{self.name} releases no scores, so the plan's score_budget of "
+                f"{plan.score_budget:g} would be wasted; make it with score_budget=0."
             )
         return self.make(learning_rate, plan, key=key, **options)
 
@@ -126,7 +123,7 @@ class Baseline(NamedTuple):
                 )
 
     def spends_scores(self, **options: Any) -> bool:
-        """Whether the plan must have a score budget."""
+        """Whether the plan's score budget is spent."""
         return self.spends(options)
 
     def clip_mode(self, **options: Any) -> ClipMode:

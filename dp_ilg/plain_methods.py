@@ -286,9 +286,10 @@ def descend(learning_rate: Any) -> optax.GradientTransformation:
     Raises:
         ValueError: for a number that is not positive.
     """
+    rate: Any = learning_rate
     if not callable(learning_rate):
         validation.positive("learning_rate", learning_rate)
-    return optax.scale_by_learning_rate(learning_rate)
+    return optax.scale_by_learning_rate(rate)
 
 
 def _plain(

@@ -179,7 +179,10 @@ Blocks = Annotated[tuple[BlockConfig, ...], json_rows(BlockConfig)]
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """What follows the clip: importance, groups and Adam.
+    """Which method, and what it does: importance, groups, Adam.
+
+    `method` is a row of `dp_ilg.baselines.BASELINES`; an option the method does not
+    have is refused, not ignored. The last five are for methods that have them.
 
     Example:
         >>> OptimizerConfig(importance="uniform").importance  # DP-Adam, exactly
@@ -188,6 +191,7 @@ class OptimizerConfig:
 
     learning_rate: Annotated[float, _flag("--learning-rate")] = required(0.02)
     learning_rate_schedule: LearningRateConfig = LearningRateConfig()
+    method: str = "dp_adam_ilg"
     importance: Annotated[str, _flag("--importance")] = "min_noise_energy"
     source: Literal["scores", "released", "public"] = "scores"
     layers: Literal["module", "leaf"] = "module"
@@ -200,6 +204,11 @@ class OptimizerConfig:
     ema_decay: float = 0.9
     floor: float = 0.01
     weight_decay: float = 0.0
+    momentum: float | None = None
+    quantile: float | None = None
+    step_size: float | None = None
+    gamma: float | None = None
+    scale_eps: float | None = None
 
     def __post_init__(self):
         positive("optimizer.learning_rate", self.learning_rate)

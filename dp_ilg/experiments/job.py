@@ -4,6 +4,7 @@ A mistake in the configuration, the data or the model must cost nothing: no fold
 no step of the budget.
 """
 
+import dataclasses
 import inspect
 import secrets
 from collections.abc import Callable
@@ -18,14 +19,16 @@ import optax
 import dp_ilg
 from dp_ilg import layers, schedules
 from dp_ilg.base import PrivateTransformation
+from dp_ilg.baselines import BASELINES
 from dp_ilg.experiments.config import (
     Config,
     LearningRateConfig,
     OptimizerConfig,
+    PrivacyConfig,
     ScheduleConfig,
 )
 from dp_ilg.experiments.data import LOADERS, Dataset, load_dataset
-from dp_ilg.experiments.fields import nearest
+from dp_ilg.experiments.fields import given, nearest
 from dp_ilg.experiments.models import Facts, Model, build_model
 from dp_ilg.plan import PrivacyPlan
 from dp_ilg.rules import RULES
@@ -123,8 +126,8 @@ def build_job(
         ValueError: in one sentence, for whatever does not fit.
 
     Privacy:
-        With `importance = "uniform"`, public constants or past releases nothing is
-        scored, so the whole budget goes to the gradient.
+        With `importance = "uniform"`, public constants, past releases or a method
+        without scores nothing is scored: the whole budget goes to the gradient.
 
     Example:
         >>> build_job(Config()).plan.epsilon() <= 8.0
@@ -132,6 +135,8 @@ def build_job(
     """
     _check_row("data.name", config.data.name, LOADERS)
     _check_row("optimizer.importance", config.optimizer.importance, RULES)
+    _check_row("optimizer.method", config.optimizer.method, BASELINES)
+    options = method_options(config)
     schedule = build_schedule(config.privacy.schedule)
     data = load_dataset(config.data.name, data_dir)
     plan = plan or _plan(config, schedule, len(data.y_train))
@@ -150,7 +155,7 @@ def build_job(
     grad_fn = dp_ilg.clipped_grad(
         model.loss_fn,
         l2_clip_norm=plan.l2_clip_norm,
-        clip_mode=config.privacy.clip_mode,
+        clip_mode=BASELINES[config.optimizer.method].clip_mode(**options),
         engine=config.run.engine,
         microbatch_size=config.run.microbatch_size,
     )
@@ -227,9 +232,52 @@ def learning_rate(config: LearningRateConfig, peak: float, num_steps: int) -> An
     return optax.join_schedules([warm, bodies[config.name]()], [config.warmup_steps])
 
 
+def method_options(config: Config) -> dict[str, Any]:
+    """The options of the method that a configuration changes from their defaults.
+
+    Args:
+        config: the run; its method must be a row.
+
+    Returns:
+        Keyword arguments for the row, without layers.
+
+    Raises:
+        ValueError: for an option that the method does not have.
+
+    Example:
+        >>> chosen = OptimizerConfig(method="dp_sgd", momentum=0.9)
+        >>> method_options(Config(optimizer=chosen))
+        {'momentum': 0.9}
+    """
+    row = BASELINES[config.optimizer.method]
+    known = {*row.options()}
+    if not row.name.startswith("dp_adam_ilg"):
+        known -= {"floor"}  # there it is a gradient's entry, not a share
+    found = {"optimizer": _changed(config.optimizer), "privacy": {}}
+    if config.privacy.clip_mode != PrivacyConfig.clip_mode:
+        found["privacy"] = {"clip_mode": config.privacy.clip_mode}
+    for section, options in found.items():
+        for name in options:
+            if name not in known:
+                raise ValueError(
+                    f"optimizer.method is {row.name}, which has no option {name}; "
+                    f"leave {section}.{name} out."
+                )
+    return found["optimizer"] | found["privacy"]
+
+
+def _changed(chosen: OptimizerConfig) -> dict[str, Any]:
+    """What differs from the defaults, but for what every method has."""
+    every = "learning_rate learning_rate_schedule method layers blocks frozen".split()
+    usual = {f.name: f.default for f in dataclasses.fields(chosen)}
+    values = given(chosen, *every)
+    return {k: v for k, v in values.items() if v != usual[k]}
+
+
 def _plan(config: Config, schedule: Any, num_examples: int) -> PrivacyPlan:
-    privacy, optimizer = config.privacy, config.optimizer
-    scored = optimizer.importance != "uniform" and optimizer.source == "scores"
+    privacy = config.privacy
+    row = BASELINES[config.optimizer.method]
+    scored = row.spends_scores(**method_options(config))
     return dp_ilg.plan_privacy(
         epsilon=privacy.epsilon,
         delta=privacy.delta,
@@ -250,22 +298,8 @@ def _optimizer(config: Config, plan: PrivacyPlan, key: Any) -> PrivateTransforma
     rate = learning_rate(
         chosen.learning_rate_schedule, chosen.learning_rate, plan.num_steps
     )
-    return dp_ilg.dp_adam_ilg(
-        rate,
-        plan,
-        key=key,
-        importance=chosen.importance,
-        source=chosen.source,
-        layers=_layering(chosen),
-        clip_mode=config.privacy.clip_mode,
-        adam=chosen.adam,
-        b1=chosen.b1,
-        b2=chosen.b2,
-        eps=chosen.eps,
-        ema_decay=chosen.ema_decay,
-        floor=chosen.floor,
-        weight_decay=chosen.weight_decay or None,
-    )
+    row = BASELINES[chosen.method]
+    return row(rate, plan, key=key, layers=_layering(chosen), **method_options(config))
 
 
 def _layering(chosen: OptimizerConfig) -> Any:

@@ -214,6 +214,7 @@ def _layers(job: Job, tx: PrivateTransformation, position: Position) -> dict[str
     geometry = tx.geometry(position.state)
     last = jnp.int32(position.step - 1)
     stddev = noise_stddev(job.plan, last, geometry, jnp.float32(job.plan.l2_clip_norm))
+    stddev = stddev * geometry.noise_scale() / geometry.weights
     return {
         "names": list(geometry.groups.names),
         "sizes": list(geometry.groups.sizes),
