@@ -14,6 +14,7 @@ from dp_ilg.calibration import (
     plan_privacy,
     steps_for_epsilon,
 )
+from dp_ilg.clip_schedule import clip_by_schedule
 from dp_ilg.clipping import clip_per_example
 from dp_ilg.geometry import Geometry
 from dp_ilg.gradients import clipped_grad
@@ -23,8 +24,10 @@ from dp_ilg.importance import (
     set_layer_importance,
 )
 from dp_ilg.ledger import BudgetExhausted, PrivacyLedger
+from dp_ilg.lots import clipped_lot, sum_lot
 from dp_ilg.noise import add_importance_noise
 from dp_ilg.optimizers import chain, dp_adam_ilg
+from dp_ilg.pca import private_pca
 from dp_ilg.plan import PrivacyPlan
 from dp_ilg.sampling import PoissonSampler
 
@@ -44,16 +47,20 @@ __all__ = [
     "baselines",
     "batch_size_for_epsilon",
     "chain",
+    "clip_by_schedule",
     "clip_per_example",
     "clipped_grad",
+    "clipped_lot",
     "differentially_private_aggregate",
     "dp_adam_ilg",
     "layers",
     "plan_privacy",
+    "private_pca",
     "scale_by_noise_corrected_adam",
     "schedules",
     "score_layer_importance",
     "score_released_gradients",
     "set_layer_importance",
     "steps_for_epsilon",
+    "sum_lot",
 ]

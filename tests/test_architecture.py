@@ -59,10 +59,10 @@ BOOKKEEPING = [
 BOOKKEEPING_RANK = {name: r for r, names in enumerate(BOOKKEEPING) for name in names}
 EXPERIMENTS = [
     ["data_files", "fields", "linen_models", "run_record", "svg", "train_step"]
-    + ["resnet"],
+    + ["pca_network", "resnet"],
     ["data_adult", "nnx_models", "plots", "checkpoints", "reproduce"],
     ["data", "models", "report", "table2", "table_runs"],
-    ["config", "table3"],
+    ["abadi", "config", "table3"],
     ["job", "audit_scene"],
     ["audit"],
     ["study_commands"],

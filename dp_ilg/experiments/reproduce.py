@@ -72,7 +72,7 @@ REPRODUCTIONS: dict[str, Row] = {
     "table3": Row(
         "dp_ilg.experiments.table3", "table3", ("mnist", "fashion_mnist", "cifar10")
     ),
-    "abadi": Row("dp_ilg.experiments.abadi", "abadi"),
+    "abadi": Row("dp_ilg.experiments.abadi", "abadi", ("0.5", "2", "8")),
 }
 
 
