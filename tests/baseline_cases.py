@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import dp_ilg
+import dp_ilg.noise
 from dp_ilg.baselines import BASELINES
 from tests.models import noiseless, plan
 
@@ -47,6 +49,8 @@ CASES = {
     "scale_then_privatize": Case(_SMALL, _ADAM),
 }
 NAMES = sorted(BASELINES)
+FAST = ["adaclip", "automatic_clipping", "quantile_clipping_per_layer"]
+ROWS = [pytest.param(n, marks=[] if n in FAST else pytest.mark.slow) for n in NAMES]
 PARAMS = {"a": {"k": (3, 4), "c": (4,)}, "b": (5,), "c": ()}
 
 
@@ -123,14 +127,37 @@ def clipped_by_chain(name: str, bound: Any) -> Any:
 PATHS = {"clipped_grad": clipped_by_engine, "vmap": clipped_by_chain}
 
 
+def releasing(tx: Any) -> Any:
+    """A chain's step, compiled, that hands back what its noise released."""
+    seen = []
+    own = dp_ilg.noise.released_mean
+
+    def record(*args: Any) -> Any:
+        seen.append(own(*args))
+        return seen[-1]
+
+    def step(grads: Any, state: Any, params: Any) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(dp_ilg.noise, "released_mean", record)
+            _, state = tx.update(grads, state, params)
+        return seen.pop(), state
+
+    return jax.jit(step)
+
+
+def nobody(batch: Any) -> Any:
+    """A batch of the same shape in which every example is absent."""
+    return jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), batch)
+
+
 @functools.cache
 def evolved(name: str) -> Any:
-    """A row's optimizer and its state after two steps on unlike examples."""
+    """A row's optimizer, its state after two unlike batches, and its step."""
     tx, params = make(name), zeros()
-    state, update = tx.init(params), jax.jit(tx.update)
+    state, step = tx.init(params), releasing(tx)
     for seed in range(2):
-        _, state = update(examples(seed), state, params)
-    return tx, state
+        _, state = step(examples(seed), state, params)
+    return tx, state, step
 
 
 def distance(geometry: Any, one: Any, other: Any) -> float:

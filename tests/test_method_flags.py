@@ -16,14 +16,10 @@ TINY = [
 FALLING = [
     *("--privacy.schedule.name", "inverse_time", "--privacy.schedule.decay", "9.0"),
 ]
-FAST = ["adaclip", "quantile_clipping_per_layer"]
-EVERY = [
-    pytest.param(name, marks=[] if name in FAST else pytest.mark.slow)
-    for name in sorted(BASELINES)
-]
 
 
-@pytest.mark.parametrize("method", EVERY)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", sorted(BASELINES))
 def test_every_method_trains_and_is_accounted(method, tmp_path, capsys):
     folder = tmp_path / "run"
     command = ["train", "--run-dir", str(folder), "--optimizer.method", method, *TINY]

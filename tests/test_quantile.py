@@ -1,5 +1,7 @@
 """Clip norms that follow a quantile: formula, noise law, charge, convergence."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -83,7 +85,8 @@ def test_the_noise_of_the_counts_is_the_charged_one(each_group):
     def fitting(step):
         return adapt.update(clipped, state._replace(step=step))[1].fitting
 
-    found = np.asarray(jax.jit(jax.vmap(fitting))(jnp.arange(steps)), np.float64)
+    found: Any = jax.jit(jax.vmap(fitting))(jnp.arange(steps))
+    found = np.asarray(found, np.float64)
     tau = the_plan.score_noise_multipliers[0]
     sample = (found - 0.5).ravel() * the_plan.batch_size / (tau * np.sqrt(count) / 2)
     assert sample.size == DRAWS and chi_square_accepts(sample)
@@ -109,7 +112,7 @@ def test_thresholds_settle_at_the_quantile_from_above_and_below(quantile):
             clipped = clipped_in(adapt.geometry(state), gradients, 1.0)
             return adapt.update(clipped, state)[1], state.geometry.weights[0]
 
-        _, path = jax.jit(lambda s, f=step: jax.lax.scan(f, s, None, 200))(state)
+        path: Any = jax.jit(lambda s, f=step: jax.lax.scan(f, s, None, 200))(state)[1]
         share = np.mean(whole <= float(np.mean(path[-50:])))
         assert abs(share - quantile) < 0.06
 

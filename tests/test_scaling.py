@@ -74,6 +74,7 @@ def test_adaclip_is_the_published_formula():
     np.testing.assert_allclose(flat(params), want, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_adadp_is_rmsprop_on_releases_in_the_scale_of_past_ones():
     the_plan = noiseless(l2_clip_norm=0.4)
     params, _, seen = run(make("adadp", the_plan))
@@ -124,8 +125,14 @@ def test_scale_then_privatize_is_jax_privacys():
     assert np.max(np.abs(flat(ours) - flat(unclipped))) > 1e-3, "nothing was clipped"
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("engine", ["bookkeeping", "vmap"])
+@pytest.mark.parametrize(
+    "engine, dtype",
+    [
+        ("bookkeeping", jnp.float32),
+        pytest.param("bookkeeping", jnp.bfloat16, marks=pytest.mark.slow),
+        pytest.param("vmap", jnp.float32, marks=pytest.mark.slow),
+    ],
+)
 def test_engines_and_per_example_gradients_agree_in_coordinates(engine, dtype):
     params, batch = mlp_params(dtype=dtype), mlp_batch(dtype=dtype)
     rng = np.random.default_rng(0)
@@ -155,14 +162,11 @@ def test_engines_and_per_example_gradients_agree_in_coordinates(engine, dtype):
 def test_chunks_in_unlike_coordinates_are_refused():
     params = {"w": jnp.zeros(2)}
     groups = dp_ilg.layers.group(params)
-    grad_fn = dp_ilg.clipped_grad(lambda p, x: jnp.sum(p["w"] * x), l2_clip_norm=1.0)
+    clip = dp_ilg.clip_per_example(1.0)
     there = [None, Coordinates((jnp.ones(2),)), Coordinates((jnp.full(2, 2.0),))]
-    parts = [
-        grad_fn(
-            params, jnp.ones((1, 2)), geometry=dp_ilg.Geometry(jnp.ones(1), groups, c)
-        )
-        for c in there
-    ]
+    within = [dp_ilg.Geometry(jnp.ones(1), groups, c) for c in there]
+    grads, state = {"w": jnp.ones((1, 2))}, clip.init(params)
+    parts = [clip.update(grads, state, geometry=geometry)[0] for geometry in within]
     for one, other in ((0, 1), (1, 2)):
         with pytest.raises(ValueError, match="different weights, coordinates or clip"):
             _ = parts[one] + parts[other]
@@ -171,15 +175,15 @@ def test_chunks_in_unlike_coordinates_are_refused():
             assert np.isnan(mixed(parts[one], parts[other]))
 
 
-def test_frozen_parameters_stay_and_cost_nothing():
+def test_frozen_parameters_stay_as_they_are():
     layers = dp_ilg.layers.by_module(frozen=["d1"])
-    for name in ("adaclip", "adadp", "scale_then_privatize"):
-        params, state, _ = run(make(name, layers=layers))
-        jax.tree.map(np.testing.assert_array_equal, params["d1"], mlp_params()["d1"])
-        assert not np.array_equal(params["d2"]["bias"], mlp_params()["d2"]["bias"])
+    params, _, _ = run(make("adaclip", layers=layers))
+    jax.tree.map(np.testing.assert_array_equal, params["d1"], mlp_params()["d1"])
+    assert not np.array_equal(params["d2"]["bias"], mlp_params()["d2"]["bias"])
 
 
 @pytest.mark.parametrize("rule", ["adaclip", "adadp"])
+@pytest.mark.slow
 def test_an_example_of_the_believed_profile_keeps_its_norm(rule):
     name = rule
     tx = make(name, plan(score_budget=0.0, noise_multiplier=0.3))
