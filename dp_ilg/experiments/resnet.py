@@ -19,8 +19,10 @@ class ResNet(nn.Module):
     Example:
         >>> import jax, jax.numpy as jnp
         >>> net = ResNet(10, widths=(4, 8, 8), groups=2)
-        >>> net.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3))).keys()
-        dict_keys(['params'])
+        >>> image = jnp.zeros((1, 8, 8, 3))
+        >>> found = jax.eval_shape(net.init, jax.random.key(0), image)
+        >>> list(found), found["params"]["stage_1_block_0_shortcut"]["kernel"].shape
+        (['params'], (1, 1, 4, 8))
 
     Reference: He et al. 2016, section 4.2; Wu and He 2018 (GroupNorm).
     """

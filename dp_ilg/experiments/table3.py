@@ -59,8 +59,8 @@ class Task:
     hidden: int = 1000
     readings: tuple[str, ...] = ("divided", "printed")
     learning_rate: float = 1e-3
-    guaranteed_learning_rate: float = 1e-3
-    l2_clip_norm: float = 1.0
+    guaranteed_learning_rate: float = 3e-3
+    l2_clip_norm: float = 5.0
     pca_noise_multiplier: float = 16.0
     widths: tuple[int, ...] = (16, 32, 64)
     timed: bool = False
@@ -75,6 +75,8 @@ TASKS = {
         SETTINGS["cifar10"],
         pca=0,
         readings=("divided",),
+        guaranteed_learning_rate=1e-3,
+        l2_clip_norm=1.0,
         timed=True,
     ),
 }
@@ -329,7 +331,8 @@ def _notes(tasks: list[Task]) -> list[str]:
         "guaranteed: dp_adam_ilg, Poisson batches of the same expected size, as many "
         "steps, epsilon at most the claimed one at delta 1e-5 (PLD, add or remove one "
         "example), the cost of its DP-PCA included. Seeds are published and the choice "
-        "of learning rate and clip norm is not charged.",
+        "of learning rate and clip norm (on 10,000 held-out MNIST training images, ten "
+        "epochs, seven settings) is not charged.",
     ]
     if any(task.pca for task in tasks):
         notes.append(
