@@ -139,6 +139,7 @@ def run_guaranteed(
     plan: dp_ilg.PrivacyPlan,
     *,
     learning_rate: float,
+    end_factor: float = 1.0,
     seed: int,
     deadline: float | None = None,
 ) -> dict[str, Any]:
@@ -147,7 +148,8 @@ def run_guaranteed(
     Args:
         problem: the network and its data.
         plan: sampling, noise and steps.
-        learning_rate: of Adam.
+        learning_rate: of Adam, at the start.
+        end_factor: to which part of that it falls, linearly, until the last step.
         seed: of weights, batches and noise.
         deadline: stop at this ``time.monotonic()``; None for no limit.
 
@@ -159,7 +161,10 @@ def run_guaranteed(
     """
     begun = time.monotonic()
     init_key, noise_key, batch_key = jax.random.split(jax.random.key(seed), 3)
-    tx = dp_ilg.dp_adam_ilg(learning_rate, plan, key=noise_key)
+    rate = optax.linear_schedule(
+        learning_rate, end_factor * learning_rate, plan.num_steps
+    )
+    tx = dp_ilg.dp_adam_ilg(rate, plan, key=noise_key)
     grad_fn = dp_ilg.clipped_grad(problem.loss, l2_clip_norm=plan.l2_clip_norm)
     step = make_train_step(grad_fn, tx)
     params = problem.init(init_key)
@@ -177,6 +182,7 @@ def run_guaranteed(
         "noise_multiplier": float(plan.noise_multipliers[0]),
         "l2_clip_norm": plan.l2_clip_norm,
         "learning_rate": learning_rate,
+        "end_factor": end_factor,
     }
 
 
