@@ -73,9 +73,10 @@ def network(module: Any, shape: tuple[int, ...]) -> dict[str, Callable]:
         >>> found["apply"](found["init"](jax.random.key(0)), jnp.ones((5, 4))).shape
         (5, 2)
     """
+    zeros = jnp.zeros((1, *shape))
     return {
         "apply": lambda params, x: module.apply({"params": params}, x),
-        "init": lambda key: module.init(key, jnp.zeros((1, *shape)))["params"],
+        "init": lambda key: jax.jit(module.init)(key, zeros)["params"],
     }
 
 
@@ -96,7 +97,8 @@ def run_published(
         learning_rate: of Adam.
         reading: a key of `dp_ilg.published.READINGS`.
         seed: of weights, batches and noise.
-        deadline: stop at this ``time.monotonic()``; None for no limit.
+        deadline: after the first step, stop at this ``time.monotonic()``; None for no
+            limit.
 
     Returns:
         Test accuracy after each epoch and at the end, steps, seconds, and what the
@@ -119,7 +121,7 @@ def run_published(
     params = problem.init(init_key)
     state, steps, curve = tx.init(params), 0, []
     for rows in _shuffled(settings, seed):
-        if _expired(deadline):
+        if steps and _expired(deadline):
             break
         batch = problem.x_train[rows], problem.y_train[rows]
         params, state = step(params, state, *batch)
@@ -151,7 +153,8 @@ def run_guaranteed(
         learning_rate: of Adam, at the start.
         end_factor: to which part of that it falls, linearly, until the last step.
         seed: of weights, batches and noise.
-        deadline: stop at this ``time.monotonic()``; None for no limit.
+        deadline: after the first step, stop at this ``time.monotonic()``; None for no
+            limit.
 
     Returns:
         Test accuracy at the end, steps, seconds, and epsilon and delta spent.
@@ -170,7 +173,7 @@ def run_guaranteed(
     params = problem.init(init_key)
     state, steps = tx.init(params), 0
     for chunks in _poisson(problem, plan, batch_key):
-        if _expired(deadline):
+        if steps and _expired(deadline):
             break
         params, state = step(params, state, chunks)
         steps += 1
