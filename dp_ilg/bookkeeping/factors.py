@@ -23,7 +23,7 @@ from dp_ilg.bookkeeping.rules import Rows
 from dp_ilg.groups import accumulator
 
 _EXACT = jax.lax.Precision.HIGHEST
-_GUARD = 0.25
+_GUARD, _UNLIKE = 0.25, 8.0
 
 
 class Pair(NamedTuple):
@@ -60,18 +60,24 @@ def scaled(pairs: list[list[Pair]]) -> tuple[list[list[Pair]], Array]:
     """
     uses = [pair for own in pairs for pair in own]
     owners = np.repeat(np.arange(len(pairs)), [len(own) for own in pairs])
-    ones = jnp.stack([_largest(pair.read) for pair in uses], axis=1)
+    reads = {id(pair.read): pair.read for pair in uses}
+    place = {key: k for k, key in enumerate(reads)}
+    shared = np.array([place[id(pair.read)] for pair in uses])
+    ones = jnp.stack([_largest(x) for x in reads.values()], axis=1)
     twos = jnp.stack([_largest(pair.cotangent) for pair in uses], axis=1)
-    sizes = _product(ones, twos)
+    sizes = _product(ones[:, shared], twos)
     scale = jnp.stack([jnp.max(sizes[:, owners == k], 1) for k in range(len(pairs))], 1)
     tiny = jnp.finfo(scale.dtype).tiny
     known = scale * tiny < 1
     present = known & (scale >= tiny)
     share = sizes / jnp.where(present, scale, 1)[:, owners]
     share = jnp.where(present[:, owners], share, 0)
-    one, two = (jnp.where(share > 0, x, 0) for x in (1 / ones, share / twos))
+    normal = (ones * tiny < 1) & (ones >= tiny)
+    one = jnp.where(normal, 1 / ones, 0)
+    two = jnp.where(share > 0, share / twos, 0)
+    read = [_times(x, one[:, k]) for k, x in enumerate(reads.values())]
     out = [
-        Pair(_times(pair.read, one[:, k]), _times(pair.cotangent, two[:, k]))
+        Pair(read[shared[k]], _times(pair.cotangent, two[:, k]))
         for k, pair in enumerate(uses)
     ]
     ends = np.cumsum([0, *[len(own) for own in pairs]])
@@ -193,26 +199,30 @@ def _by_row(part: Part, rows: list[Any], rest: Array) -> list[Square]:
     for group in part.side.groups:
         own = owner == group
         square = jnp.sum(jnp.where(own, products, 0), axis=(1, 2))
-        reach = jnp.sum(jnp.where(own, sizes, 0), axis=2)
-        out.append((square, _rounding(reach, rest)))
+        out.append((square, _rounding(jnp.where(own, sizes, 0))))
     return out
 
 
 def _total(first: Array, second: Array) -> Square:
     square = jnp.sum(first * second, axis=(1, 2, 3))
-    reach = jnp.sum(jnp.sqrt(_diagonal(first) * _diagonal(second)), axis=2)
-    return square, _rounding(reach, first)
+    return square, _rounding(jnp.sqrt(_diagonal(first) * _diagonal(second)))
 
 
 def _diagonal(gram: Array) -> Array:
     return jnp.maximum(jnp.diagonal(gram, axis1=2, axis2=3), 0)
 
 
-def _rounding(reach: Array, gram: Array) -> Array:
-    """What the rounding of a squared norm is in proportion to."""
-    if gram.shape[2] == 1:
-        return jnp.zeros(reach.shape[0], reach.dtype)
-    return jnp.sum(jnp.square(reach), axis=1)
+def _rounding(sizes: Array) -> Array:
+    """What the rounding of a squared norm is in proportion to.
+
+    Errors of products that are alike add up as the sizes of the terms do, those of
+    products that are not as their squares do, which counts where terms are few.
+    """
+    if sizes.shape[2] == 1:
+        return jnp.zeros(sizes.shape[0], sizes.dtype)
+    alike = jnp.square(jnp.sum(sizes, axis=2))
+    unlike = jnp.sum(jnp.square(sizes), axis=2)
+    return jnp.sum(alike + _UNLIKE * unlike, axis=1)
 
 
 def norms(squares: list[Square], scale: Array) -> Array:
