@@ -143,7 +143,7 @@ def dp_adam_ilg_without_guarantee(
         settings: of the run.
         key: PRNG key.
         reading: "printed", or "divided" with the noise divided by the batch size; the
-            first cannot train, the second comes near the paper's accuracy.
+            first hardly trains, the second comes near the paper's accuracy.
 
     Returns:
         A transformation whose input is the ordinary mean gradient of a batch. Once the
