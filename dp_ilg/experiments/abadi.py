@@ -20,12 +20,10 @@ from dp_ilg.experiments.pca_network import Images, Setting, run
 from dp_ilg.experiments.reproduce import ReproduceOptions, RunLog, tell
 
 SETTINGS = (
-    Setting(epsilon=0.5, reported=90.0, epochs=10, learning_rate=0.5),
-    Setting(epsilon=2.0, reported=95.0, epochs=20, learning_rate=0.5),
-    Setting(epsilon=8.0, reported=97.0, epochs=40, learning_rate=0.5),
+    Setting(0.5, 90.0, epochs=8, learning_rate=3.0, pca_noise_multiplier=16.0),
+    Setting(2.0, 95.0, epochs=20, learning_rate=4.0, pca_noise_multiplier=8.0),
+    Setting(8.0, 97.0, epochs=60, learning_rate=4.0, pca_noise_multiplier=8.0),
 )
-
-
 PARTS = tuple(f"{setting.epsilon:g}" for setting in SETTINGS)
 
 

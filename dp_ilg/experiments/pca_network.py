@@ -20,6 +20,7 @@ from dp_ilg.pca import PrivatePca, pca_releases, private_pca
 
 DELTA = 1e-5
 LOT = 600
+FEATURE_NORM = 4.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,6 @@ class Setting:
         pca_noise_multiplier: the noise of the PCA.
         momentum: of SGD; 0 for none.
         whiten: coordinates are divided by this power of their noised variance's root.
-        feature_norm: what each image's coordinates are scaled to.
         dims: how many principal directions.
         hidden: how many rectified units.
     """
@@ -48,7 +48,6 @@ class Setting:
     pca_noise_multiplier: float = 16.0
     momentum: float = 0.0
     whiten: float = 0.5
-    feature_norm: float = 4.0
     dims: int = 60
     hidden: int = 1000
 
@@ -140,10 +139,12 @@ def plan_for(setting: Setting, num_examples: int) -> dp_ilg.PrivacyPlan:
 
 
 def features(setting: Setting, pca: PrivatePca, x: Any) -> jax.Array:
-    """Coordinates along the directions, partly whitened, scaled to one norm an image.
+    """Coordinates along the directions: centred, partly whitened, of one norm.
 
-    Directions and variances are released by the PCA, and scaling an image by its own
-    norm needs nothing of the others, so none of it costs anything more.
+    The strongest direction of images, none of which has negative pixels, is about that
+    of their mean, whose length is the root of its eigenvalue: subtracting that centres
+    them. Directions and eigenvalues are released by the PCA, and scaling an image by
+    its own norm needs nothing of the others, so none of it costs anything more.
 
     Example:
         >>> pca = private_pca(np.eye(3), 2, noise_multiplier=1.0, key=jax.random.key(0))
@@ -151,10 +152,17 @@ def features(setting: Setting, pca: PrivatePca, x: Any) -> jax.Array:
         >>> found.shape, float(jnp.linalg.norm(found[0]).round(3))
         ((3, 2), 4.0)
     """
-    found = pca.project(jnp.asarray(x, jnp.float32))
-    found = found / jnp.maximum(pca.eigenvalues, 1e-4) ** (setting.whiten / 2)
-    norms = jnp.linalg.norm(found, axis=-1, keepdims=True)
-    return setting.feature_norm * found / jnp.maximum(norms, 1e-6)
+    found = pca.project(_scaled(jnp.asarray(x, jnp.float32), 1.0))
+    variances = jnp.maximum(pca.eigenvalues, 1e-4)
+    upwards = jnp.where(jnp.sum(pca.components[0]) < 0, -1, 1)
+    found = found.at[:, 0].add(-upwards * jnp.sqrt(variances[0]))
+    variances = variances.at[0].set(variances[min(1, len(variances) - 1)])
+    return _scaled(found / variances ** (setting.whiten / 2), FEATURE_NORM)
+
+
+def _scaled(rows: jax.Array, norm: float) -> jax.Array:
+    norms = jnp.linalg.norm(rows, axis=-1, keepdims=True)
+    return norm * rows / jnp.maximum(norms, 1e-6)
 
 
 def initial(key: Any, dims: int, hidden: int) -> dict[str, Any]:
@@ -167,9 +175,14 @@ def initial(key: Any, dims: int, hidden: int) -> dict[str, Any]:
 
 
 def logits(params: Any, x: Any) -> Any:
-    """The network: one layer of rectified units, then ten scores."""
+    """The network: one layer of rectified units, then ten scores.
+
+    The units' mean over random weights, a constant, is taken off them: a gradient is
+    the units times the errors, and what all images share would use up its norm.
+    """
     first, last = params["hidden"], params["output"]
-    hidden = jax.nn.relu(x @ first["kernel"] + first["bias"])
+    mean = FEATURE_NORM * np.sqrt(2 / x.shape[-1]) / np.sqrt(2 * np.pi)
+    hidden = jax.nn.relu(x @ first["kernel"] + first["bias"]) - mean
     return hidden @ last["kernel"] + last["bias"]
 
 
