@@ -331,8 +331,8 @@ def _notes(tasks: list[Task]) -> list[str]:
         "guaranteed: dp_adam_ilg, Poisson batches of the same expected size, as many "
         "steps, epsilon at most the claimed one at delta 1e-5 (PLD, add or remove one "
         "example), the cost of its DP-PCA included. Seeds are published and the choice "
-        "of learning rate and clip norm (ten settings on 10,000 held-out MNIST training "
-        "images) is not charged.",
+        "of learning rate and clip norm (ten settings on 10,000 held-out training "
+        "images of MNIST) is not charged.",
     ]
     if any(task.pca for task in tasks):
         notes.append(
