@@ -46,7 +46,7 @@ RANKS = {
 RANK_OF = {name: rank for rank, names in RANKS.items() for name in names}
 CORE_DISTRIBUTIONS = {"jax", "optax", "numpy", "scipy", "dp_accounting", "jaxtyping"}
 BOOKKEEPING = [
-    ["convolution", "pool", "program", "views"],
+    ["convolution", "magnitudes", "pool", "program", "views"],
     ["rules"],
     ["tape"],
     ["parts"],

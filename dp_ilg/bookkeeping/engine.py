@@ -17,11 +17,18 @@ from jax.extend.core import ClosedJaxpr
 from jaxtyping import Array
 
 from dp_ilg.base import Example, LossFn, Params, PerExampleGrads
-from dp_ilg.bookkeeping import cost, factors, parts, pool, tape
+from dp_ilg.bookkeeping import cost, factors, magnitudes, parts, pool, tape
 from dp_ilg.bookkeeping.program import flat
 from dp_ilg.bookkeeping.rules import Direct
 from dp_ilg.bookkeeping.views import Digits, whole
-from dp_ilg.groups import Groups, cut_batch, join_norms, pieces_of, scaled_norms
+from dp_ilg.groups import (
+    Groups,
+    accumulator,
+    cut_batch,
+    join_norms,
+    pieces_of,
+    scaled_norms,
+)
 from dp_ilg.per_example import leaf_sum
 
 
@@ -120,7 +127,7 @@ def follow(
             own = item.sum(coefficients, groups.leaves[index].shape)
             sums[index] = sums[index] + own if index in sums else own
         whole_sums = [
-            sums[k] if k in sums else jnp.zeros(x.shape, factors.accumulator(x.dtype))
+            sums[k] if k in sums else jnp.zeros(x.shape, accumulator(x.dtype))
             for k, x in enumerate(leaves)
         ]
         return jax.tree.unflatten(treedef, whole_sums)
@@ -200,7 +207,7 @@ def _fast(paths: Paths, derivatives: Any, records: Any) -> tuple[list[_Fast], An
         [_pair(part_use, derivatives, records) for part_use in part.uses]
         for part in paths.parts
     ]
-    found, scale = factors.scaled(pairs)
+    found, scale = magnitudes.scaled(pairs)
     items = [
         _Fast(part, *_held(part, own), scale[:, k])
         for k, (part, own) in enumerate(zip(paths.parts, found, strict=True))
@@ -208,14 +215,14 @@ def _fast(paths: Paths, derivatives: Any, records: Any) -> tuple[list[_Fast], An
     return items, scale
 
 
-def _pair(part_use: parts.PartUse, derivatives: Any, records: Any) -> factors.Pair:
+def _pair(part_use: parts.PartUse, derivatives: Any, records: Any) -> magnitudes.Pair:
     for step in part_use.address:
         derivatives, records = derivatives[step], records[step]
-    return factors.Pair(records, derivatives)
+    return magnitudes.Pair(records, derivatives)
 
 
 def _held(
-    part: parts.Part, pairs: list[factors.Pair]
+    part: parts.Part, pairs: list[magnitudes.Pair]
 ) -> tuple[factors.Factors | Array, Digits | None]:
     """A part's gradients if it is cheaper to form them, else its factors."""
     forms = cost.forms_gradient(part)
@@ -239,7 +246,7 @@ def _direct(part: parts.Part) -> Direct | None:
 
 
 def _directly(
-    part: parts.Part, direct: Direct, pair: factors.Pair
+    part: parts.Part, direct: Direct, pair: magnitudes.Pair
 ) -> tuple[Array, Digits | None]:
     """The gradients as they are made; in the part's layout only where it is cut."""
     value = jax.vmap(direct.make)(*pair)
