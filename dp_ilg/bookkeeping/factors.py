@@ -244,13 +244,11 @@ def _sum_of_use(part: Part, first: Any, second: Any, weights: Array) -> Array:
         return jnp.swapaxes(_scatter(part, second, first, weights, side), 1, 2)
     if isinstance(first, Rows):
         return _scatter(part, first, second, weights, part.side.name)
-    spread = _spread(part, weights, False)
-    by_second = weights.ndim == 2 and part.side.name == "second"
-    by_first = weights.ndim == 2 and part.side.name == "first"
-    if by_first or (first.size < second.size and not by_second):
-        first = first * spread
-    else:
+    if weights.ndim == 1 or part.side.name in ("", "batch", "second"):
+        spread = _spread(part, weights, False)
         second = second * spread
+    else:
+        first = first * _spread(part, weights, False)
     if first.shape[1] > 1:
         return jnp.einsum("bgta,bgtc->gac", first, second, precision=_EXACT)
     one = first.reshape(-1, first.shape[3])
