@@ -22,7 +22,7 @@ from dp_ilg.experiments.reproduce import ReproduceOptions, RunLog, tell
 SETTINGS = (
     Setting(0.5, 90.0, epochs=8, learning_rate=3.0, pca_noise_multiplier=16.0),
     Setting(2.0, 95.0, epochs=20, learning_rate=4.0, pca_noise_multiplier=8.0),
-    Setting(8.0, 97.0, epochs=60, learning_rate=4.0, pca_noise_multiplier=8.0),
+    Setting(8.0, 97.0, epochs=80, learning_rate=2.5, pca_noise_multiplier=8.0),
 )
 PARTS = tuple(f"{setting.epsilon:g}" for setting in SETTINGS)
 
