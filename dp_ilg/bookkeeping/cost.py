@@ -12,9 +12,9 @@ from dp_ilg.bookkeeping.program import as_closed
 
 _PASSES = 16
 _CACHE_BYTES = 12 * 2**20
-_CPU_BYTES = 80 * 2**20
+_CPU_BYTES = 272 * 2**20
 _DEVICE_BYTES = 2 * 2**30
-_FEW, _MANY = 8, 1024
+_FEW, _MANY = 16, 1024
 
 
 def forms_gradient(part: Part) -> bool:
@@ -70,29 +70,31 @@ def _bytes(aval: Any) -> int:
     return size * getattr(getattr(aval, "dtype", None), "itemsize", 4)
 
 
-def microbatch(example_bytes: int, param_bytes: int) -> int:
+def microbatch(example_bytes: int, param_bytes: int, batch_size: int) -> int:
     """How many examples to differentiate at once: a power of 2.
 
     On a CPU as many as stay in the cache, or as make the sum over micro-batches, which
-    touches every parameter, a small part of the work; but a few at least, for products
-    of some width. Elsewhere as many as fit into memory that a step can be expected to
-    have. The constants were read off `benchmarks/bench_step.py`.
+    touches every parameter, a small part of the work; but a few at least, up to a
+    quarter of the batch, since each micro-batch starts hundreds of kernels. Elsewhere
+    as many as fit into memory that a step can be expected to have. The constants were
+    read off `benchmarks/bench_step.py`.
 
     Args:
-        example_bytes: what one example holds.
+        example_bytes: what one example holds, were nothing freed.
         param_bytes: what the parameters hold.
+        batch_size: of the whole batch.
 
     Returns:
         The micro-batch size, at least 1.
 
     Example:
-        >>> microbatch(2**20, 2**20) >= 1
+        >>> microbatch(2**20, 2**20, 256) >= 1
         True
     """
     each = max(1, example_bytes)
     if jax.default_backend() == "cpu":
         count = max(_CACHE_BYTES, 2 * param_bytes) / each
-        count = max(count, min(_FEW, _CPU_BYTES / each))
+        count = max(count, min(_FEW, batch_size / 4, _CPU_BYTES / each))
     else:
         count = _DEVICE_BYTES / each
     return 2 ** round(math.log2(min(max(count, 1), _MANY)))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import jax
+
 from dp_ilg.base import Example, LossFn, Params, PerExampleGrads
 from dp_ilg.bookkeeping import cost
 from dp_ilg.bookkeeping.engine import Paths, find_paths, follow
@@ -105,5 +107,6 @@ def prepare(
     held = cost.footprint(paths.closed) + sum(map(cost.part_bytes, paths.parts))
     sizes = [math.prod(leaf.shape) for leaf in groups.leaves]
     held += sum(4 * sizes[k] for k in paths.spoiled)
-    picked = cost.microbatch(held, 4 * sum(sizes))
+    count = jax.tree.leaves(batch)[0].shape[0]
+    picked = cost.microbatch(held, 4 * sum(sizes), count)
     return picked, lambda params, batch: follow(paths, params, batch, groups)
