@@ -70,7 +70,9 @@ def _bytes(aval: Any) -> int:
     return size * getattr(getattr(aval, "dtype", None), "itemsize", 4)
 
 
-def microbatch(example_bytes: int, param_bytes: int, batch_size: int) -> int:
+def microbatch(
+    example_bytes: int, formed_bytes: int, param_bytes: int, batch_size: int
+) -> int:
     """How many examples to differentiate at once: a power of 2.
 
     On a CPU as many as stay in the cache, or as make the sum over micro-batches, which
@@ -81,6 +83,8 @@ def microbatch(example_bytes: int, param_bytes: int, batch_size: int) -> int:
 
     Args:
         example_bytes: what one example holds, were nothing freed.
+        formed_bytes: what of that are its gradients on the general path, which are
+            gone through several times.
         param_bytes: what the parameters hold.
         batch_size: of the whole batch.
 
@@ -88,13 +92,14 @@ def microbatch(example_bytes: int, param_bytes: int, batch_size: int) -> int:
         The micro-batch size, at least 1.
 
     Example:
-        >>> microbatch(2**20, 2**20, 256) >= 1
+        >>> microbatch(2**20, 0, 2**20, 256) >= 1
         True
     """
-    each = max(1, example_bytes)
+    each = max(1, example_bytes + formed_bytes)
     if jax.default_backend() == "cpu":
         count = max(_CACHE_BYTES, 2 * param_bytes) / each
-        count = max(count, min(_FEW, batch_size / 4, _CPU_BYTES / each))
+        few = min(_FEW, batch_size / 4, _CPU_BYTES / each)
+        count = max(count, min(few, _CACHE_BYTES / max(1, 2 * formed_bytes)))
     else:
         count = _DEVICE_BYTES / each
     return 2 ** round(math.log2(min(max(count, 1), _MANY)))

@@ -106,7 +106,7 @@ def prepare(
     paths = find_paths(loss_fn, params, batch, groups)
     held = cost.footprint(paths.closed) + sum(map(cost.part_bytes, paths.parts))
     sizes = [math.prod(leaf.shape) for leaf in groups.leaves]
-    held += sum(4 * sizes[k] for k in paths.spoiled)
+    formed = sum(4 * sizes[k] for k in paths.spoiled)
     count = jax.tree.leaves(batch)[0].shape[0]
-    picked = cost.microbatch(held, 4 * sum(sizes), count)
+    picked = cost.microbatch(held + formed, formed, 4 * sum(sizes), count)
     return picked, lambda params, batch: follow(paths, params, batch, groups)
