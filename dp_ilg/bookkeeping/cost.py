@@ -99,7 +99,7 @@ def microbatch(
     if jax.default_backend() == "cpu":
         count = max(_CACHE_BYTES, 2 * param_bytes) / each
         few = min(_FEW, batch_size / 4, _CPU_BYTES / each)
-        count = max(count, min(few, _CACHE_BYTES / max(1, 2 * formed_bytes)))
+        count = max(count, min(few, _CACHE_BYTES / max(1, 3 * formed_bytes)))
     else:
         count = _DEVICE_BYTES / each
     return 2 ** round(math.log2(min(max(count, 1), _MANY)))
