@@ -96,6 +96,8 @@ class ClippedGradFn:
             An `Explanation`: one `LeafPlan` a leaf; ``print`` shows a table.
         """
         groups = group(params, layers)
+        batch_length(batch)
+        self._check(params, batch, Geometry.uniform(params, layers))
         held, _ = self._prepared(self.loss_fn, params, batch, groups)
         found: Explanation = ENGINES[self.engine].explain(
             self.loss_fn, params, batch, groups, held
@@ -285,13 +287,29 @@ def _traced(loss_fn: LossFn, params: Params, example: Example) -> tuple[Any, Any
             f"({str(error).split('.')[0]}), which would mix them; replace BatchNorm "
             "by GroupNorm or LayerNorm and drop axis_name."
         ) from None
-    if closed.effects:
-        names = ", ".join(sorted(str(effect) for effect in closed.effects))
+    effects = closed.effects
+    if not effects and _has_own_derivative(closed.jaxpr):
+        whole = lambda *args: sum(map(jnp.sum, jax.tree.leaves(loss_fn(*args))), 0.0)  # noqa: E731
+        effects = jax.make_jaxpr(jax.grad(whole))(params, example).effects
+    if effects:
+        names = ", ".join(sorted(str(effect) for effect in effects))
         raise ValueError(
             f"The loss has effects ({names}), which would show single examples; take "
             "jax.debug.print, io_callback and the like out of it."
         )
     return closed, out
+
+
+def _has_own_derivative(jaxpr: Any) -> bool:
+    """Whether a custom_vjp is in a program: its backward pass is not part of it."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name.startswith("custom_vjp"):
+            return True
+        for value in jax.tree.leaves(list(equation.params.values())):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns") and _has_own_derivative(inner):
+                return True
+    return False
 
 
 def _split(batch: Example, chunk: int) -> Example:

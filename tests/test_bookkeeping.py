@@ -447,6 +447,19 @@ def printing_in_a_scan(p, x):
     return readout(jax.lax.scan(step, jnp.zeros(4), x)[0])
 
 
+def printing_backwards(p, x):
+    @jax.custom_vjp
+    def double(v):
+        return 2 * v
+
+    def pull(_, cotangent):
+        jax.debug.print("{}", cotangent)
+        return (2 * cotangent,)
+
+    double.defvjp(lambda v: (2 * v, None), pull)
+    return readout(double(x @ p["w"]))
+
+
 def calling_back(ordered):
     def loss(p, x):
         io_callback(lambda v: None, None, x[0], ordered=ordered)
@@ -468,6 +481,7 @@ IMPURE = {
     "print in a scan": printing_in_a_scan,
     "print in a branch": printing_in_a_branch,
     "print under jit": jax.jit(printing),
+    "print in a backward pass": printing_backwards,
     "io_callback": calling_back(False),
     "ordered io_callback": calling_back(True),
 }
