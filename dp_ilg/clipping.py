@@ -142,7 +142,8 @@ def clip_sum(
     Args:
         per_example: what the engine found.
         geometry: weights released before this step.
-        l2_clip_norm: bound C on one example in the geometry's norm.
+        l2_clip_norm: bound C on one example in the geometry's norm; a traced one
+            that is no positive number makes everything NaN.
         mode: how to bound.
         is_padding_example: bool ``[batch]``; True rows do not exist.
 
@@ -171,6 +172,7 @@ def clip_sum(
     length = weighted_norm(norms, geometry.weights)
     present = present & jnp.isfinite(length)
     bound = jnp.asarray(l2_clip_norm, norms.dtype)
+    bound = jnp.where(jnp.isfinite(bound) & (bound > 0), bound, jnp.nan)
     raw = mode.coefficients(norms, geometry.weights, bound * (1 - ROUNDING_SLACK))
     keep = present.reshape(-1, *[1] * (raw.ndim - 1))
     sums = per_example.weighted_sum(jnp.where(keep, raw, 0))

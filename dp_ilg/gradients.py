@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.extend.core
 import jax.numpy as jnp
+from jax.extend.core import Literal
 from jaxtyping import Array
 
 from dp_ilg import validation
@@ -172,6 +172,7 @@ def clipped_grad(
 
     Raises:
         ValueError: for a bad norm, mode, engine or size.
+        TypeError: for a loss that is no function.
 
     Privacy: sensitivity `l2_clip_norm` in the geometry's norm for adding or removing
     one example, and 1 for the layer shares; not private before noise. Losses of
@@ -190,6 +191,11 @@ def clipped_grad(
 
     Reference: Abadi et al. 2016, Algorithm 1; DESIGN.md section 2.
     """
+    if not callable(loss_fn):
+        raise TypeError(
+            f"loss_fn is {type(loss_fn).__name__}, but must be a function (params, "
+            "example) -> scalar."
+        )
     validation.positive("l2_clip_norm", l2_clip_norm)
     if microbatch_size is not None:
         validation.whole("microbatch_size", microbatch_size)
@@ -264,12 +270,11 @@ def check_loss(loss_fn: LossFn, params: Params, example: Example) -> None:
     count = len(jax.tree.leaves(example))
     reached = set(closed.jaxpr.invars[-count:]) if count else set()
     for equation in closed.jaxpr.eqns:
-        inputs = {
-            v for v in equation.invars if not isinstance(v, jax.extend.core.Literal)
-        }
+        inputs = {v for v in equation.invars if not isinstance(v, Literal)}
         if inputs & reached:
             reached |= set(equation.outvars)
-    if not reached & set(closed.jaxpr.outvars):
+    outs = closed.jaxpr.outvars
+    if not any(v in reached for v in outs if not isinstance(v, Literal)):
         raise ValueError(
             "The loss ignores the example; it must use its second argument."
         )
@@ -282,15 +287,13 @@ def _traced(loss_fn: LossFn, params: Params, example: Example) -> tuple[Any, Any
     except NameError as error:
         if "axis name" not in str(error):
             raise
-        raise ValueError(
-            "The loss asks for statistics over other examples "
-            f"({str(error).split('.')[0]}), which would mix them; replace BatchNorm "
-            "by GroupNorm or LayerNorm and drop axis_name."
-        ) from None
+        raise _mixing(str(error).split(".")[0]) from None
     effects = closed.effects
     if not effects and _has_own_derivative(closed.jaxpr):
         whole = lambda *args: sum(map(jnp.sum, jax.tree.leaves(loss_fn(*args))), 0.0)  # noqa: E731
         effects = jax.make_jaxpr(jax.grad(whole))(params, example).effects
+    if any("NamedAxis" in type(effect).__name__ for effect in effects):
+        raise _mixing("it names a mapped axis")
     if effects:
         names = ", ".join(sorted(str(effect) for effect in effects))
         raise ValueError(
@@ -298,6 +301,13 @@ def _traced(loss_fn: LossFn, params: Params, example: Example) -> tuple[Any, Any
             "jax.debug.print, io_callback and the like out of it."
         )
     return closed, out
+
+
+def _mixing(found: str) -> ValueError:
+    return ValueError(
+        f"The loss asks for statistics over other examples ({found}), which would mix "
+        "them; replace BatchNorm by GroupNorm or LayerNorm and drop axis_name."
+    )
 
 
 def _has_own_derivative(jaxpr: Any) -> bool:

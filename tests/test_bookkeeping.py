@@ -493,6 +493,8 @@ def test_a_loss_with_side_effects_is_refused(name):
     with pytest.raises(ValueError) as caught:
         grad_fn_of(case)(case.params, case.batch, geometry=geometry_of(case.params))
     sentence(caught)
+    with pytest.raises(ValueError, match="effects"):
+        grad_fn_of(case).explain(case.params, case.batch)
 
 
 @pytest.mark.parametrize(
@@ -501,16 +503,44 @@ def test_a_loss_with_side_effects_is_refused(name):
         (lambda p, x: x @ p["w"], "one scalar"),
         (lambda p, x: (readout(x @ p["w"]), x), "one scalar"),
         (lambda p, x: readout(p["w"]), "ignores the example"),
+        (lambda p, x: 0.0, "ignores the example"),
         (lambda p, x: jnp.argmax(x @ p["w"]), "int"),
         (lambda p, x: jnp.sum(x @ p["w"]) * (1 + 1j), "complex"),
     ],
-    ids=["vector", "aux", "ignores", "integer", "complex"],
+    ids=["vector", "aux", "ignores", "constant", "integer", "complex"],
 )
 def test_bad_losses(loss, words):
     case = Case(loss, {"w": jnp.ones((5, 4))}, jnp.ones((BATCH, 3, 5)))
     geometry = geometry_of(case.params)
     with pytest.raises(ValueError, match=words) as caught:
         grad_fn_of(case)(case.params, case.batch, geometry=geometry)
+    sentence(caught)
+
+
+@pytest.mark.parametrize("bad", [-1.0, 0.0, jnp.inf, jnp.nan])
+def test_a_traced_clip_norm_that_bounds_nothing_releases_nothing(bad):
+    params, batch = {"w": jnp.ones((5, 4))}, jnp.ones((BATCH, 3, 5))
+
+    @jax.jit
+    def clipped(bound):
+        grad_fn = dp_ilg.clipped_grad(
+            lambda p, x: readout(x @ p["w"]), l2_clip_norm=bound
+        )
+        return grad_fn(params, batch, geometry=dp_ilg.Geometry.uniform(params))
+
+    found = clipped(bad)
+    assert jnp.isnan(found.l2_clip_norm) and jnp.isnan(found.gradients["w"]).all()
+    assert jnp.isfinite(clipped(1.0).gradients["w"]).all()
+
+
+def test_a_mapped_axis_outside_is_no_way_to_mix_examples():
+    params, batch = {"w": jnp.ones(5)}, jnp.ones((2, BATCH, 5))
+    loss = lambda p, x: jax.lax.pmean(jnp.sum(p["w"] * x), "batch")  # noqa: E731
+    grad_fn = dp_ilg.clipped_grad(loss, l2_clip_norm=1.0)
+    geometry = dp_ilg.Geometry.uniform(params)
+    run = lambda rows: grad_fn(params, rows, geometry=geometry)  # noqa: E731
+    with pytest.raises(ValueError, match="GroupNorm") as caught:
+        jax.vmap(run, axis_name="batch")(batch)
     sentence(caught)
 
 

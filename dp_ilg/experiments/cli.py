@@ -7,6 +7,7 @@ Everything else goes to standard error. A mistake is one sentence and exit code 
 import contextlib
 import io
 import logging
+import os
 import re
 import sys
 import time
@@ -55,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain("Interrupted; go on with --resume if steps were taken.", 130)
     except (_Mistake, ValueError, TypeError) as error:
         return _complain(str(error), 2)
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         return _complain(_disk(error), 2)
     return 0
