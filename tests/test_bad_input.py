@@ -252,7 +252,7 @@ def test_chunks_clipped_differently_are_refused_or_poisoned(bound, weights):
         return grad_fn(params, batch, geometry=geometry)
 
     one = clipped(1.0, [1.0, 1.0])
-    with pytest.raises(ValueError, match="different weights or clip norms") as caught:
+    with pytest.raises(ValueError, match="different weights, coord") as caught:
         _ = one + clipped(bound, weights)
     sentence(caught)
     total = jax.jit(lambda: clipped(1.0, [1.0, 1.0]) + clipped(bound, weights))()
