@@ -52,7 +52,6 @@ def dp_sgd(
         >>> import dp_ilg, jax
         >>> plan = dp_ilg.plan_privacy(noise_multiplier=1.0, delta=1e-5, num_steps=9,
         ...     num_examples=1000, batch_size=100, score_budget=0)
-        >>> plan = plan
         >>> tx = dp_sgd(0.1, plan, key=jax.random.key(0), momentum=0.9)
         >>> tx.geometry(tx.init({"w": jax.numpy.zeros(2)})).weights.tolist()
         [1.0]

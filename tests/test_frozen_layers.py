@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-PATH = pathlib.Path(__file__).parent.parent / "examples" / "frozen_layers.py"
+PATH = pathlib.Path(__file__).parent.parent / "benchmarks" / "frozen_layers.py"
 
 
 @pytest.fixture(scope="module")
