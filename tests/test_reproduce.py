@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import dp_ilg
-from dp_ilg.experiments import cli, table2, table3, table_runs
+from dp_ilg.experiments import cli, study_commands, table2, table3, table_runs
 from dp_ilg.experiments.data_files import DataError
 from dp_ilg.experiments.reproduce import REPRODUCTIONS, ReproduceOptions, RunLog
 from dp_ilg.experiments.resnet import ResNet
@@ -206,3 +206,14 @@ def test_the_timed_row_runs_on_the_residual_network():
     (row,) = found["rows"]
     assert row["guaranteed_epsilon"] <= row["claimed_epsilon"]
     assert "not comparable" in found["notes"][-1]
+
+
+def test_a_table_wider_than_the_terminal_loses_no_letter(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "60")
+    row = {"method": "a-long-name", **{f"column_number_{i}": i / 7 for i in range(9)}}
+    for rows in ([row, row | {"method": "b"}, row], [row] * 9):
+        study_commands.show_rows({"title": "t", "rows": rows, "notes": []}, False)
+        out = capsys.readouterr().out
+        assert "…" not in out and max(map(len, out.splitlines())) <= 60
+        if len(rows) < 9:
+            assert "column number 8" in out and "1 a-long-name" in out

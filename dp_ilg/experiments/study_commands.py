@@ -9,6 +9,8 @@ import tyro
 
 from dp_ilg.experiments.reproduce import ReproduceOptions, reproduction
 
+_FEW = 3  # rows that can stand side by side in a terminal
+
 
 def reproduce(
     table: Annotated[str, tyro.conf.Positional],
@@ -117,18 +119,40 @@ def show_rows(found: Mapping[str, Any], json: bool) -> None:
         print(json_lib.dumps(found))
         return
     from rich.console import Console
-    from rich.table import Table
 
-    rows: Sequence[Mapping[str, Any]] = found["rows"]
-    table = Table(title=found["title"])
-    for name in rows[0] if rows else ():
-        table.add_column(name.replace("_", " "))
-    for row in rows:
-        table.add_row(*(_cell(value) for value in row.values()))
-    console = Console()
+    console, rows = Console(), found["rows"]
+    table = _table(found["title"], rows)
+    natural = console.measure(table, options=console.options.update(width=1000))
+    if natural.maximum > console.width and len(rows) <= _FEW:
+        table = _table(found["title"], _turned(rows))
     console.print(table)
     for note in found["notes"]:
         console.print(note, markup=False, highlight=False)
+
+
+def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> Any:
+    from rich.table import Table
+
+    table = Table(title=title)
+    for name in rows[0] if rows else ():
+        table.add_column(name.replace("_", " "), overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row.values()))
+    return table
+
+
+def _turned(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Columns as rows, for a table wider than the terminal."""
+    first, *others = rows[0] if rows else ("",)
+    heads = [_cell(row[first]) for row in rows]
+    return [
+        {first: name.replace("_", " ")}
+        | {
+            f"{i} {head}" if heads.count(head) > 1 else head: row[name]
+            for i, (head, row) in enumerate(zip(heads, rows, strict=True), 1)
+        }
+        for name in others
+    ]
 
 
 def _cell(value: Any) -> str:
