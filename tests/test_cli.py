@@ -153,7 +153,8 @@ def test_a_resumed_run_has_the_values_of_its_folder(trained, tmp_path):
         (["train", "--run-dir", "/dev/null/x"], "/dev/null"),
         (["train", "--data.name", "mnist", "--data-dir", "no"], "no is no folder"),
         (["report", "absent"], "absent is not a folder"),
-        (["reproduce"], "required"),
+        (["reproduce"], "needs table2"),
+        (["epsilon"], "needs --noise-multiplier, --delta"),
         (
             ["reproduce", "tabel2"],
             "no table 'tabel2' to reproduce; did you mean table2",

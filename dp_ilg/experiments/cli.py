@@ -221,6 +221,10 @@ def _first_sentence(boxed: str) -> str:
     for pattern, kind in _KINDS:
         if bad := re.match(f"Error parsing (.*?): .*{pattern}$", found):
             return f"{bad[1]} is {bad[2]}, but must be {kind}; see --help."
+    if missing := re.match(r"Missing from (dp-ilg \S+): (.+)", found):
+        flags = re.findall(r"--[\w.-]+(?= [A-Z])", missing[2])
+        place = re.sub(r"^[A-Z]+ |[.,]? ?\(required\)", "", missing[2])
+        return f"{missing[1]} needs {', '.join(flags) or place}; see --help."
     advice = re.search(r"Perhaps you meant: (--[\w.-]+)", " ".join(parts[2:]))
     if advice:
         return f"{found}; did you mean {advice[1]}?"
