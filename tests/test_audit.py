@@ -80,7 +80,7 @@ def test_the_canary_is_the_record_that_moves_the_gradient_most():
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        (["audit"], "required"),
+        (["audit"], "needs "),
         (["audit", "publishd"], "no method 'publishd' to audit; did you mean publ"),
         (["audit", "published", "--trials", "3"], "trials is 3, but must be"),
         (["audit", "published", "--data", "imdb"], "no audit on 'imdb'; known are"),

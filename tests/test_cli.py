@@ -161,7 +161,7 @@ def test_a_resumed_run_has_the_values_of_its_folder(trained, tmp_path):
         ),
         (["reproduce", "table2", "--seeds", "0"], "seeds is 0, but must be"),
         (["reproduce", "table2", "--max-minutes", "-1"], "max_minutes is -1.0"),
-        (["epsilon", "--noise-multiplier", "1"], "required"),
+        (["epsilon", "--noise-multiplier", "1"], "needs --delta"),
         (["epsilon", "--noise-multiplier", "-1", *PLAN], "noise_multiplier is -1.0"),
         (["calibrate", "--epsilon", "0", *PLAN], "epsilon"),
         (
