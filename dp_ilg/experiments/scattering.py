@@ -45,7 +45,7 @@ def scatter(
 
     Returns:
         ``[batch, 81, side/4, side/4]``: the low-passed image, 8 angles at the fine and
-        8 at the coarse scale, then for each fine angle the 8 coarse ones of its modulus.
+        8 at the coarse scale, then for each fine angle the 8 coarse of its modulus.
 
     Raises:
         ValueError: for images of another shape.
