@@ -104,6 +104,18 @@ class ClippedGradFn:
         )
         return found
 
+    def microbatch(self, params: Params, batch: Example) -> int:
+        """Says how many examples of a batch a call differentiates at once.
+
+        Args:
+            params: as in a call; only shapes are read.
+            batch: as in a call; only shapes are read.
+
+        Returns:
+            `microbatch_size` where given, else what the engine picks, at most a batch.
+        """
+        return self._prepared(self.loss_fn, params, batch, group(params))[0]
+
     def _prepared(
         self, loss_fn: LossFn, params: Params, batch: Example, groups: Groups
     ) -> tuple[int, Callable]:

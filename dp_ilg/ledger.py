@@ -44,7 +44,8 @@ class PrivacyLedger:
     """Append-only record of the steps taken under one plan.
 
     Opening a file that exists resumes it. A last line that was cut while it was being
-    written is dropped, since `record` had not returned and nothing had been released.
+    written is dropped, since `record` had not returned and nothing had been released;
+    one that lacks its line end alone counts.
     The file is locked against a second writer until `close`.
 
     Attributes:
@@ -90,8 +91,7 @@ class PrivacyLedger:
 
         Raises:
             ValueError: if the file is no ledger, belongs to another plan or key, or is
-                damaged
-                before its last line; it is left as it is.
+                damaged; it is left as it is.
             OSError: if the file cannot be created, read or written, or another process
                 (or another ledger in this one) has it open.
         """
@@ -236,10 +236,10 @@ class PrivacyLedger:
     def _resume(self) -> None:
         """Counts the steps on file, after dropping a line that was cut."""
         content = self._read()
-        *lines, fragment = content.split(b"\n")
+        *lines, tail = content.split(b"\n")
         if lines:
             self._check_header(lines[0])
-        elif not self._header.startswith(fragment):
+        elif not self._header.startswith(tail):
             self._refuse("is not a privacy ledger", "choose another path")
         for count, line in enumerate(lines[1:]):
             if unseal(line) != {"step": count}:
@@ -250,11 +250,24 @@ class PrivacyLedger:
         steps = max(0, len(lines) - 1)
         if steps > self.plan.num_steps:
             self._refuse("has more steps than its plan", "count its plan as overspent")
-        self._tip = (steps, len(content) - len(fragment))  # steps, bytes: one value
-        self._has_tail = bool(fragment)
+        self._tip = (steps, len(content) - len(tail))  # steps, bytes: one value
+        self._has_tail = bool(tail)
         if not lines:
             self._append(self._header, steps=0)
+        elif tail:
+            self._mend(tail.rstrip(b"\0"), steps)  # zeros are a power cut's
         self._sync()
+
+    def _mend(self, tail: bytes, steps: int) -> None:
+        """Counts a last line that lacks its end alone; refuses one that was changed."""
+        expected = seal({"step": steps})
+        if not expected.startswith(tail):
+            self._refuse(
+                f"is damaged in line {steps + 2}",
+                "restore it from a copy, or count its plan as spent in full",
+            )
+        if tail == expected[:-1] and steps < self.plan.num_steps:
+            self._append(expected, steps=steps + 1)
 
     def _read(self) -> bytes:
         if not stat.S_ISREG(os.fstat(self._file).st_mode):

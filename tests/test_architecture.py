@@ -59,10 +59,11 @@ BOOKKEEPING = [
 BOOKKEEPING_RANK = {name: r for r, names in enumerate(BOOKKEEPING) for name in names}
 EXPERIMENTS = [
     ["data_files", "fields", "linen_models", "run_record", "svg", "train_step"]
-    + ["pca_network", "resnet", "scattering"],
+    + ["pca_network", "resnet", "scattering"]
+    + ["environment", "locks", "memory_limits"],
     ["data_adult", "nnx_models", "plots", "checkpoints", "reproduce"],
-    ["data", "models", "report", "table2", "table_runs"],
-    ["abadi", "config", "table3"],
+    ["data", "export", "models", "report", "table2", "table_runs"],
+    ["abadi", "config", "features", "table3"],
     ["holdout", "recipe"],
     ["job", "audit_scene"],
     ["audit"],

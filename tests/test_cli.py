@@ -119,7 +119,7 @@ def test_a_resumed_run_has_the_values_of_its_folder(trained, tmp_path):
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ([], "Expected one of {train, calibrate, epsilon, report, reproduce, audit}"),
+        ([], "Expected one of {train, calibrate, epsilon, report, export, reproduce"),
         (["trian"], "no command 'trian'; did you mean train?"),
         (["train", "--epsilom", "3"], "--epsilom, 3; did you mean --epsilon?"),
         (["train", "--epsilon"], "--epsilon"),

@@ -5,11 +5,13 @@ bit rather than drawing new noise for old data. Its files are for the owner only
 """
 
 import errno
+import hashlib
 import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +61,12 @@ def save_checkpoint(
         "leaves": {str(i): x for i, x in enumerate(leaves) if x.size},
         "facts": {"json": np.frombuffer(_encode(facts), np.uint8), "step": step},
     }
+    saved["digest"] = _digest(saved)
     for draft in folder.glob("*.orbax-checkpoint-tmp*"):  # of a run that was killed
         _remove(draft)
     _reserve(folder, sum(x.nbytes for x in saved["leaves"].values()))
-    _store(target, saved)
-    _owner_only(folder)
+    with _owner_only():
+        _store(target, saved)
     for old in _steps(folder)[:-keep]:
         _remove(folder / f"{old:08d}")
     return target
@@ -98,19 +101,55 @@ def load_checkpoint(
         ValueError: The checkpoint was made with another plan (abc, not xyz); use the \
 run folder it belongs to.
     """
-    folder = Path(folder).absolute()
-    steps = _steps(folder)
-    if not steps:
-        raise ValueError(f"There is no checkpoint in {folder}; start a new run folder.")
-    saved = _restore(folder / f"{steps[-1]:08d}")
-    facts = json.loads(saved["facts"]["json"].tobytes())
+    step, leaves, facts = read_checkpoint(folder)
     for name, value in expect.items():
         if facts.get(name) != value:
             raise ValueError(
                 f"The checkpoint was made with another {name} ({facts.get(name)}, not "
                 f"{value}); use the run folder it belongs to."
             )
-    return int(saved["facts"]["step"]), _fill(like, saved["leaves"]), facts
+    return step, _fill(like, leaves), facts
+
+
+def read_checkpoint(
+    folder: Path,
+) -> tuple[int, dict[str, np.ndarray], dict[str, Any]]:
+    """Reads the newest checkpoint as it is, without a model to put it into.
+
+    Args:
+        folder: the folder of all checkpoints.
+
+    Returns:
+        The step, the leaves by their place in the saved tree ("0", "1", ...; empty
+        ones are left out), and the saved facts.
+
+    Raises:
+        ValueError: in one sentence, if there is none, or it is not bit by bit what
+            was saved.
+
+    Privacy:
+        The leaves include the secret keys.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> _ = save_checkpoint(folder, 3, {"w": jnp.ones(2)}, {"plan": "abc"})
+        >>> read_checkpoint(folder)
+        (3, {'0': array([1., 1.], dtype=float32)}, {'plan': 'abc'})
+    """
+    folder = Path(folder).absolute()
+    steps = _steps(folder)
+    if not steps:
+        raise ValueError(f"There is no checkpoint in {folder}; start a new run folder.")
+    path = folder / f"{steps[-1]:08d}"
+    saved = _restore(path)
+    try:
+        if saved["digest"].tobytes() != _digest(saved).tobytes():
+            raise ValueError("digest")
+        facts = json.loads(saved["facts"]["json"].tobytes())
+        return int(saved["facts"]["step"]), saved["leaves"], facts
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _damaged(path, error) from error
 
 
 def _fill(like: PyTree, saved: dict[str, np.ndarray]) -> PyTree:
@@ -177,10 +216,27 @@ def _restore(path: Path) -> Any:
         with ocp.PyTreeCheckpointer() as checkpointer:
             return checkpointer.restore(path, restore_args=None)
     except Exception as error:  # Orbax raises many types for a damaged folder
-        raise ValueError(
-            f"The checkpoint {path} is damaged ({type(error).__name__}); delete it to "
-            "resume from the one before."
-        ) from error
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    why = "its digest is wrong" if str(error) == "digest" else type(error).__name__
+    return ValueError(
+        f"The checkpoint {path} is damaged ({why}); delete it to resume from the one "
+        "before."
+    )
+
+
+def _digest(saved: Mapping[str, Any]) -> np.ndarray:
+    """SHA-256 of leaves and facts: one flipped bit in a key is other noise."""
+    digest = hashlib.sha256()
+    for name, value in sorted(saved["leaves"].items()):
+        array = np.ascontiguousarray(value)
+        digest.update(f"{name} {array.dtype} {array.shape} ".encode())
+        digest.update(array.tobytes())
+    facts = saved["facts"]
+    digest.update(f"{int(facts['step'])} ".encode() + facts["json"].tobytes())
+    return np.frombuffer(digest.digest(), np.uint8)
 
 
 def _encode(facts: Mapping[str, Any]) -> bytes:
@@ -190,15 +246,18 @@ def _encode(facts: Mapping[str, Any]) -> bytes:
 def _steps(folder: Path) -> list[int]:
     if not folder.is_dir():
         return []
-    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
+    names = [p.name for p in folder.iterdir()]
+    return sorted(int(name) for name in names if re.fullmatch("[0-9]{8,}", name))
 
 
-def _owner_only(folder: Path) -> None:
-    for path, folders, files in os.walk(folder):
-        for name in folders:
-            os.chmod(os.path.join(path, name), 0o700)
-        for name in files:
-            os.chmod(os.path.join(path, name), 0o600)
+@contextmanager
+def _owner_only() -> Iterator[None]:
+    """Makes files with mode 0600 and folders with 0700, from their first moment."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def _remove(folder: Path) -> None:

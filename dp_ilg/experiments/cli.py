@@ -18,7 +18,14 @@ from typing import Annotated, Any
 
 import tyro
 
-from dp_ilg.experiments.commands import TRAIN_ROWS, calibrate, epsilon, report, show
+from dp_ilg.experiments.commands import (
+    TRAIN_ROWS,
+    calibrate,
+    epsilon,
+    export,
+    report,
+    show,
+)
 from dp_ilg.experiments.config import Config, read_config
 from dp_ilg.experiments.fields import nearest
 from dp_ilg.experiments.study_commands import audit, reproduce
@@ -56,6 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain("Interrupted; go on with --resume if steps were taken.", 130)
     except (_Mistake, ValueError, TypeError) as error:
         return _complain(str(error), 2)
+    except (MemoryError, RecursionError, OverflowError) as error:
+        kind = type(error).__name__
+        return _complain(f"The input is too large to be worked on ({kind}).", 2)
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
@@ -70,6 +80,7 @@ def _parse(args: list[str], default: Config) -> Callable[[], None]:
         "calibrate": calibrate,
         "epsilon": epsilon,
         "report": report,
+        "export": export,
         "reproduce": reproduce,
         "audit": audit,
     }
@@ -201,6 +212,8 @@ def _complain(sentence: str, code: int) -> int:
 def _disk(error: OSError) -> str:
     where = f"{error.filename}: " if error.filename else ""
     words = error.strerror or str(error)
+    if words.endswith("."):  # ours, with its own advice
+        return words
     return f"{where}{words}; free space or change permissions, then use --resume."
 
 

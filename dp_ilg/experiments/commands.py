@@ -163,6 +163,39 @@ def report(
     return work
 
 
+def export(
+    run_dir: Annotated[str, tyro.conf.Positional],
+    out: Annotated[str, tyro.conf.Positional],
+    *,
+    overwrite: bool = False,
+    json: bool = False,
+) -> Callable[[], None]:
+    """Writes the parameters of a run, and nothing secret, to an .npz file.
+
+    Args:
+        run_dir: the folder of a training run.
+        out: the file, which must not exist.
+        overwrite: replace the file if it exists.
+        json: print one JSON object.
+
+    Returns:
+        What does it.
+
+    Example:
+        >>> export("no/such/run", "out.npz")()
+        Traceback (most recent call last):
+        ValueError: no/such/run is not a folder; give the folder of a training run.
+    """
+
+    def work() -> None:
+        from dp_ilg.experiments.export import export_parameters
+
+        found = export_parameters(Path(run_dir), Path(out), overwrite=overwrite)
+        show(found, json, _EXPORT_ROWS)
+
+    return work
+
+
 # key of the result -> words in the table, and how to print the value
 Rows = Mapping[str, tuple[str, str]]
 TRAIN_ROWS: Rows = {
@@ -188,6 +221,14 @@ _PLAN_ROWS: Rows = {
     "num_examples": ("Training examples", "{:,}"),
     "accountant": ("Accountant", "{}"),
     "neighboring_relation": ("Neighbouring relation", "{}"),
+}
+_EXPORT_ROWS: Rows = {
+    "out": ("File", "{}"),
+    "arrays": ("Arrays", "{:,}"),
+    "parameters": ("Parameters", "{:,}"),
+    "steps": ("After steps", "{:,}"),
+    "epsilon": ("Privacy spent: epsilon", "{:.4f}"),
+    "delta": ("Delta", "{:g}"),
 }
 _REPORT_ROWS: Rows = {"run_dir": ("Run folder", "{}"), "report": ("Report", "{}")}
 
@@ -242,6 +283,6 @@ def show(found: Mapping[str, Any], json: bool, rows: Rows) -> None:
 
 
 def _schedule(chosen: ScheduleConfig) -> Any:
-    from dp_ilg.experiments.job import build_schedule
+    from dp_ilg.experiments.recipe import build_schedule
 
     return build_schedule(chosen)

@@ -1,8 +1,10 @@
 """The folder of a run: begun whole or not at all, resumed only where it fits."""
 
+import glob
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Mapping
@@ -14,10 +16,15 @@ import numpy as np
 
 from dp_ilg.experiments.checkpoints import save_checkpoint
 from dp_ilg.experiments.config import Config, config_to_toml, read_config
+from dp_ilg.experiments.environment import environment
 from dp_ilg.experiments.job import Job
+from dp_ilg.experiments.locks import locked
 from dp_ilg.experiments.trainer import Position
+from dp_ilg.layers import paths
 from dp_ilg.ledger import PrivacyLedger
 from dp_ilg.plan import PrivacyPlan
+
+_DRAFT = re.compile(r"\..+\.[0-9a-f]{8}|\.report-.*")
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -47,6 +54,16 @@ def write_atomically(path: Path, text: str) -> None:
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
+
+
+def _sync(folder: Path) -> None:
+    """Makes a renaming durable, where folders can be synced."""
+    if hasattr(os, "O_DIRECTORY"):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 class RunFolder:
@@ -112,37 +129,64 @@ to go on with it.
         """
         self.check_absent()
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._remove_drafts()
         draft = RunFolder(
             self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}")
         )
         try:
             draft.path.mkdir(mode=0o700)
-            draft.config.write_text(config_to_toml(job.config), encoding="utf-8")
-            draft.plan.write_text(job.plan.to_json() + "\n", encoding="utf-8")
-            draft.metrics.touch()
-            PrivacyLedger(draft.ledger, job.plan).close()
-            draft.saver(job, seed_fixed)(position)
-            self.check_absent()
-            os.rename(draft.path, self.path)
+            with locked(draft.path):
+                draft._fill(job, position, seed_fixed)
+                self.check_absent()
+                os.rename(draft.path, self.path)
+            _sync(self.path.parent)
         except BaseException:
             shutil.rmtree(draft.path, ignore_errors=True)
             raise
 
-    def saver(self, job: Job, seed_fixed: bool) -> Callable[[Position], None]:
+    def _fill(self, job: Job, position: Position, seed_fixed: bool) -> None:
+        write_atomically(self.config, config_to_toml(job.config))
+        write_atomically(self.plan, job.plan.to_json() + "\n")
+        self.metrics.touch()
+        PrivacyLedger(self.ledger, job.plan, key=position.sampler_key).close()
+        self.saver(dict(identity(job), seed_fixed=seed_fixed))(position)
+
+    def _remove_drafts(self) -> None:
+        """Removes what starts that were killed left beside the folder, keys and all."""
+        for path in self.path.parent.glob(f".{glob.escape(self.path.name)}.*"):
+            if path.is_dir() and _DRAFT.fullmatch(path.name):
+                try:
+                    with locked(path):
+                        shutil.rmtree(path, ignore_errors=True)
+                except (ValueError, OSError):
+                    continue  # somebody is at it, or it is gone
+
+    def tidy(self) -> None:
+        """Removes files that a killed run had not finished writing.
+
+        Raises:
+            OSError: if one cannot be removed.
+        """
+        for path in self.path.iterdir():
+            if path.is_file() and _DRAFT.fullmatch(path.name):
+                path.unlink()
+
+    def saver(self, facts: Mapping[str, Any]) -> Callable[[Position], None]:
         """Returns a function that writes a position as a checkpoint.
 
         Args:
-            job: the run.
-            seed_fixed: whether the keys come from a seed that somebody chose.
+            facts: what `identity` returns, and `seed_fixed`, whether the keys come
+                from a seed that somebody chose.
 
         Returns:
             The function; it raises OSError if the disk does not take it.
         """
-        facts = dict(identity(job), seed_fixed=seed_fixed)
+        known = dict(facts, environment=environment())
 
         def save(position: Position) -> None:
+            names = [("/".join(p), np.shape(x)) for p, x in paths(position.params)]
             tree = (position.params, position.state, position.sampler_key)
-            found = dict(facts, seconds=position.seconds)
+            found = dict(known, parameters=names, seconds=position.seconds)
             save_checkpoint(self.checkpoints, position.step, tree, found)
 
         return save

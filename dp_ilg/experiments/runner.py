@@ -16,7 +16,10 @@ import numpy as np
 
 from dp_ilg.experiments.checkpoints import load_checkpoint
 from dp_ilg.experiments.config import Config
+from dp_ilg.experiments.environment import check_repeatable
 from dp_ilg.experiments.job import Job, build_job, run_keys
+from dp_ilg.experiments.locks import locked
+from dp_ilg.experiments.memory_limits import memory_advice
 from dp_ilg.experiments.report import write_report
 from dp_ilg.experiments.run_folder import (
     RunFolder,
@@ -97,47 +100,53 @@ def run_training(
     if known:
         _check_same(folder, config)
     job = build_job(config, data_dir, folder.read_plan() if known else None)
-    position, seed_fixed = (_resumed if known else _begun)(folder, job)
-    if known and position.step == job.plan.num_steps and folder.summary.exists():
+    if not known:
+        folder.begin(job, *_begun(job))
+    with locked(folder.path):
+        return _go_on(folder, job, progress)
+
+
+def _go_on(
+    folder: RunFolder, job: Job, progress: Callable[[Job, int], Any] | None
+) -> dict[str, Any]:
+    """Takes the steps that are left, from the newest checkpoint."""
+    position, facts = _resumed(folder, job)
+    if position.step == job.plan.num_steps and folder.summary.exists():
         write_report(folder.path)
         return json.loads(folder.summary.read_text(encoding="utf-8"))
-    with PrivacyLedger(folder.ledger, job.plan) as ledger:
-        _check_ledger(ledger, position)
-        if known:
-            folder.cut_metrics(position.step)
-        position = _train(folder, job, position, ledger, seed_fixed, progress)
+    with PrivacyLedger(folder.ledger, job.plan, key=position.sampler_key) as ledger:
+        _check_ledger(ledger, position, facts)
+        folder.tidy()
+        folder.cut_metrics(position.step)
+        with memory_advice(lambda: _microbatch(job, position)):
+            position = _train(folder, job, position, ledger, facts, progress)
         if position.step < job.plan.num_steps:
             raise Interrupted(
                 f"Stopped after step {position.step} of {job.plan.num_steps}; go on "
                 f"with --resume --run-dir {folder.path}."
             )
-        summary = _summary(job, position, ledger, seed_fixed)
+        summary = _summary(job, position, ledger, bool(facts["seed_fixed"]))
     write_atomically(folder.summary, json.dumps(summary, indent=1) + "\n")
     write_report(folder.path)
     return summary
 
 
-def _begun(folder: RunFolder, job: Job) -> tuple[Position, bool]:
+def _begun(job: Job) -> tuple[Position, bool]:
     seed = job.config.run.seed
-    position = start(job, run_keys(seed))
-    folder.begin(job, position, seed is not None)
-    return position, seed is not None
+    return start(job, run_keys(seed)), seed is not None
 
 
-def _resumed(folder: RunFolder, job: Job) -> tuple[Position, bool]:
-    seed = job.config.run.seed
-    blank = start(job, run_keys(seed))
+def _resumed(folder: RunFolder, job: Job) -> tuple[Position, dict[str, Any]]:
+    blank, seed_fixed = _begun(job)
     like = (blank.params, blank.state, blank.sampler_key)
     step, tree, facts = load_checkpoint(folder.checkpoints, like, identity(job))
     params, state, sampler_key = tree
-    if seed is not None and not (sampler_key == blank.sampler_key).all():
+    if seed_fixed and not (sampler_key == blank.sampler_key).all():
         raise ValueError(
             "--seed is not the one this run was begun with; leave it out, the run "
             "folder holds the keys."
         )
-    return Position(step, params, state, sampler_key, facts["seconds"]), bool(
-        facts["seed_fixed"]
-    )
+    return Position(step, params, state, sampler_key, facts["seconds"]), facts
 
 
 def _check_same(folder: RunFolder, config: Config) -> None:
@@ -149,12 +158,26 @@ def _check_same(folder: RunFolder, config: Config) -> None:
         )
 
 
-def _check_ledger(ledger: PrivacyLedger, position: Position) -> None:
+def _check_ledger(
+    ledger: PrivacyLedger, position: Position, facts: dict[str, Any]
+) -> None:
     if ledger.steps < position.step:
         raise ValueError(
             f"{ledger.path} has {ledger.steps} steps but the checkpoint has "
             f"{position.step}, so released steps are missing; restore the ledger."
         )
+    if ledger.steps > position.step:
+        check_repeatable(facts.get("environment"), position.step)
+
+
+def _microbatch(job: Job, position: Position) -> int:
+    """How many examples a step differentiates at once; traces, computes nothing."""
+    rows = job.plan.batch_size
+    shapes = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct((rows, *a.shape[1:]), a.dtype),
+        (job.data.x_train, job.data.y_train),
+    )
+    return job.grad_fn.microbatch(position.params, shapes)
 
 
 def _train(
@@ -162,7 +185,7 @@ def _train(
     job: Job,
     position: Position,
     ledger: PrivacyLedger,
-    seed_fixed: bool,
+    facts: dict[str, Any],
     progress: Callable[[Job, int], Any] | None,
 ) -> Position:
     begin = progress or _silent
@@ -172,7 +195,7 @@ def _train(
             folder.add_metrics(record)
             bar.evaluated(record)
 
-        watch = Watch(bar.stepped, evaluated, folder.saver(job, seed_fixed), stop)
+        watch = Watch(bar.stepped, evaluated, folder.saver(facts), stop)
         return train(job, position, ledger, watch)
 
 

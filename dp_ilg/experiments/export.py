@@ -1,0 +1,105 @@
+"""Parameters alone, out of a checkpoint that also holds the secret keys."""
+
+import os
+import secrets
+import zipfile
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.lib import format as npy
+
+from dp_ilg.experiments.checkpoints import read_checkpoint
+from dp_ilg.experiments.locks import locked
+from dp_ilg.experiments.run_record import read_run
+
+
+def export_parameters(
+    run_dir: Path, out: Path, *, overwrite: bool = False
+) -> dict[str, Any]:
+    """Writes the newest parameters of a run to an .npz file, and nothing else.
+
+    Args:
+        run_dir: the folder of a training run, finished or not.
+        out: the file; its name must end in .npz. It holds one array a parameter, by
+            its path (``hidden_0/kernel``); those of 16 bits that NumPy does not know
+            (bfloat16) become float32, which is exact.
+        overwrite: whether a file that exists may be replaced.
+
+    Returns:
+        What was written: `out`, number of `arrays` and `parameters`, `steps` that the
+        parameters have seen, and the `epsilon` and `delta` of all steps charged.
+
+    Raises:
+        ValueError: in one sentence, for a folder that is damaged or in use, or a file
+            that exists or has another ending.
+        OSError: if the file cannot be written; nothing is left behind.
+
+    Privacy:
+        Parameters are post-processing of what the plan's mechanism released: the file
+        may be published under the run's (epsilon, delta). Optimizer state and keys
+        are never in it.
+
+    Example:
+        >>> export_parameters(Path("no/such/run"), Path("out.npz"))
+        Traceback (most recent call last):
+        ValueError: no/such/run is not a folder; give the folder of a training run.
+    """
+    out = Path(out)
+    if out.suffix != ".npz":
+        raise ValueError(f"{out} does not end in .npz; give a name that does.")
+    if os.path.lexists(out) and not overwrite:
+        raise ValueError(f"{out} exists; pass --overwrite to replace it.")
+    record = read_run(Path(run_dir))
+    with locked(Path(run_dir)):
+        step, leaves, facts = read_checkpoint(Path(run_dir) / "checkpoints")
+    arrays = _named(leaves, facts.get("parameters"))
+    _write(out, arrays)
+    return {
+        "run_dir": str(run_dir),
+        "out": str(out),
+        "arrays": len(arrays),
+        "parameters": sum(array.size for array in arrays.values()),
+        "steps": step,
+        "epsilon": record.epsilon_charged(),
+        "delta": record.plan.delta,
+    }
+
+
+def _named(leaves: dict[str, np.ndarray], names: Any) -> dict[str, np.ndarray]:
+    """The leaves that are parameters: the first ones, in the order of their names."""
+    if not names:
+        raise ValueError(
+            "The checkpoint does not name its parameters: it is of an older version; "
+            "read it with the version that wrote it."
+        )
+    return {
+        name: _plain(leaves.get(str(i), np.zeros(shape, np.float32)))
+        for i, (name, shape) in enumerate(names)
+    }
+
+
+def _plain(array: np.ndarray) -> np.ndarray:
+    """The array in a type that NumPy itself can read back."""
+    return array if array.dtype.kind in "biuf" else array.astype(np.float32)
+
+
+def _write(out: Path, arrays: dict[str, np.ndarray]) -> None:
+    draft = out.with_name(f".{out.name}.{secrets.token_hex(4)}")
+    try:
+        with open(draft, "wb") as file:
+            _save(file, arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, out)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+def _save(file: IO[bytes], arrays: dict[str, np.ndarray]) -> None:
+    """As `numpy.savez`, which takes no array named "file"."""
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                npy.write_array(member, array, allow_pickle=False)
