@@ -7,7 +7,8 @@ import pytest
 from dp_ilg.baselines import BASELINES
 from dp_ilg.experiments import cli
 from dp_ilg.experiments.config import Config, OptimizerConfig, PrivacyConfig
-from dp_ilg.experiments.job import build_job, method_options
+from dp_ilg.experiments.job import build_job
+from dp_ilg.experiments.recipe import method_options
 
 TINY = [
     *("--num-steps", "2", "--batch-size", "32", "--privacy.accountant", "rdp"),

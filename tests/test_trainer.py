@@ -29,7 +29,8 @@ from dp_ilg.experiments.config import (
     ScheduleConfig,
     config_to_toml,
 )
-from dp_ilg.experiments.job import build_job, learning_rate, run_keys
+from dp_ilg.experiments.job import build_job, run_keys
+from dp_ilg.experiments.recipe import learning_rate
 from dp_ilg.experiments.runner import Interrupted, run_training, with_seed
 from dp_ilg.experiments.trainer import Watch, params_sha256, start, train
 from tests.compiled import compiled_once  # noqa: F401 - a fixture

@@ -27,12 +27,22 @@ from dp_ilg.validation import fraction, positive, whole
 class DataConfig:
     """Which data: `name` is a row of the table of loaders.
 
+    `validation` is the share of training examples to hold out: they are then what the
+    model is evaluated on, and the test part is not kept. `features` is a row of
+    `dp_ilg.experiments.features.FEATURES`: what images are turned into beforehand.
+
     Example:
         >>> DataConfig(name="mnist").name
         'mnist'
     """
 
     name: str = required("digits")
+    validation: float | None = None
+    features: str = "raw"
+
+    def __post_init__(self):
+        if self.validation is not None:
+            fraction("data.validation", self.validation)
 
 
 @dataclass(frozen=True)

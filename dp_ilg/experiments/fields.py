@@ -190,11 +190,14 @@ _SCALARS = {
         lambda v: isinstance(v, int | float) and not isinstance(v, bool),
     ),
     str: ("a string", lambda v: isinstance(v, str)),
+    dict: ("a table", lambda v: isinstance(v, dict)),
 }
 
 
 def _typed(hint: Any, value: Any, source: str, where: str) -> Any:
     """Returns `value` as `hint` says, or raises."""
+    if hint is Any:
+        return value
     if get_origin(hint) in (Union, types.UnionType):
         hint = next(arg for arg in get_args(hint) if arg is not type(None))
     if dataclasses.is_dataclass(hint):

@@ -17,7 +17,7 @@ import numpy as np
 
 from dp_ilg.base import PrivateTransformation
 from dp_ilg.experiments.job import Job
-from dp_ilg.experiments.train_step import Chunks, make_train_step
+from dp_ilg.experiments.train_step import Chunks, TrainStep, make_train_step
 from dp_ilg.ledger import PrivacyLedger
 from dp_ilg.noise import noise_stddev
 from dp_ilg.sampling import PoissonSampler, take
@@ -91,8 +91,47 @@ def start(job: Job, keys: Any) -> Position:
     return Position(0, params, state, keys.sampler, 0.0)
 
 
+class Tools(NamedTuple):
+    """What the loop calls; runs that differ in their keys only may share it.
+
+    Attributes:
+        step: ``(params, state, chunks) -> (params, state)``.
+        evaluate: position -> the record of an evaluation.
+
+    Example:
+        >>> Tools._fields
+        ('step', 'evaluate')
+    """
+
+    step: TrainStep
+    evaluate: Callable[[Position], dict[str, Any]]
+
+
+def make_tools(job: Job) -> Tools:
+    """Makes the compiled functions of a run.
+
+    Args:
+        job: the run.
+
+    Returns:
+        Step and evaluation.
+
+    Example:
+        >>> from dp_ilg.experiments.config import Config
+        >>> from dp_ilg.experiments.job import build_job
+        >>> callable(make_tools(build_job(Config())).step)
+        True
+    """
+    tx = job.make_optimizer(jax.random.key(0))  # the real keys are in the state
+    return Tools(make_train_step(job.grad_fn, tx), _evaluator(job, tx))
+
+
 def train(
-    job: Job, position: Position, ledger: PrivacyLedger, watch: Watch
+    job: Job,
+    position: Position,
+    ledger: PrivacyLedger,
+    watch: Watch,
+    tools: Tools | None = None,
 ) -> Position:
     """Trains to the end of the plan, or until told to stop.
 
@@ -101,6 +140,7 @@ def train(
         position: where to go on; its buffers are consumed.
         ledger: records every step before it is taken.
         watch: what to tell.
+        tools: the compiled functions, by default made here.
 
     Returns:
         The last position.
@@ -116,12 +156,10 @@ def train(
     Example:
         >>> import inspect
         >>> list(inspect.signature(train).parameters)
-        ['job', 'position', 'ledger', 'watch']
+        ['job', 'position', 'ledger', 'watch', 'tools']
     """
-    tx = job.make_optimizer(jax.random.key(0))  # the real keys are in the state
-    step_fn = make_train_step(job.grad_fn, tx)
+    step_fn, evaluate = tools or make_tools(job)
     sampler = PoissonSampler.for_plan(job.plan, key=position.sampler_key)
-    evaluate = _evaluator(job, tx)
     every, save_every = job.config.run.eval_every, job.config.run.checkpoint_every
     began = time.perf_counter() - position.seconds
     for t in range(position.step, job.plan.num_steps):

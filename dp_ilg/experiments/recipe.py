@@ -1,0 +1,228 @@
+"""What the sections of a configuration mean: schedule, rate, plan and optimizer."""
+
+import dataclasses
+import inspect
+from typing import Any
+
+import optax
+
+import dp_ilg
+from dp_ilg import layers, schedules
+from dp_ilg.base import PrivateTransformation
+from dp_ilg.baselines import BASELINES
+from dp_ilg.experiments.config import (
+    Config,
+    LearningRateConfig,
+    OptimizerConfig,
+    PrivacyConfig,
+    ScheduleConfig,
+)
+from dp_ilg.experiments.fields import given, nearest
+from dp_ilg.plan import PrivacyPlan
+
+
+def build_schedule(chosen: ScheduleConfig) -> Any:
+    """Makes the noise schedule of a configuration.
+
+    Args:
+        chosen: a name and its parameters.
+
+    Returns:
+        A schedule of `dp_ilg.schedules`.
+
+    Raises:
+        ValueError: for an unknown schedule or parameter, or a missing one.
+
+    Example:
+        >>> build_schedule(ScheduleConfig("linear", end=0.5)).parameters
+        (0.5,)
+    """
+    check_row("schedule.name", chosen.name, schedules.SCHEDULES)
+    factory = schedules.SCHEDULES[chosen.name]
+    known = inspect.signature(factory).parameters
+    for name in chosen.options():
+        if name not in known:
+            takes = f"it takes {', '.join(known)}" if known else "it takes none"
+            raise ValueError(
+                f"The schedule {chosen.name} has no parameter {name}; {takes}."
+            )
+    for name, parameter in known.items():
+        if parameter.default is parameter.empty and name not in chosen.options():
+            raise ValueError(f"The schedule {chosen.name} lacks {name}; give it.")
+    return factory(**chosen.options())
+
+
+def learning_rate(config: LearningRateConfig, peak: float, num_steps: int) -> Any:
+    """Makes the learning rate of a configuration: a number or an Optax schedule.
+
+    Args:
+        config: the shape.
+        peak: the learning rate after the warm-up.
+        num_steps: length of the run.
+
+    Returns:
+        What Optax takes as ``learning_rate``.
+
+    Raises:
+        ValueError: for a warm-up as long as the run.
+
+    Example:
+        >>> rate = learning_rate(LearningRateConfig("linear", 10), 1.0, 110)
+        >>> [round(float(rate(step)), 2) for step in (0, 5, 10, 60, 110)]
+        [0.0, 0.5, 1.0, 0.5, 0.0]
+    """
+    rest = num_steps - config.warmup_steps
+    if rest < 1:
+        raise ValueError(
+            f"optimizer.learning_rate_schedule.warmup_steps is {config.warmup_steps}, "
+            f"but must be below privacy.num_steps = {num_steps}."
+        )
+    bodies = {
+        "constant": lambda: optax.constant_schedule(peak),
+        "cosine": lambda: optax.cosine_decay_schedule(peak, rest, config.end),
+        "linear": lambda: optax.linear_schedule(peak, peak * config.end, rest),
+    }
+    if not config.warmup_steps:
+        return peak if config.name == "constant" else bodies[config.name]()
+    warm = optax.linear_schedule(0.0, peak, config.warmup_steps)
+    return optax.join_schedules([warm, bodies[config.name]()], [config.warmup_steps])
+
+
+def method_options(config: Config) -> dict[str, Any]:
+    """The options of the method that a configuration changes from their defaults.
+
+    Args:
+        config: the run; its method must be a row.
+
+    Returns:
+        Keyword arguments for the row, without layers.
+
+    Raises:
+        ValueError: for an option that the method does not have.
+
+    Example:
+        >>> chosen = OptimizerConfig(method="dp_sgd", momentum=0.9)
+        >>> method_options(Config(optimizer=chosen))
+        {'momentum': 0.9}
+    """
+    row = BASELINES[config.optimizer.method]
+    known = {*row.options()}
+    if not row.name.startswith("dp_adam_ilg"):
+        known -= {"floor"}  # there it is a gradient's entry, not a share
+    found = {"optimizer": _changed(config.optimizer), "privacy": {}}
+    if config.privacy.clip_mode != PrivacyConfig.clip_mode:
+        found["privacy"] = {"clip_mode": config.privacy.clip_mode}
+    for section, options in found.items():
+        for name in options:
+            if name not in known:
+                raise ValueError(
+                    f"optimizer.method is {row.name}, which has no option {name}; "
+                    f"leave {section}.{name} out."
+                )
+    return found["optimizer"] | found["privacy"]
+
+
+def _changed(chosen: OptimizerConfig) -> dict[str, Any]:
+    """What differs from the defaults, but for what every method has."""
+    every = "learning_rate learning_rate_schedule method layers blocks frozen".split()
+    usual = {f.name: f.default for f in dataclasses.fields(chosen)}
+    values = given(chosen, *every)
+    return {k: v for k, v in values.items() if v != usual[k]}
+
+
+def make_plan(config: Config, num_examples: int) -> PrivacyPlan:
+    """Calibrates the plan of a configuration.
+
+    Args:
+        config: the run; its method must be a row.
+        num_examples: to train on.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ValueError: if no noise reaches epsilon, or a number does not fit.
+
+    Example:
+        >>> make_plan(Config(), 1437).num_steps
+        200
+    """
+    privacy = config.privacy
+    row = BASELINES[config.optimizer.method]
+    scored = row.spends_scores(**method_options(config))
+    return dp_ilg.plan_privacy(
+        epsilon=privacy.epsilon,
+        delta=privacy.delta,
+        num_examples=num_examples,
+        batch_size=privacy.batch_size,
+        num_steps=privacy.num_steps,
+        schedule=build_schedule(privacy.schedule),
+        score_budget=privacy.score_budget if scored else 0.0,
+        l2_clip_norm=privacy.l2_clip_norm,
+        accountant=privacy.accountant,
+        neighboring_relation=privacy.neighboring_relation,
+        num_stages=privacy.num_stages,
+    )
+
+
+def make_optimizer(
+    config: Config, plan: PrivacyPlan, key: Any, peak: Any = None
+) -> PrivateTransformation:
+    """Makes the optimizer of a configuration.
+
+    Args:
+        config: the run.
+        plan: its plan.
+        key: PRNG key, secret.
+        peak: the learning rate, possibly traced; by default the configuration's.
+
+    Returns:
+        The private optimizer.
+
+    Raises:
+        ValueError: for whatever the method refuses.
+
+    Privacy: the plan's; a learning rate has no part in it.
+
+    Example:
+        >>> import jax
+        >>> tx = make_optimizer(Config(), make_plan(Config(), 1437), jax.random.key(0))
+        >>> callable(tx.geometry)
+        True
+    """
+    chosen = config.optimizer
+    peak = chosen.learning_rate if peak is None else peak
+    rate = learning_rate(chosen.learning_rate_schedule, peak, plan.num_steps)
+    row = BASELINES[chosen.method]
+    return row(rate, plan, key=key, layers=_layering(chosen), **method_options(config))
+
+
+def _layering(chosen: OptimizerConfig) -> Any:
+    cuts = [
+        layers.blocks(b.path, axis=b.axis, edges=b.edges, num_blocks=b.num_blocks)
+        for b in chosen.blocks
+    ]
+    by = {"module": layers.by_module, "leaf": layers.by_leaf}[chosen.layers]
+    return by(*cuts, frozen=chosen.frozen)
+
+
+def check_row(place: str, name: str, table: Any) -> None:
+    """Raises unless a name is a row of a table.
+
+    Args:
+        place: the field that holds it.
+        name: what was given.
+        table: the rows.
+
+    Raises:
+        ValueError: with the nearest row.
+
+    Example:
+        >>> check_row("data.name", "minst", ["mnist"])
+        Traceback (most recent call last):
+        ValueError: data.name is 'minst', which is unknown; did you mean mnist?
+    """
+    if name not in table:
+        raise ValueError(
+            f"{place} is {name!r}, which is unknown; {nearest(name, table)}"
+        )
