@@ -1,0 +1,196 @@
+"""Fixed features of images instead of their pixels, computed once and kept on disk.
+
+A row of `FEATURES` is a function of one batch of images that learns nothing. What it
+makes of a data set is stored under a digest of pixels and row, so that the runs of a
+sweep share it, as a file that is mapped rather than read.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array
+
+from dp_ilg.experiments.data import Dataset
+from dp_ilg.experiments.fields import nearest
+from dp_ilg.experiments.scattering import scattering_features
+
+RAW = "raw"
+CACHE_VARIABLE = "DP_ILG_CACHE"
+# name -> images [batch, height, width, channels] to features [batch, k]; a change of
+# what a row computes needs a new name in the digest: its second entry
+FEATURES: dict[str, tuple[Callable[[Array], Array], str]] = {
+    RAW: (lambda images: images, ""),
+    "scattering": (scattering_features, "scattering J2 L8 groups 27 float16"),
+}
+_DTYPE = np.dtype(np.float16)  # normalised features: rounding moves them by 5e-4
+_CHUNK_PIXELS = 50_000  # what fits a processor's cache on its way through
+_CHECKSUM_BYTES = 4
+_DRAFT_SECONDS = 86_400  # nobody writes for a day
+
+
+def with_features(data: Dataset, name: str, cache: Path | None = None) -> Dataset:
+    """Replaces the images of a data set by a row of `FEATURES`.
+
+    Args:
+        data: images, float32[N, height, width, channels].
+        name: the row; "raw" leaves the data as they are.
+        cache: the folder for results; by default `cache_folder()`. One that cannot be
+            written to is done without.
+
+    Returns:
+        The data set with float16[N, features] inputs, mapped from files where possible,
+        and a note that says what was done.
+
+    Raises:
+        ValueError: for an unknown row, data that are no images, or images of a shape
+            the row cannot take.
+
+    Privacy:
+        Row i is a function of image i alone and of public constants, so the guarantee
+        for features is the guarantee for images and costs nothing. The files hold the
+        data in another form: they are made readable by their owner only.
+
+    Example:
+        >>> import tempfile
+        >>> from dp_ilg.experiments.data import load_dataset
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> with_features(load_dataset("digits"), "scattering", folder).x_train.shape
+        (1437, 324)
+    """
+    if name not in FEATURES:
+        raise ValueError(
+            f"data.features is {name!r}, which is unknown; {nearest(name, FEATURES)}"
+        )
+    if name == RAW:
+        return data
+    if not isinstance(data.x_train, np.ndarray) or data.x_train.ndim != 4:
+        raise ValueError(
+            f"data.features is {name!r}, which is made of images, but {data.name} has "
+            f"none; set data.features to {RAW!r}."
+        )
+    folder = cache or cache_folder()
+    x_train, x_test = (_features(x, name, folder) for x in (data.x_train, data.x_test))
+    note = f"{data.note} Inputs are fixed {name} features, each of its own image alone."
+    return dataclasses.replace(data, x_train=x_train, x_test=x_test, note=note)
+
+
+def cache_folder() -> Path:
+    """Where features are kept.
+
+    Returns:
+        The folder that the environment variable DP_ILG_CACHE names, else ``dp_ilg`` in
+        the user's cache folder.
+
+    Privacy:
+        What is kept there is as private as the data it was computed from.
+
+    Example:
+        >>> cache_folder().name != ""
+        True
+    """
+    chosen = os.environ.get(CACHE_VARIABLE)
+    if chosen:
+        return Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "dp_ilg"
+
+
+def _features(images: Any, name: str, folder: Path) -> np.ndarray:
+    """Mapped from the cache; computed first if it is not there whole."""
+    width = jax.eval_shape(FEATURES[name][0], images[:1]).shape[1]
+    path = folder / f"{name}-{_digest(images, name)}.npy"
+    shape = (len(images), width)
+    found = _read(path, shape)
+    if found is not None:
+        return found
+    try:
+        _write(path, shape, _chunks(images, name))
+    except OSError:  # no room, no right: then without
+        return np.concatenate([np.empty((0, width), _DTYPE), *_chunks(images, name)])
+    found = _read(path, shape)
+    if found is None:
+        raise OSError(f"The file {path} cannot be read back; check its disk.")
+    return found
+
+
+def _digest(images: np.ndarray, name: str) -> str:
+    digest = hashlib.sha256()
+    digest.update(f"{FEATURES[name][1]} {images.dtype} {images.shape} ".encode())
+    for part in images:
+        digest.update(np.ascontiguousarray(part).data)
+    return digest.hexdigest()[:32]
+
+
+def _chunks(images: np.ndarray, name: str) -> Iterator[np.ndarray]:
+    """Features of a few images at a time; one shape, so compiled once."""
+    compute = jax.jit(FEATURES[name][0])
+    size = max(1, _CHUNK_PIXELS // int(np.prod(images.shape[1:])))
+    for begin in range(0, len(images), size):
+        rows = images[begin : begin + size]
+        missing = ((0, size - len(rows)), (0, 0), (0, 0), (0, 0))
+        found = np.asarray(compute(np.pad(rows, missing)))
+        yield found[: len(rows)].astype(_DTYPE)
+
+
+def _read(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
+    """The file as a map, or None if it is not exactly what was written."""
+    try:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(found, np.memmap) or found.dtype != _DTYPE:
+            return None
+        end = found.offset + found.nbytes
+        with path.open("rb") as file:
+            file.seek(end)
+            checksum = file.read()
+    except (OSError, ValueError, EOFError):
+        return None
+    fits = found.shape == shape and checksum == _checksum(found)
+    return found if fits else None
+
+
+def _write(path: Path, shape: tuple[int, int], chunks: Iterator[np.ndarray]) -> None:
+    """Under another name first: a run that is killed leaves no half file behind."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _clear_drafts(path.parent)
+    handle, draft = tempfile.mkstemp(dir=path.parent, suffix=".draft")  # mode 0600
+    try:
+        with os.fdopen(handle, "wb") as file:
+            header = {"descr": _DTYPE.str, "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            checksum = 0
+            for chunk in chunks:
+                content = chunk.tobytes()
+                checksum = zlib.crc32(content, checksum)
+                file.write(content)
+            file.write(checksum.to_bytes(_CHECKSUM_BYTES, "little"))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    except BaseException:
+        os.unlink(draft)
+        raise
+
+
+def _clear_drafts(folder: Path) -> None:
+    """Removes what runs that were killed left behind."""
+    for draft in folder.glob("*.draft"):
+        with contextlib.suppress(OSError):  # another run was faster
+            if time.time() - draft.stat().st_mtime > _DRAFT_SECONDS:
+                draft.unlink()
+
+
+def _checksum(found: np.ndarray) -> bytes:
+    checksum = 0
+    for part in np.array_split(found, max(1, found.nbytes >> 24)):
+        checksum = zlib.crc32(np.ascontiguousarray(part).data, checksum)
+    return checksum.to_bytes(_CHECKSUM_BYTES, "little")
