@@ -26,6 +26,7 @@ from dp_ilg.experiments.commands import (
     report,
     show,
 )
+from dp_ilg.experiments.compare_command import compare
 from dp_ilg.experiments.config import Config, read_config
 from dp_ilg.experiments.fields import nearest
 from dp_ilg.experiments.study_commands import audit, reproduce
@@ -83,6 +84,7 @@ def _parse(args: list[str], default: Config) -> Callable[[], None]:
         "export": export,
         "reproduce": reproduce,
         "audit": audit,
+        "compare": compare,
     }
     if args and not args[0].startswith("-") and args[0] not in commands:
         advice = nearest(args[0], commands)

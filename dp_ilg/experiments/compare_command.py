@@ -1,0 +1,84 @@
+"""The command `dp-ilg compare`."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+
+def compare(
+    sweep: Annotated[str, tyro.conf.Positional],
+    *,
+    out: str | None = None,
+    data_dir: str | None = None,
+    workers: int | None = None,
+    report_only: bool = False,
+    retry_failed: bool = False,
+    extend: bool = False,
+    json: bool = False,
+) -> Callable[[], None]:
+    """Compares methods over tasks, epsilons and seeds, each tuned as much; resumable.
+
+    Args:
+        sweep: a TOML file, for example configs/sweeps/digits.toml.
+        out: the folder of the results; by default runs/compare-NAME.
+        data_dir: a folder of data files (NAME.npz or IDX files).
+        workers: processes at a time; by default what the sweep says.
+        report_only: run nothing, report what is there.
+        retry_failed: run again what is on file as failed.
+        extend: go on in a folder that was begun with another version of the sweep.
+        json: print one JSON object.
+
+    Returns:
+        What does it.
+
+    Example:
+        >>> compare("no/such.toml")()
+        Traceback (most recent call last):
+        ValueError: The sweep no/such.toml cannot be read: No such file or directory.
+    """
+
+    def work() -> None:
+        from dp_ilg.experiments import compare as comparing  # slow to import
+
+        options = comparing.CompareOptions(
+            out=None if out is None else Path(out),
+            data_dir=None if data_dir is None else Path(data_dir),
+            workers=workers,
+            report_only=report_only,
+            retry_failed=retry_failed,
+            extend=extend,
+        )
+        _show(comparing.compare(Path(sweep), options), json)
+
+    return work
+
+
+def _show(found: Mapping[str, Any], json: bool) -> None:
+    from dp_ilg.experiments.study_commands import show_rows
+
+    if json:
+        show_rows(found, True)
+        return
+    rows = [_row(cell) for cell in found["cells"]]
+    notes = [f"{len(found['missing'])} cells are not done; the report says which."]
+    notes = notes * (not found["complete"]) + [f"Report: {found['report']}"]
+    title = f"{found['sweep']}: test accuracy (%)"
+    show_rows({"title": title, "rows": rows, "notes": notes}, False)
+
+
+def _row(cell: Mapping[str, Any]) -> dict[str, Any]:
+    spread = cell["deviation"]
+    mean = cell["status"] if cell["mean"] is None else f"{cell['mean']:.2f}"
+    gap = "" if cell["difference"] is None else f"{cell['difference']:+.2f}"
+    if cell["interval"] is not None:
+        low, high = cell["interval"]
+        gap += f" [{low:+.2f}, {high:+.2f}] {cell['verdict']}"
+    return {
+        "task": cell["task"],
+        "method": cell["method"],
+        "epsilon": f"{cell['epsilon']:g}",
+        "accuracy": mean if spread is None else f"{mean} ± {spread:.2f}",
+        "difference": gap,
+    }

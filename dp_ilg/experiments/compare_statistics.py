@@ -1,0 +1,205 @@
+"""The numbers of a comparison: means, paired differences, and what tuning cost."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dp_ilg.experiments.sweep import Sweep
+from dp_ilg.experiments.sweep_board import Choice, Find, choose, reached_by
+from dp_ilg.experiments.sweep_runs import (
+    Cell,
+    Run,
+    cells,
+    final_runs,
+    grid_of,
+    tuning_runs,
+)
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A mean paired difference and its confidence interval.
+
+    Attributes:
+        mean: of method minus reference.
+        low: lower end of the interval; -inf for a single pair.
+        high: upper end.
+        pairs: number of pairs.
+
+    Example:
+        >>> Difference(1.0, 0.5, 1.5, 5).verdict()
+        'above'
+        >>> Difference(0.1, -0.5, 0.7, 5).verdict()
+        'tie'
+    """
+
+    mean: float
+    low: float
+    high: float
+    pairs: int
+
+    def verdict(self) -> str:
+        """Returns "above" or "below" if the interval excludes 0, else "tie"."""
+        if self.low > 0:
+            return "above"
+        return "below" if self.high < 0 else "tie"
+
+
+def paired_difference(
+    method: Mapping[int, float], reference: Mapping[int, float]
+) -> Difference | None:
+    """Compares two methods over the seeds they share.
+
+    Args:
+        method: seed to accuracy.
+        reference: seed to accuracy.
+
+    Returns:
+        The mean of method minus reference, with Student's 95 % interval for paired
+        seeds; None without a shared seed.
+
+    Example:
+        >>> reference = {0: 1.0, 1: 1.0, 2: 1.0}
+        >>> found = paired_difference({0: 3.0, 1: 4.0, 2: 5.0}, reference)
+        >>> round(found.mean, 3), round(found.low, 3), round(found.high, 3)
+        (3.0, 0.516, 5.484)
+    """
+    seeds = sorted(method.keys() & reference.keys())
+    if not seeds:
+        return None
+    gaps = np.array([method[seed] - reference[seed] for seed in seeds])
+    mean = float(gaps.mean())
+    if len(gaps) == 1:
+        return Difference(mean, -math.inf, math.inf, 1)
+    from scipy import stats
+
+    quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(gaps) - 1))
+    half = quantile * float(gaps.std(ddof=1)) / math.sqrt(len(gaps))
+    return Difference(mean, mean - half, mean + half, len(gaps))
+
+
+@dataclass(frozen=True)
+class Result:
+    """What is known of a cell. Accuracies are in percent.
+
+    Attributes:
+        cell: which.
+        status: "done", "incomplete", "impossible", "failed" or "absent".
+        note: a sentence for the last three, else what is missing.
+        by_seed: test accuracy of each seed that has come to an end.
+        mean: of them; None without any.
+        deviation: their standard deviation; None for fewer than two.
+        difference: against the reference; None for the reference itself.
+        choice: the settings that were chosen.
+        validation: mean accuracy on held-out examples at that choice.
+        tuned: every point of the grid with its mean accuracy on held-out examples.
+        seconds: of each run that is reported, training alone.
+
+    Example:
+        >>> Result(Cell("a", "b", 1.0), "absent", "No data.").mean
+    """
+
+    cell: Cell
+    status: str
+    note: str = ""
+    by_seed: Mapping[int, float] | None = None
+    mean: float | None = None
+    deviation: float | None = None
+    difference: Difference | None = None
+    choice: Choice | None = None
+    validation: float | None = None
+    tuned: tuple[tuple[Choice, float], ...] = ()
+    seconds: tuple[float, ...] = ()
+
+
+def results_of(
+    sweep: Sweep, find: Find, absent: Mapping[str, str]
+) -> dict[Cell, Result]:
+    """Everything the tables show.
+
+    Args:
+        sweep: the sweep.
+        find: the record of a run, or None.
+        absent: tasks without data, and why.
+
+    Returns:
+        A result for every cell, in the sweep's order.
+
+    Example:
+        >>> from dp_ilg.experiments.sweep import Method, Task
+        >>> sweep = Sweep(tasks=(Task(config="configs/digits.toml"),),
+        ...     methods=(Method(),), seeds=(0, 1))
+        >>> found, = results_of(sweep, lambda run: None, {}).values()
+        >>> found.status, found.note
+        ('incomplete', '0 of 2 runs are there.')
+    """
+    seeds: dict[Cell, dict[int, float]] = {}
+    plain = {}
+    for cell in cells(sweep):
+        plain[cell] = found = _result(sweep, cell, find, absent)
+        seeds[cell] = dict(found.by_seed or {})
+    for cell, found in plain.items():
+        other = seeds[cell._replace(method=sweep.reference)]
+        if cell.method != sweep.reference:
+            gap = paired_difference(seeds[cell], other)
+            plain[cell] = dataclasses.replace(found, difference=gap)
+    return plain
+
+
+def _result(sweep: Sweep, cell: Cell, find: Find, absent: Mapping[str, str]) -> Result:
+    tuning = tuning_runs(sweep, cell)
+    chosen = choose(grid_of(sweep, cell), tuning, find)
+    tuned = tuple(
+        (choice, 100 * float(np.mean(found)))
+        for choice, found in _reached(tuning, find)
+        if found
+    )
+    if chosen is None:
+        status, note = _unfinished(tuning, find, sweep, absent.get(cell.task))
+        return Result(cell, status, note, tuned=tuned)
+    choice, validation = chosen
+    runs = final_runs(sweep, cell, choice)
+    records = [record for run in runs if (record := find(run))]
+    done = [record for record in records if record["status"] == "done"]
+    status, note = _unfinished(runs, find, sweep, absent.get(cell.task))
+    by_seed = {record["seed"]: 100 * record["accuracy"] for record in done}
+    values = list(by_seed.values())
+    return Result(
+        cell,
+        "done" if len(done) == len(runs) else status,
+        "" if len(done) == len(runs) else note,
+        by_seed=by_seed,
+        mean=float(np.mean(values)) if values else None,
+        deviation=float(np.std(values, ddof=1)) if len(values) > 1 else None,
+        choice=choice,
+        validation=None if validation is None else 100 * validation,
+        tuned=tuned,
+        seconds=tuple(record["train_seconds"] for record in done),
+    )
+
+
+def _reached(runs: Sequence[Run], find: Find) -> list[tuple[Choice, list[float]]]:
+    """As `reached_by`, of the runs that are there."""
+    return reached_by([run for run in runs if find(run)], find) or []
+
+
+def _unfinished(
+    runs: Sequence[Run], find: Find, sweep: Sweep, absent: str | None
+) -> tuple[str, str]:
+    """Why runs are not all done."""
+    records = [record for run in runs if (record := find(run))]
+    for status in ("impossible", "failed"):
+        sentences = [r["error"] for r in records if r["status"] == status]
+        if sentences and len(records) == len(runs):
+            return status, sentences[0]
+    if absent:
+        return "absent", absent
+    phase = f"{len(records)} of {len(runs)} runs are there."
+    tuning = bool(runs) and runs[0].phase == "tuning"
+    missing = f"Tuning: {phase} Then {len(sweep.seeds)} more."
+    return "incomplete", missing if tuning else phase

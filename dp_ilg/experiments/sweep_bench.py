@@ -1,0 +1,197 @@
+"""Runs of a sweep in one process, which share what they can: data, plan, programs.
+
+Learning rate and seed are arguments of the compiled step, so that the runs of a grid
+that differ in nothing else compile once.
+"""
+
+import dataclasses
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from dp_ilg.experiments.config import Config, DataConfig
+from dp_ilg.experiments.data import Dataset
+from dp_ilg.experiments.data_files import DataError
+from dp_ilg.experiments.job import Job, build_job, load_data, run_keys
+from dp_ilg.experiments.recipe import make_optimizer, make_plan
+from dp_ilg.experiments.train_step import Chunks, make_train_step
+from dp_ilg.experiments.trainer import (
+    Position,
+    Tools,
+    Watch,
+    accuracy_fn,
+    params_sha256,
+    start,
+    train,
+)
+from dp_ilg.ledger import PrivacyLedger
+from dp_ilg.plan import PrivacyPlan
+
+_MEMORY = Path("/dev/shm")  # a ledger that need not outlive its run is not synced
+
+
+class Impossible(ValueError):
+    """No noise reaches the epsilon of a run.
+
+    Example:
+        >>> str(Impossible("epsilon 1e-9 cannot be reached."))
+        'epsilon 1e-9 cannot be reached.'
+    """
+
+
+class _Group(NamedTuple):
+    """What runs share that differ in learning rate and seed only."""
+
+    name: str
+    job: Job
+    step: Callable[..., Any]
+    accuracy: Callable[[Any], float]
+
+
+class Bench:
+    """Carries out one run after another.
+
+    Privacy:
+        Every run follows its plan, step by step under a ledger. The seeds of a sweep
+        are published, so its runs are measurements and protect nobody.
+
+    Example:
+        >>> from dp_ilg.experiments.config import PrivacyConfig, RunConfig
+        >>> config = Config(privacy=PrivacyConfig(num_steps=2, accountant="rdp"),
+        ...     run=RunConfig(seed=0))
+        >>> found = Bench(None).run(config, "digits")
+        >>> found["status"], found["steps"]
+        ('done', 2)
+    """
+
+    def __init__(self, data_dir: Path | None):
+        """Remembers where data files are.
+
+        Args:
+            data_dir: a folder of data files, or None.
+        """
+        self._data_dir = data_dir
+        self._data: dict[DataConfig, Dataset] = {}
+        self._group: _Group | None = None
+
+    def run(self, config: Config, group: str) -> dict[str, Any]:
+        """Trains and evaluates once.
+
+        Args:
+            config: the run; its seed must be given.
+            group: what it shares with runs that differ in learning rate and seed only.
+
+        Returns:
+            JSON values: a `status`, "done" with what was reached, or "impossible",
+            "absent" (data) or "failed" with the `error` in one sentence.
+        """
+        try:
+            return {"status": "done", **self._done(config, group)}
+        except Impossible as error:
+            return _not_done("impossible", error)
+        except DataError as error:
+            return _not_done("absent", error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the others go on
+            return _not_done("failed", error)
+
+    def _done(self, config: Config, name: str) -> dict[str, Any]:
+        begun = time.perf_counter()
+        group = self._prepared(config, name)
+        job = group.job
+        position = start(job, run_keys(config.run.seed))
+        position, found = _train(group, position, config.optimizer.learning_rate)
+        plan = job.plan
+        return {
+            "accuracy": found["accuracy"],
+            "epsilon_spent": plan.epsilon(position.step),
+            "delta": plan.delta,
+            "steps": position.step,
+            "seconds": round(time.perf_counter() - begun, 3),
+            "train_seconds": round(position.seconds, 3),
+            "num_examples": plan.num_examples,
+            "num_evaluated": len(job.data.y_test),
+            "num_params": sum(p.size for p in jax.tree.leaves(position.params)),
+            "params_sha256": params_sha256(position.params),
+            "plan": plan.to_json(),
+        }
+
+    def _prepared(self, config: Config, name: str) -> _Group:
+        if self._group is None or self._group.name != name:
+            data = self._loaded(config)
+            job = build_job(config, plan=_plan(config, data), data=data)
+            self._group = _Group(name, job, _step_fn(job), accuracy_fn(job))
+        return self._group
+
+    def _loaded(self, config: Config) -> Dataset:
+        """The data of a run; that of one task is kept, whole and split."""
+        data = config.data
+        if data not in self._data:
+            bare = dataclasses.replace(data, validation=None)
+            if not any(
+                dataclasses.replace(k, validation=None) == bare for k in self._data
+            ):
+                self._group, self._data = None, {}
+            self._data[data] = load_data(config, self._data_dir)
+        return self._data[data]
+
+
+def _plan(config: Config, data: Dataset) -> PrivacyPlan:
+    try:
+        return make_plan(config, len(data.y_train))
+    except ValueError as error:
+        raise Impossible(str(error)) from None
+
+
+def _step_fn(job: Job) -> Callable[..., Any]:
+    """Compiles ``(rate, params, state, chunks) -> (params, state)``."""
+
+    def step(rate: Any, params: Any, state: Any, chunks: Chunks) -> Any:
+        tx = make_optimizer(job.config, job.plan, jax.random.key(0), rate)
+        return make_train_step(job.grad_fn, tx)(params, state, chunks)
+
+    return jax.jit(step, donate_argnums=(1, 2))
+
+
+def _train(
+    group: _Group, position: Position, rate: float
+) -> tuple[Position, dict[str, Any]]:
+    found: dict[str, Any] = {}
+    tools = Tools(
+        partial(group.step, rate),
+        lambda position: {"accuracy": group.accuracy(position.params)},
+    )
+    place = _MEMORY if _MEMORY.is_dir() else None
+    with tempfile.TemporaryDirectory(dir=place) as folder:
+        with PrivacyLedger(Path(folder, "ledger.jsonl"), group.job.plan) as ledger:
+            watch = Watch(evaluated=found.update)
+            position = train(group.job, position, ledger, watch, tools)
+    return position, found
+
+
+def _not_done(status: str, error: Exception) -> dict[str, Any]:
+    return {"status": status, "error": sentence(error)}
+
+
+def sentence(error: Exception) -> str:
+    """One sentence for an error, with its kind where that says more than its words.
+
+    Args:
+        error: any exception.
+
+    Returns:
+        One line of at most 400 characters.
+
+    Example:
+        >>> sentence(MemoryError()), sentence(ValueError("epsilon is -1."))
+        ('MemoryError.', 'epsilon is -1.')
+    """
+    words = " ".join(str(error).split())
+    if not isinstance(error, ValueError):
+        words = f"{type(error).__name__}: {words}" if words else type(error).__name__
+    words = words if len(words) <= 400 else f"{words[:399]}…"
+    return words if words.endswith((".", "…", "?", "!")) else f"{words}."

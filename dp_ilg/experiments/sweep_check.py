@@ -1,0 +1,120 @@
+"""Reads a sweep and checks every configuration in it before anything runs."""
+
+import tomllib
+from pathlib import Path
+
+from dp_ilg.baselines import BASELINES
+from dp_ilg.experiments.config import Config
+from dp_ilg.experiments.data import LOADERS
+from dp_ilg.experiments.fields import from_mapping
+from dp_ilg.experiments.models import MODELS
+from dp_ilg.experiments.recipe import build_schedule, check_row, method_options
+from dp_ilg.experiments.sweep import Grid, Method, Sweep, Task, nested
+from dp_ilg.rules import RULES
+
+# What the sweep sets itself, and where it says so.
+OWNED = {
+    "privacy.epsilon": "epsilons",
+    "optimizer.learning_rate": "learning_rates",
+    "run.seed": "seeds",
+    "data.validation": "tuning.validation",
+}
+
+
+def read_sweep(path: Path) -> Sweep:
+    """Reads and checks a sweep, every configuration in it included.
+
+    Args:
+        path: a TOML file.
+
+    Returns:
+        The sweep.
+
+    Raises:
+        ValueError: in one sentence, for a file that cannot be read, unknown fields,
+            tasks, methods or data sets, seeds used twice, or unequal grids.
+
+    Example:
+        >>> read_sweep(Path("configs/sweeps/digits.toml")).reference
+        'dp_adam'
+    """
+    try:
+        mapping = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(f"The sweep {path} cannot be read: {reason}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"The sweep {path} is not valid TOML: {error}.") from None
+    mapping["source"] = str(path)
+    sweep = from_mapping(Sweep, mapping, source=str(path))
+    check_sweep(sweep)
+    return sweep
+
+
+def check_sweep(sweep: Sweep) -> None:
+    """Raises unless every cell can be configured and all grids are equal.
+
+    Args:
+        sweep: what was read.
+
+    Raises:
+        ValueError: in one sentence.
+
+    Example:
+        >>> check_sweep(Sweep(tasks=(Task(config="digit.toml"),), methods=(Method(),)))
+        Traceback (most recent call last):
+        ValueError: The config digit.toml cannot be read: No such file or directory.
+    """
+    for task in sweep.tasks:
+        for owner in (task, *sweep.methods):
+            _check_owned(sweep, owner.overrides)
+        grids = [(method, sweep.grid(task, method)) for method in sweep.methods]
+        _check_equal(task, grids)
+        for method, grid in grids:
+            _check_owned(sweep, nested({grid.parameter: 0}), OWNED)
+            for rate, value in grid.points():
+                changes = {"optimizer.learning_rate": rate, grid.parameter: value}
+                _check_config(sweep.config(task, method, changes), task, method)
+
+
+def _check_owned(sweep: Sweep, overrides: dict, owned: dict = OWNED) -> None:
+    for path, instead in owned.items():
+        section, name = path.split(".")
+        if name in (overrides.get(section) or {}):
+            raise ValueError(
+                f"{sweep.source} sets {path} in overrides or as a parameter, but the "
+                f"sweep itself does so; use {instead}."
+            )
+
+
+def _check_equal(task: Task, grids: list[tuple[Method, Grid]]) -> None:
+    first, usual = grids[0]
+    for method, grid in grids:
+        for words, own, other in (
+            ("learning rates", grid.learning_rates, usual.learning_rates),
+            (f"values of {grid.parameter}", grid.values, usual.values),
+        ):
+            if len(own) != len(other):
+                raise ValueError(
+                    f"On {task.label()} the method {method.name} has {len(own)} {words}"
+                    f" but {first.name} has {len(other)} to choose from; give every "
+                    "method equally many."
+                )
+            if any(own.count(value) > 1 for value in own) or not own:
+                raise ValueError(
+                    f"On {task.label()} the {words} of {method.name} are {list(own)}; "
+                    "give at least one, each once."
+                )
+
+
+def _check_config(config: Config, task: Task, method: Method) -> None:
+    try:
+        check_row("data.name", config.data.name, LOADERS)
+        check_row("model.name", config.model.name, MODELS)
+        check_row("optimizer.importance", config.optimizer.importance, RULES)
+        check_row("optimizer.method", config.optimizer.method, BASELINES)
+        method_options(config)
+        build_schedule(config.privacy.schedule)
+    except ValueError as error:
+        where = f"Task {task.label()} with method {method.name}"
+        raise ValueError(f"{where}: {error}") from None
