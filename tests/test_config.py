@@ -116,7 +116,7 @@ MISTAKES = {
     ),
     "unknown field, nothing near": (
         lambda m: mapping(data__zzz=1),
-        "unknown field data.zzz; known are data.name.",
+        "unknown field data.zzz; known are data.features, data.name, data.validation.",
     ),
     "missing section": (
         lambda m: {k: v for k, v in m.items() if k != "data"},

@@ -17,9 +17,13 @@ from dp_ilg.experiments.models import (
 
 FRAMEWORKS = ("linen", "nnx")
 FACTS = {
+    "linear": Facts(jnp.zeros((8, 8)), num_classes=10),
     "mlp": Facts(jnp.zeros((8, 8)), num_classes=10),
     "cnn": Facts(jnp.zeros((28, 28)), num_classes=10),
+    "group_norm_cnn": Facts(jnp.zeros((8, 8, 3)), num_classes=10),
     "embedding": Facts(jnp.zeros(6, jnp.int32), num_classes=2, num_tokens=30),
+    "transformer": Facts(jnp.zeros(6, jnp.int32), num_classes=2, num_tokens=30),
+    "language_model": Facts(jnp.zeros(6, jnp.int32), num_classes=30, num_tokens=30),
     "tabular": Facts(
         (jnp.zeros(2, jnp.int32), jnp.zeros(3)), num_classes=2, num_categories=(4, 5)
     ),
@@ -47,13 +51,15 @@ def test_a_model_has_a_gradient_everywhere_and_predicts(name, framework):
     model = build_model(name, facts, framework=framework)
     params = jax.jit(model.init)(jax.random.key(0))
     xs = batch_of(facts)
-    example = jax.tree.map(lambda a: a[0], xs), jnp.int32(1)
+    is_text = name == "language_model"
+    example = jax.tree.map(lambda a: a[0], xs), jnp.ones(6 * is_text or (), jnp.int32)
     loss, grads = jax.jit(jax.value_and_grad(model.loss_fn))(params, example)
     assert loss.shape == () and loss.dtype == jnp.float32
     assert all(np.abs(g).sum() > 0 for g in jax.tree.leaves(grads))
     classes = model.predict(params, xs)
-    assert classes.shape == (3,) and classes.dtype == jnp.int32
-    assert set(classes.tolist()) <= set(range(facts.num_classes))
+    assert classes.shape == ((3, 6) if is_text else (3,))
+    assert classes.dtype == jnp.int32
+    assert set(classes.ravel().tolist()) <= set(range(facts.num_classes))
 
 
 @pytest.mark.parametrize("name", MODELS)

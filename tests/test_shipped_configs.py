@@ -21,6 +21,10 @@ def images(rng, size):
     return rng.integers(0, 256, (size, 28, 28)).astype(np.uint8)
 
 
+def colours(rng, size):
+    return rng.integers(0, 256, (size, 32, 32, 3)).astype(np.uint8)
+
+
 def texts(rng, size):
     ids = rng.integers(1, 10_000, (size, 256)).astype(np.uint16)
     ids[:, 200:] = 0
@@ -46,12 +50,40 @@ def write_people(path):
     np.savez(path, **columns)
 
 
+def write_mnist(folder):
+    write_arrays(folder / "mnist.npz", images, 10)
+
+
+def write_fashion(folder):
+    write_arrays(folder / "fashion_mnist.npz", images, 10)
+
+
+def write_cifar10(folder):
+    write_arrays(folder / "cifar10.npz", colours, 10)
+
+
+def write_imdb(folder):
+    write_arrays(folder / "imdb.npz", texts, 2)
+
+
 WRITERS = {
     "digits": lambda folder: None,
-    "mnist_cnn": lambda folder: write_arrays(folder / "mnist.npz", images, 10),
-    "imdb_embedding": lambda folder: write_arrays(folder / "imdb.npz", texts, 2),
+    "mnist_cnn": write_mnist,
+    "mnist_scattering": write_mnist,
+    "fashion_cnn": write_fashion,
+    "fashion_scattering": write_fashion,
+    "cifar10_cnn": write_cifar10,
+    "cifar10_scattering": write_cifar10,
+    "imdb_embedding": write_imdb,
+    "imdb_transformer": write_imdb,
     "adult_mlp": lambda folder: write_people(folder / "adult.npz"),
+    "text_lm": lambda folder: None,
 }
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("DP_ILG_CACHE", str(tmp_path / "cache"))
 
 
 def small(name):

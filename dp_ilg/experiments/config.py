@@ -54,22 +54,25 @@ class ModelConfig:
 
     Example:
         >>> ModelConfig(name="cnn", hidden=(32,)).options()
-        {'hidden': (32,), 'activation': 'tanh'}
+        {'hidden': (32,)}
     """
 
     name: str = required("mlp")
     framework: Literal["linen", "nnx"] = "linen"
-    hidden: tuple[int, ...] = (64,)
-    activation: Literal["tanh", "relu", "gelu"] = "tanh"
+    hidden: tuple[int, ...] | None = None
+    activation: Literal["tanh", "relu", "gelu"] | None = None
     channels: tuple[int, ...] | None = None
     embed_dim: int | None = None
     embed_scale: float | None = None
+    depth: int | None = None
+    heads: int | None = None
+    length: int | None = None
 
     def __post_init__(self):
-        for size in (*self.hidden, *(self.channels or ())):
-            whole("model: a layer's size", size)
-        if self.embed_dim is not None:
-            whole("model.embed_dim", self.embed_dim)
+        sizes = given(self, "name", "framework", "activation", "embed_scale")
+        for name, value in sizes.items():
+            for size in value if isinstance(value, tuple) else (value,):
+                whole(f"model.{name}", size)
         if self.embed_scale is not None:
             positive("model.embed_scale", self.embed_scale)
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dp_ilg.experiments import data_adult
+from dp_ilg.experiments import data_adult, text_data
 from dp_ilg.experiments.data_files import (
     DataError,
     find_file,
@@ -39,7 +39,8 @@ class Dataset:
         x_train: inputs, one example a row: float32[N, height, width, channels] in
             [0, 1] for images, uint16[N, 256] token ids for texts (0 is padding), and
             for tables a tuple of int32[N, columns] ids and float32[N, columns] numbers.
-        y_train: int32[N] labels from 0.
+        y_train: int32[N] labels from 0; for texts to continue int32[N, 16], the token
+            that follows each.
         x_test: inputs for testing, of the same kind.
         y_test: their labels.
         num_classes: the number of classes.
@@ -80,9 +81,10 @@ class _ImageSet(NamedTuple):
 def load_dataset(name: str, data_dir: str | Path | None = None) -> Dataset:
     """Loads a row of `LOADERS`.
 
-    Digits come with scikit-learn. The others are looked for as ``NAME.npz``, then as
-    IDX files (MNIST, Fashion-MNIST) or UCI's own files (Adult), in `data_dir` and in
-    ``data_dir/NAME``; then scikit-learn asks OpenML (not for cifar10 and imdb).
+    Digits come with scikit-learn, python_docs with Python. The others are looked for as
+    ``NAME.npz``, then as IDX files (MNIST, Fashion-MNIST) or UCI's own files (Adult),
+    in `data_dir` and in ``data_dir/NAME``; then scikit-learn asks OpenML (not for
+    cifar10 and imdb).
 
     ``NAME.npz`` holds ``x_train``, ``y_train``, ``x_test`` and ``y_test``: uint8 pixels
     or, for imdb, uint16 token ids padded with 0 (1 starts a text, 2 is an unknown word,
@@ -196,6 +198,19 @@ def _load_adult(data_dir: Path | None) -> Dataset:
         note=note,
         num_categories=data_adult.NUM_CATEGORIES,
     )
+
+
+def _load_python_docs(data_dir: Path | None) -> Dataset:
+    del data_dir
+    train, test, digest = text_data.read_windows()
+    note = (
+        f"Documentation and comments of this Python's standard library ({digest}). The "
+        "vocabulary and its order by frequency were computed from the training texts "
+        "and are not covered by the guarantee."
+    )
+    count = text_data.NUM_TOKENS
+    parts = (train[:, :-1], train[:, 1:], test[:, :-1], test[:, 1:])
+    return Dataset("python_docs", *parts, count, note=note, num_tokens=count)
 
 
 def _find_images(
@@ -325,4 +340,5 @@ LOADERS: dict[str, Callable[[Path | None], Dataset]] = {
     "cifar10": partial(_load_images, _CIFAR10),
     "imdb": _load_imdb,
     "adult": _load_adult,
+    "python_docs": _load_python_docs,
 }

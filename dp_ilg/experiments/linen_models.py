@@ -1,5 +1,6 @@
 """The bundled networks in Flax linen, and the check that a model is pure."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -74,6 +75,22 @@ def masked_mean(
     return total / jnp.maximum(real.sum(-1), 1.0)[..., None]
 
 
+def norm_groups(channels: int) -> int:
+    """How many groups GroupNorm has: up to 8, dividing the channels.
+
+    Args:
+        channels: of the layer before.
+
+    Returns:
+        The number of groups.
+
+    Example:
+        >>> norm_groups(32), norm_groups(12)
+        (8, 4)
+    """
+    return math.gcd(channels, 8)
+
+
 class _Head(nn.Module):
     """Hidden dense layers and the output; submodules of whoever holds it."""
 
@@ -105,6 +122,27 @@ class Mlp(_Head):
         return self.dense(x.reshape(x.shape[0], -1))
 
 
+class Linear(nn.Module):
+    """Softmax regression on the flattened input, from zero: the loss is convex.
+
+    Example:
+        >>> net = Linear(inputs=4, outputs=3)
+        >>> params = net.init(jax.random.key(0), jnp.zeros((1, 2, 2)))["params"]
+        >>> params["output"]["kernel"].shape
+        (4, 3)
+    """
+
+    inputs: int
+    outputs: int
+
+    @nn.compact
+    def __call__(self, x):
+        """Maps ``[batch, ...]`` to logits."""
+        zeros = nn.initializers.zeros
+        x = x.reshape(x.shape[0], self.inputs).astype(jnp.float32)
+        return nn.Dense(self.outputs, kernel_init=zeros, name="output")(x)
+
+
 class Cnn(_Head):
     """The small convolutional net of the DP literature, 26,010 parameters on MNIST.
 
@@ -132,6 +170,34 @@ class Cnn(_Head):
         x = nn.max_pool(x, (2, 2))
         x = act(nn.Conv(second, (4, 4), 2, padding="VALID", name="conv_1")(x))
         x = nn.max_pool(x, (2, 2))
+        return self.dense(x.reshape(x.shape[0], -1))
+
+
+class GroupNormCnn(_Head):
+    """3 x 3 convolutions, each with GroupNorm, activation and a halving mean pool.
+
+    Example:
+        >>> net = GroupNormCnn((), 10, "tanh", image=(32, 32, 3), channels=(8, 16))
+        >>> params = net.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
+        >>> sorted(params)
+        ['conv_0', 'conv_1', 'norm_0', 'norm_1', 'output']
+
+    Reference:
+        De, Berrada, Hayes, Smith, Balle, "Unlocking High-Accuracy Differentially
+        Private Image Classification through Scale", 2022, on GroupNorm.
+    """
+
+    image: tuple[int, ...] = ()
+    channels: tuple[int, ...] = ()
+
+    @nn.compact
+    def __call__(self, x):
+        """Maps ``[batch, height, width, channels]`` to logits."""
+        act = ACTIVATIONS[self.activation]
+        for i, size in enumerate(self.channels):
+            x = nn.Conv(size, (3, 3), name=f"conv_{i}")(x)
+            x = act(nn.GroupNorm(norm_groups(size), name=f"norm_{i}")(x))
+            x = nn.avg_pool(x, (2, 2), (2, 2))
         return self.dense(x.reshape(x.shape[0], -1))
 
 

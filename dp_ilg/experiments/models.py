@@ -16,7 +16,12 @@ import jax.numpy as jnp
 import optax
 
 from dp_ilg.base import LossFn, Params
-from dp_ilg.experiments import linen_models, nnx_models
+from dp_ilg.experiments import (
+    linen_models,
+    nnx_models,
+    transformer_linen,
+    transformer_nnx,
+)
 from dp_ilg.experiments.fields import nearest
 
 
@@ -27,7 +32,8 @@ class Model:
     Attributes:
         init: key -> parameters.
         loss_fn: (parameters, (x, y) of ONE example) -> scalar loss.
-        predict: (parameters, batch of x) -> classes, ``int32[batch]``.
+        predict: (parameters, batch of x) -> classes, ``int32[batch]``; for texts to
+            continue the next token at each place, ``int32[batch, tokens]``.
 
     Example:
         >>> model = build_model("mlp", Facts(jnp.zeros(4), num_classes=3), hidden=(8,))
@@ -123,13 +129,22 @@ def _classifier(init: Callable, apply: Callable) -> Model:
     def loss_fn(params, example):
         x, y = example
         logits = apply(params, _batch_of_one(x))[0].astype(jnp.float32)
+        if logits.shape[:-1] != jnp.shape(y):
+            raise ValueError(
+                f"The model gives scores of shape {logits.shape} where labels have "
+                f"shape {jnp.shape(y)}; use language_model for texts to continue, and "
+                "another model for one label an example."
+            )
+        if logits.ndim > 1:
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, y)
+            return losses.mean()
         if logits.shape[-1] == 1:
             return optax.sigmoid_binary_cross_entropy(logits[0], y.astype(jnp.float32))
         return optax.softmax_cross_entropy_with_integer_labels(logits, y)
 
     def predict(params, xs):
         logits = apply(params, xs)
-        if logits.shape[-1] == 1:
+        if logits.shape[1:] == (1,):
             return (logits[..., 0] > 0).astype(jnp.int32)
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
@@ -146,6 +161,10 @@ def _mlp(facts: Facts, *, hidden=(64,), activation="tanh") -> dict[str, Any]:
     return dict(sizes, hidden=tuple(hidden), activation=activation)
 
 
+def _linear(facts: Facts) -> dict[str, Any]:
+    return dict(inputs=math.prod(jnp.shape(facts.x)), outputs=facts.num_classes)
+
+
 def _cnn(
     facts: Facts, *, channels=(16, 32), hidden=(32,), activation="tanh"
 ) -> dict[str, Any]:
@@ -159,6 +178,19 @@ def _cnn(
     return dict(sizes, outputs=facts.num_classes, activation=activation)
 
 
+def _group_norm_cnn(
+    facts: Facts, *, channels=(16, 32, 64), hidden=(), activation="tanh"
+) -> dict[str, Any]:
+    shape = jnp.shape(facts.x)
+    if len(shape) != 3 or not channels or min(shape[:2]) < 2 ** len(channels):
+        raise ValueError(
+            f"The model group_norm_cnn halves an image once for each of its channels "
+            f"{tuple(channels)}, which inputs of shape {shape} do not allow; use mlp."
+        )
+    sizes = dict(image=shape, channels=tuple(channels), hidden=tuple(hidden))
+    return dict(sizes, outputs=facts.num_classes, activation=activation)
+
+
 def _embedding(
     facts: Facts, *, embed_dim=16, embed_scale=8.0, hidden=(16,), activation="tanh"
 ) -> dict[str, Any]:
@@ -167,6 +199,52 @@ def _embedding(
     outputs = 1 if facts.num_classes == 2 else facts.num_classes
     sizes = dict(tokens=facts.num_tokens, width=embed_dim, scale=float(embed_scale))
     return dict(sizes, hidden=tuple(hidden), outputs=outputs, activation=activation)
+
+
+def _transformer(
+    facts: Facts,
+    *,
+    embed_dim=32,
+    embed_scale=8.0,
+    depth=2,
+    heads=4,
+    length=None,
+) -> dict[str, Any]:
+    _check_tokens("transformer", facts)
+    outputs = 1 if facts.num_classes == 2 else facts.num_classes
+    scale = float(embed_scale)
+    sizes = _blocks(facts, embed_dim, depth, heads, length)
+    return dict(sizes, outputs=outputs, scale=scale, is_causal=False)
+
+
+def _language_model(facts: Facts, *, embed_dim=32, depth=2, heads=4) -> dict[str, Any]:
+    _check_tokens("language_model", facts)
+    sizes = _blocks(facts, embed_dim, depth, heads, None)
+    return dict(sizes, outputs=facts.num_tokens, scale=1.0, is_causal=True)
+
+
+def _check_tokens(name: str, facts: Facts) -> None:
+    if not facts.num_tokens:
+        raise ValueError(f"The model {name} takes token ids; use mlp or tabular.")
+    if (facts.num_classes == facts.num_tokens) != (name == "language_model"):
+        other = {"transformer": "language_model", "language_model": "transformer"}[name]
+        raise ValueError(
+            f"The model {name} is not for {facts.num_classes} classes of "
+            f"{facts.num_tokens} tokens; use {other}."
+        )
+
+
+def _blocks(
+    facts: Facts, width: int, depth: int, heads: int, length: int | None
+) -> dict[str, Any]:
+    if width % heads:
+        raise ValueError(
+            f"model.embed_dim is {width}, which {heads} heads do not divide; choose a "
+            "multiple of model.heads."
+        )
+    known = jnp.shape(facts.x)[0]
+    shape = dict(depth=depth, heads=heads, length=min(length or known, known))
+    return dict(shape, tokens=facts.num_tokens, width=width)
 
 
 def _tabular(
@@ -183,9 +261,25 @@ def _tabular(
 
 # name -> (sizes from the facts and options, linen module, NNX module)
 MODELS: dict[str, tuple[Callable, Any, Any]] = {
+    "linear": (_linear, linen_models.Linear, nnx_models.Linear),
     "mlp": (_mlp, linen_models.Mlp, nnx_models.Mlp),
     "cnn": (_cnn, linen_models.Cnn, nnx_models.Cnn),
+    "group_norm_cnn": (
+        _group_norm_cnn,
+        linen_models.GroupNormCnn,
+        nnx_models.GroupNormCnn,
+    ),
     "embedding": (_embedding, linen_models.MeanEmbedding, nnx_models.MeanEmbedding),
+    "transformer": (
+        _transformer,
+        transformer_linen.Transformer,
+        transformer_nnx.Transformer,
+    ),
+    "language_model": (
+        _language_model,
+        transformer_linen.Transformer,
+        transformer_nnx.Transformer,
+    ),
     "tabular": (_tabular, linen_models.Tabular, nnx_models.Tabular),
 }
 
@@ -219,9 +313,8 @@ def build_model(
     known = [p for p in inspect.signature(sizes_of).parameters if p != "facts"]
     for option in options:
         if option not in known:
-            raise ValueError(
-                f"The model {name} has no size {option}; it takes {', '.join(known)}."
-            )
+            takes = f"it takes {', '.join(known)}" if known else "it takes none"
+            raise ValueError(f"The model {name} has no size {option}; {takes}.")
     sizes = sizes_of(facts, **options)
     if framework == "linen":
         return linen_model(linen_class(**sizes), facts.x)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dp_ilg.base import Params
-from dp_ilg.experiments.linen_models import ACTIVATIONS, masked_mean
+from dp_ilg.experiments.linen_models import ACTIVATIONS, masked_mean, norm_groups
 
 
 def nnx_params(module: Any) -> tuple[Any, Params]:
@@ -101,6 +101,23 @@ class Mlp(nnx.Module):
         return self.output(x)
 
 
+class Linear(nnx.Module):
+    """As `dp_ilg.experiments.linen_models.Linear`.
+
+    Example:
+        >>> Linear(inputs=4, outputs=3, rngs=nnx.Rngs(0))(jnp.ones((1, 2, 2))).sum()
+        Array(0., dtype=float32)
+    """
+
+    def __init__(self, *, inputs, outputs, rngs):
+        zeros = nnx.initializers.zeros
+        self.output = nnx.Linear(inputs, outputs, kernel_init=zeros, rngs=rngs)
+
+    def __call__(self, x):
+        """Maps ``[batch, ...]`` to logits."""
+        return self.output(x.reshape(x.shape[0], -1).astype(jnp.float32))
+
+
 class Cnn(nnx.Module):
     """As `dp_ilg.experiments.linen_models.Cnn`.
 
@@ -136,6 +153,37 @@ class Cnn(nnx.Module):
         x = x.reshape(x.shape[0], *self.image)
         x = nnx.max_pool(self.act(self.conv_0(x)), (2, 2))
         x = nnx.max_pool(self.act(self.conv_1(x)), (2, 2))
+        return self.head(x)
+
+
+class GroupNormCnn(nnx.Module):
+    """As `dp_ilg.experiments.linen_models.GroupNormCnn`.
+
+    Example:
+        >>> sizes = dict(image=(32, 32, 3), channels=(8, 16), hidden=(), outputs=10)
+        >>> net = GroupNormCnn(**sizes, activation="tanh", rngs=nnx.Rngs(0))
+        >>> net(jnp.zeros((1, 32, 32, 3))).shape
+        (1, 10)
+    """
+
+    def __init__(self, *, image, channels, hidden, outputs, activation, rngs):
+        self.num_convs = len(channels)
+        self.act = ACTIVATIONS[activation]
+        for i, (n, m) in enumerate(zip((image[2], *channels), channels, strict=False)):
+            setattr(self, f"conv_{i}", nnx.Conv(n, m, (3, 3), rngs=rngs))
+            norm = nnx.GroupNorm(m, norm_groups(m), rngs=rngs)
+            setattr(self, f"norm_{i}", norm)
+        height, width = (side >> len(channels) for side in image[:2])
+        inputs = height * width * channels[-1]
+        sizes = dict(inputs=inputs, hidden=hidden, outputs=outputs)
+        self.head = Mlp(**sizes, activation=activation, rngs=rngs)
+
+    def __call__(self, x):
+        """Maps ``[batch, height, width, channels]`` to logits."""
+        for i in range(self.num_convs):
+            x = getattr(self, f"conv_{i}")(x)
+            x = self.act(getattr(self, f"norm_{i}")(x))
+            x = nnx.avg_pool(x, (2, 2), (2, 2))
         return self.head(x)
 
 
