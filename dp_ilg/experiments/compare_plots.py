@@ -18,7 +18,7 @@ from dp_ilg.experiments.svg import (
 
 # Okabe and Ito's colours, and two more that are told apart from them.
 _COLOURS = (BLUE, ORANGE, GREEN, "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7a52a3")
-_MARKERS = "os^Dv<>P"
+_MARKERS = "s^Dv<>PX"
 _MOST_PANELS = 4
 
 
@@ -52,7 +52,7 @@ def accuracy_figure(results: Sequence[Result], reference: str) -> Figure:
         low = [a - b for a, b in zip(y, spread, strict=True)]
         high = [a + b for a, b in zip(y, spread, strict=True)]
         axes.plot(x, y, linewidth=1.8, markersize=5, **look)
-        axes.fill_between(x, low, high, color=look["color"], alpha=0.15, linewidth=0)
+        axes.fill_between(x, low, high, color=look["color"], alpha=0.1, linewidth=0.8)
     epsilons = sorted({result.cell.epsilon for result in results})
     _log_axis(axes, epsilons)
     axes.set_xlabel("privacy budget, ε")
@@ -94,6 +94,8 @@ def sensitivity_figure(results: Sequence[Result], reference: str) -> Figure:
         axes.set_title(f"ε = {epsilon:g}", fontsize=10, loc="left")
         if rates:
             axes.set_xscale("log")
+            axes.minorticks_off()
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.set_xlabel("learning rate")
         axes.grid(axis="y")
     panels[0].set_ylabel("held-out accuracy (%)")

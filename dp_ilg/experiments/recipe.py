@@ -52,12 +52,12 @@ def build_schedule(chosen: ScheduleConfig) -> Any:
     return factory(**chosen.options())
 
 
-def learning_rate(config: LearningRateConfig, peak: float, num_steps: int) -> Any:
+def learning_rate(config: LearningRateConfig, peak: Any, num_steps: int) -> Any:
     """Makes the learning rate of a configuration: a number or an Optax schedule.
 
     Args:
         config: the shape.
-        peak: the learning rate after the warm-up.
+        peak: the learning rate after the warm-up; may be traced.
         num_steps: length of the run.
 
     Returns:

@@ -55,6 +55,8 @@ class Board:
         self._stopped = False
         self._changed = threading.Condition()
         self._common = machine()
+        every = [run for runs in self._tuning.values() for run in runs]
+        self._total = len(every) + len(self._tuning) * len(sweep.seeds)
 
     def take(self, last: Run | None) -> Run | None:
         """Gives a thread its next run, once there is one.
@@ -95,7 +97,7 @@ class Board:
                     record = run_record(run, found) | self._common
                     self._results.add(record)
                     self._again.discard(run.key())
-                    tell(f"{run.cell}: {_progress(run, found)}")
+                    tell(f"{self._done()} {run.cell}: {_progress(run, found)}")
             finally:
                 del self._taken[run.key()]
                 self._changed.notify_all()
@@ -105,6 +107,13 @@ class Board:
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
+
+    def _done(self) -> str:
+        """How many runs of this sweep are on file, of how many."""
+        runs = [run for runs in self._tuning.values() for run in runs]
+        runs += [run for runs in self._final.values() for run in runs]
+        count = sum(self._found(run) is not None for run in runs)
+        return f"{count}/{self._total}"
 
     def _miss(self, task: str, sentence: str) -> None:
         if task not in self.absent:

@@ -1,0 +1,332 @@
+"""`dp-ilg compare`: bad sweeps, choices, resumption, deaths and folders."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+
+from dp_ilg.experiments import cli, compare, compare_plots
+from dp_ilg.experiments.sweep_results import Results, read_results
+from dp_ilg.plan import PrivacyPlan
+from tests.fake_worker import PLAN
+
+HERE = Path(__file__).parent
+CONFIGS = HERE.parent / "configs"
+SWEEP = f"""
+epsilons = [1.0, 2.0]
+seeds = [0, 1, 2, 3, 4]
+workers = 2
+[tuning]
+seeds = [1000]
+learning_rates = [0.01, 0.03, 0.1]
+values = [0.5, 1.0]
+[[tasks]]
+config = "{CONFIGS}/digits.toml"
+[[methods]]
+name = "dp_adam"
+overrides.optimizer.method = "dp_adam"
+[[methods]]
+name = "sgd"
+overrides.optimizer.method = "dp_sgd"
+"""
+TUNING, FINAL = 2 * 2 * 6, 2 * 2 * 5
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """A sweep on file; call it with replacements to write another one."""
+
+    def write(*changes, name="sweep.toml", text=SWEEP):
+        for old, new in changes:
+            assert old in text
+            text = text.replace(old, new)
+        path = tmp_path / name
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch, request):
+    """Puts the fake worker in place and tells what it was asked."""
+    if "draws" not in request.fixturenames:
+        for name in ("accuracy_figure", "sensitivity_figure"):
+            monkeypatch.setattr(compare_plots, name, lambda *args: Figure((1, 1)))
+
+    def use(behaviour="good", seed=-1):
+        script = [sys.executable, str(HERE / "fake_worker.py"), str(tmp_path)]
+        monkeypatch.setattr(compare, "WORKER", (*script, behaviour, str(seed)))
+
+    def asked():
+        path = tmp_path / "asked.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()]
+
+    use()
+    use.asked = asked
+    return use
+
+
+@pytest.fixture
+def draws():
+    """Asked for by tests in which figures are drawn."""
+
+
+@pytest.fixture
+def run(tmp_path, capsys):
+    """Runs the command; gives exit code, result and standard error."""
+
+    def go(path, *flags, out="out"):
+        capsys.readouterr()
+        command = ["compare", path, "--out", str(tmp_path / out), "--json", *flags]
+        code = cli.main(command)
+        text, err = capsys.readouterr()
+        return code, json.loads(text) if text else None, err
+
+    return go
+
+
+def runs(folder):
+    return [r for r in read_results(folder) if r["kind"] == "run"]
+
+
+def test_a_sweep_tunes_on_other_seeds_chooses_and_reports(
+    sweep, fake, run, tmp_path, draws
+):
+    code, found, err = run(sweep())
+    assert code == 0 and found["complete"]
+    asked = fake.asked()
+    held = [c for c in asked if "validation" in c["data"]]
+    assert len(held) == TUNING and len(asked) == TUNING + FINAL
+    assert {c["run"]["seed"] for c in held} == {1000}
+    rest = [c for c in asked if "validation" not in c["data"]]
+    assert {c["run"]["seed"] for c in rest} == set(range(5))
+    assert {c["optimizer"]["learning_rate"] for c in rest} == {0.03}
+    adam, sgd = found["cells"][:2]
+    assert adam["choice"]["learning_rate"] == 0.03
+    assert adam["choice"]["value"] == 0.5  # of equals the first
+    assert adam["mean"] == pytest.approx(90.2) and adam["difference"] is None
+    assert sgd["difference"] == pytest.approx(-5) and sgd["verdict"] == "below"
+    assert [row["runs"] for row in found["tuning_cost"]] == [6, 6, 6, 6]
+    cost = found["tuning_cost"][0]
+    assert cost["sum_of_epsilons"] == pytest.approx(6 * 1.9)
+    alone = PrivacyPlan.from_json(json.dumps(PLAN)).epsilon()
+    assert alone < cost["search_epsilon"] < 6 * alone
+    records = read_results(tmp_path / "out")
+    choices = [r for r in records if r["kind"] == "choice"]
+    assert len(choices) == 4 and choices[0]["tuning_runs"] == 6
+    one = next(r for r in records if r["kind"] == "run")
+    assert {"machine", "versions", "command", "digest", "phase", "config"} <= set(one)
+    assert f"{TUNING + FINAL}/{TUNING + FINAL}" in err
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"results.jsonl", "report.html", "report.md", "accuracy-1.svg"} <= names
+    markdown = Path(found["markdown"]).read_text()
+    assert "| sgd | 85.20 ± 0.16; -5.00 (-5.00 to -5.00) ▼ |" in markdown
+
+
+def test_nothing_is_run_again_and_a_cut_line_is_mended(sweep, fake, run, tmp_path):
+    path = sweep()
+    run(path)
+    before, file = len(fake.asked()), tmp_path / "out" / "results.jsonl"
+    whole = file.read_bytes()
+    run(path)
+    assert len(fake.asked()) == before and file.read_bytes() == whole
+    lines = whole.splitlines(keepends=True)
+    file.write_bytes(b"".join(lines[:-3]) + lines[-3][:50])  # killed while writing
+    code, found, _ = run(path)
+    assert code == 0 and found["complete"]
+    assert len(fake.asked()) == before + 3
+    again = [json.loads(line) for line in file.read_text().splitlines()]
+    assert len(again) == len(lines)
+
+
+def test_a_damaged_line_in_the_middle_is_refused_and_kept(sweep, fake, run, tmp_path):
+    run(sweep())
+    file = tmp_path / "out" / "results.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join([lines[0], "{\n", *lines[1:]]))
+    code, _, err = run(sweep())
+    assert code == 2 and "Line 2 of" in err and err.count("\n") == 1
+    assert len(file.read_text().splitlines()) == len(lines) + 1
+
+
+@pytest.mark.parametrize("seed", [3, 1000])
+def test_a_killed_worker_loses_only_its_run_which_is_tried_again(
+    sweep, fake, run, tmp_path, seed
+):
+    fake("die-once", seed)
+    code, found, _ = run(sweep())
+    assert code == 0 and found["complete"]
+    assert (tmp_path / "misbehaved").read_text() == "once\n"
+    assert len(fake.asked()) == TUNING + FINAL + 1
+    assert {r["status"] for r in runs(tmp_path / "out")} == {"done"}
+
+
+def test_a_run_that_kills_twice_is_failed_and_the_rest_goes_on(
+    sweep, fake, run, tmp_path
+):
+    fake("die-always", 3)
+    code, found, _ = run(sweep())
+    assert code == 0 and not found["complete"]
+    records = runs(tmp_path / "out")
+    failed = [r for r in records if r["status"] == "failed"]
+    assert len(failed) == 4 and len(records) == TUNING + FINAL
+    assert failed[0]["error"].count(".") == 1
+    assert "ended 2 times before it did: it was killed by SIGKILL" in failed[0]["error"]
+    cell = found["cells"][0]
+    assert cell["status"] == "failed" and len(cell["by_seed"]) == 4
+    fake("good")
+    assert not run(sweep())[1]["complete"]  # failed runs are there, too
+    assert run(sweep(), "--retry-failed")[1]["complete"]
+    assert len(runs(tmp_path / "out")) == TUNING + FINAL + 4
+
+
+def test_an_impossible_cell_is_on_file_and_the_rest_goes_on(sweep, fake, run, tmp_path):
+    fake("impossible", 1000)
+    code, found, _ = run(sweep(), out="all")
+    assert code == 0 and {c["status"] for c in found["cells"]} == {"impossible"}
+    assert found["cells"][0]["note"] == "It is impossible."
+    fake("impossible", 4)
+    code, found, err = run(sweep(), out="some")
+    assert code == 0 and len(found["cells"][0]["by_seed"]) == 4
+    assert len(runs(tmp_path / "some")) == TUNING + FINAL
+
+
+def test_missing_data_is_said_once_and_is_no_result(sweep, fake, run, tmp_path):
+    fake("absent", 1000)
+    code, found, err = run(sweep())
+    assert code == 0 and err.count("digits is left out: It is absent.") == 1
+    assert {c["status"] for c in found["cells"]} == {"absent"}
+    assert all(r["seed"] != 1000 for r in runs(tmp_path / "out"))
+    fake("good")
+    assert run(sweep())[1]["complete"]
+
+
+def test_two_sweeps_in_one_folder(sweep, fake, run, tmp_path):
+    path = sweep()
+    run(path)
+    before = (tmp_path / "out" / "results.jsonl").read_bytes()
+    other = sweep(("epsilons = [1.0, 2.0]", "epsilons = [1.0]"), name="other.toml")
+    code, _, err = run(other)
+    assert code == 2 and "holds another sweep" in err and "--extend" in err
+    assert (tmp_path / "out" / "results.jsonl").read_bytes() == before
+    asked = len(fake.asked())
+    more = sweep(("seeds = [0, 1,", "seeds = [9, 0, 1,"), name="more.toml")
+    assert run(more, "--extend")[1]["complete"]
+    assert len(fake.asked()) == asked + 4  # the new seed of each cell
+    with Results(tmp_path / "out", Path(more).read_text()):
+        code, _, err = run(more)
+        assert code == 2 and "Another process is at work" in err
+        assert run(more, "--report-only")[1]["complete"]
+
+
+def test_the_same_sweep_goes_on_after_its_process_was_killed(
+    sweep, fake, run, tmp_path
+):
+    script = [sys.executable, str(HERE / "fake_worker.py"), str(tmp_path), "hang", "2"]
+    code = (
+        "from dp_ilg.experiments import cli, compare; "
+        f"compare.WORKER = {tuple(script)!r}; "
+        f"cli.main(['compare', {sweep()!r}, '--out', {str(tmp_path / 'out')!r}])"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "misbehaved").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert run(sweep())[0] == 2  # it lives, and holds the folder
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    done = len(runs(tmp_path / "out"))
+    code, found, _ = run(sweep())
+    assert code == 0 and found["complete"]
+    assert 0 < done < TUNING + FINAL == len(runs(tmp_path / "out"))
+
+
+def test_a_report_of_what_is_there_says_what_is_missing(sweep, fake, run, tmp_path):
+    path = sweep()
+    code, _, err = run(path, "--report-only")
+    assert code == 2 and "is not a folder" in err
+    run(path)
+    file = tmp_path / "out" / "results.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines[:4]) + '{"kind": "ru')
+    code, found, _ = run(path, "--report-only")
+    assert code == 0 and not found["complete"] and len(found["missing"]) == 4
+    assert "Tuning: 4 of 6 runs are there. Then 5 more." in found["missing"][0]
+    assert "Not complete, 4 cells" in Path(found["markdown"]).read_text()
+    assert file.read_text().endswith('{"kind": "ru')  # a report changes nothing
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("[tuning]", "[tunning]"), "section tunning; did you mean tuning?"),
+        (("epsilons =", "epsilon ="), "field epsilon; did you mean epsilons?"),
+        (("digits.toml", "digit.toml"), "digit.toml cannot be read"),
+        (('"dp_sgd"', '"dp_sdg"'), "'dp_sdg', which is unknown; did you mean dp_sgd?"),
+        (("optimizer.method", "optimizer.metod"), "did you mean optimizer.method?"),
+        (("values = [0.5, 1.0]", "values = [0.5, 0]"), "l2_clip_norm is 0.0, but must"),
+        (("values = [0.5, 1.0]", "values = [0.5, 0.5]"), "each once"),
+        (("seeds = [1000]", "seeds = [4]"), "the seed 4 twice (seeds that tune"),
+        (("epsilons = [1.0, 2.0]", "epsilons = []"), "has no epsilons"),
+        (("epsilons = [1.0, 2.0]", "epsilons = [-1]"), "epsilons is -1.0, but must"),
+        (("workers = 2", "workers = 0"), "workers is 0"),
+        (
+            ("workers = 2", 'reference = "adam"'),
+            "no method of it; did you mean dp_adam",
+        ),
+        (('name = "sgd"', 'name = "dp_adam"'), "the method dp_adam twice"),
+        (("[tuning]", '[tuning]\nparameter = "privacy.clip"'), "privacy.clip"),
+        (
+            ('name = "sgd"', 'name = "sgd"\nlearning_rates = [1.0]'),
+            "the method sgd has 1 learning rates but dp_adam has 3",
+        ),
+        (
+            ('name = "sgd"', 'name = "sgd"\nparameter = "optimizer.momentum"'),
+            "names optimizer.momentum but no values",
+        ),
+        (
+            ('name = "sgd"', 'name = "sgd"\noverrides.optimizer.gamma = 0.1'),
+            "method sgd: optimizer.method is dp_sgd, which has no option gamma",
+        ),
+        (
+            ('name = "sgd"', 'name = "sgd"\noverrides.privacy.epsilon = 0.1'),
+            "but the sweep itself does so; use epsilons",
+        ),
+        (
+            ('digits.toml"', 'digits.toml"\noverrides.data.name = "digit"'),
+            "data.name is 'digit', which is unknown; did you mean digits?",
+        ),
+        (("[[tasks]]", "[[tasks"), "is not valid TOML"),
+    ],
+)
+def test_a_sweep_that_cannot_be_is_one_sentence(sweep, run, tmp_path, change, words):
+    code, _, err = run(sweep(change))
+    assert code == 2 and words in err and err.count("\n") == 1, err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_data_folder_and_no_workers(sweep, fake, run):
+    assert "is no folder" in run(sweep(), "--data-dir", "no/such")[2]
+    assert "workers is 0" in run(sweep(), "--workers", "0")[2]
+
+
+def test_what_a_report_shows_is_escaped(sweep, fake, run, tmp_path, draws):
+    name = "<script>alert(1)</script>|`x"
+    change = ('name = "sgd"', f"name = '{name}'\nlearning_rate_factor = 1.5")
+    code, found, _ = run(sweep(change, ("workers = 2", 'title = "<img src=x>"')))
+    assert code == 0
+    page = Path(found["report"]).read_text()
+    assert "<script" not in page and "<img" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;|`x" in page
+    markdown = Path(found["markdown"]).read_text()
+    assert "<script" not in markdown and "<img" not in markdown
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;\\|\\`x" in markdown
+    for figure in (tmp_path / "out").glob("*.svg"):
+        assert "<script" not in figure.read_text()
