@@ -153,6 +153,7 @@ class PrivateTransformation(optax.GradientTransformationExtraArgs):
         plan: the `PrivacyPlan` given to the factory, or None.
         geometry: maps the transformation's state to its `Geometry`, or None.
         importance: maps the state to importance shares ``[groups]``, or None.
+        links: of a chain, the transformations it was made of; else empty.
     """
 
     init: Any
@@ -162,6 +163,7 @@ class PrivateTransformation(optax.GradientTransformationExtraArgs):
     plan: Any
     geometry: Any
     importance: Any
+    links: tuple
 
     def __new__(
         cls,
@@ -173,9 +175,11 @@ class PrivateTransformation(optax.GradientTransformationExtraArgs):
         plan: Any = None,
         geometry: Callable | None = None,
         importance: Callable | None = None,
+        links: tuple = (),
     ) -> PrivateTransformation:
         """Makes the (init, update) pair and hangs the facts on it."""
         self = super().__new__(cls, init, update)
         self.role, self.key, self.plan = role, key, plan
         self.geometry, self.importance = geometry, importance
+        self.links = links
         return self

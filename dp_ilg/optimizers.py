@@ -104,8 +104,9 @@ def chain(*transformations: optax.GradientTransformation) -> PrivateTransformati
     def importance(state: tuple) -> Any:
         return source.importance(state[holder])
 
+    facts: Any = dict(geometry=geometry, importance=importance)
     return PrivateTransformation(
-        init, update, role="private", geometry=geometry, importance=importance
+        init, update, role="private", links=transformations, **facts
     )
 
 

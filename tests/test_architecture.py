@@ -75,7 +75,7 @@ EXPERIMENTS = [
     ["trainer_audit_command"],
     ["study_commands"],
     ["progress", "trainer", "commands"],
-    ["run_folder"],
+    ["layer_study", "layer_study_plot", "run_folder"],
     ["runner"],
     ["sweep", "sweep_bench", "compare_cost"],
     ["sweep_check", "sweep_runs", "sweep_worker"],

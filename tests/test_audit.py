@@ -81,7 +81,9 @@ def test_the_canary_is_the_record_that_moves_the_gradient_most():
     ("command", "words"),
     [
         (["audit"], "needs "),
-        (["audit", "publishd"], "no method 'publishd' to audit; did you mean publ"),
+        (["audit", "publishd"], "'publishd' to audit, and no method; did you mean publ"),
+        (["audit", "digits", "--trials", "3"], "trials is 3, but must be"),
+        (["audit", "digits", "--steps", "1"], "steps is 1, but must be"),
         (["audit", "published", "--trials", "3"], "trials is 3, but must be"),
         (["audit", "published", "--data", "imdb"], "no audit on 'imdb'; known are"),
         (["audit", "published", "--data-dir", "absent"], "absent is no folder"),

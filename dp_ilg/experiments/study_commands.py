@@ -57,27 +57,36 @@ def reproduce(
 
 
 def audit(
-    method: Annotated[str, tyro.conf.Positional],
+    target: Annotated[str, tyro.conf.Positional],
     *,
     data: str = "mnist",
     data_dir: str | None = None,
-    trials: int = 1000,
+    trials: int | None = None,
+    steps: int = 20,
+    canaries: int = 1000,
     seed: int = 0,
     quick: bool = False,
     out: str | None = None,
+    plot: str | None = None,
     json: bool = False,
 ) -> Callable[[], None]:
-    """Attacks one release with a canary and bounds its epsilon from below.
+    """Attacks a trainer, or one release, with canaries and bounds epsilon from below.
 
     Args:
-        method: published (DP-AdamILG as its paper prints it, in both readings, with
-            dp_adam_ilg beside it) or dp_adam_ilg.
-        data: mnist, fashion_mnist or digits.
+        target: a run folder, a configuration file or a shipped one such as digits: its
+            whole trainer is attacked and each of its promises checked. Or a method:
+            published (DP-AdamILG as its paper prints it, in both readings, with
+            dp_adam_ilg beside it) or dp_adam_ilg, of which one release is attacked.
+        data: of a method: mnist, fashion_mnist or digits.
         data_dir: a folder of data files (NAME.npz or IDX files).
-        trials: tested releases with the canary, and as many without.
-        seed: of network, batch and noise.
-        quick: a small form on digits with at most 100 trials.
-        out: a file to which each row is added as a JSON line.
+        trials: runs with each canary, and as many without (default 200); for a
+            method tested releases with the canary, and as many without (1000).
+        steps: of each run of a trainer.
+        canaries: of the single run of a trainer that has many.
+        seed: of network, canaries, batches and noise.
+        quick: a small form.
+        out: a file to which the result is added as JSON lines.
+        plot: an SVG file in which a trainer's bounds are drawn.
         json: print one JSON object.
 
     Returns:
@@ -88,20 +97,44 @@ def audit(
         Traceback (most recent call last):
         ValueError: trials is 3, but must be a whole number of at least 40.
     """
-    from dp_ilg.experiments.audit import AuditOptions  # slow to import
+    from dp_ilg.experiments.audit import AUDITS, AuditOptions  # slow to import
     from dp_ilg.experiments.audit import audit as run
 
-    options = AuditOptions(
-        data=data,
-        trials=trials,
-        seed=seed,
-        common=ReproduceOptions(
-            data_dir=None if data_dir is None else Path(data_dir),
-            quick=quick,
-            out=None if out is None else Path(out),
-        ),
-    )
-    return lambda: show_rows(run(method, options), json)
+    files = [None if name is None else Path(name) for name in (data_dir, out, plot)]
+    if target not in AUDITS:
+        sizes = {} if trials is None else {"runs": trials}
+        if quick:
+            sizes, steps, canaries = {"runs": 50}, min(steps, 5), min(canaries, 200)
+        chosen = dict(sizes, canaries=canaries, seed=seed)
+        return _audit_trainer(target, chosen, steps, files, json)
+    common = ReproduceOptions(data_dir=files[0], quick=quick, out=files[1])
+    count = 1000 if trials is None else trials
+    options = AuditOptions(data=data, trials=count, seed=seed, common=common)
+    return lambda: show_rows(run(target, options), json)
+
+
+def _audit_trainer(
+    target: str,
+    chosen: dict[str, int],
+    steps: int,
+    files: Sequence[Path | None],
+    json: bool,
+) -> Callable[[], None]:
+    from dp_ilg.experiments.trainer_audit_command import audit_run, tables
+    from dp_ilg.experiments.trainer_audit_report import TrainerAuditOptions
+
+    options, (data_dir, out, plot) = TrainerAuditOptions(**chosen), files
+
+    def work() -> None:
+        paths: Any = dict(data_dir=data_dir, out=out, plot=plot)
+        found = audit_run(target, options, steps=steps, **paths)
+        if json:
+            print(json_lib.dumps(found))
+            return
+        for table in tables(found):
+            show_rows(table, json)
+
+    return work
 
 
 def show_rows(found: Mapping[str, Any], json: bool) -> None:

@@ -1,0 +1,276 @@
+"""The trainer an audit is made on: the run's own parts, around a small data set.
+
+Sampler, clip, scorer, noise, Adam, plan, ledger and checkpoints are those of the run;
+nothing is written again here. Only the data set is smaller, so that hundreds of
+whole runs fit into minutes, and the number of steps may be; the claim is that of the
+plan cut to them. Every part can be replaced, which is how tests plant faults.
+"""
+
+import dataclasses
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import dp_ilg
+from dp_ilg.base import ClippedGrad, LossFn, Params, PrivateTransformation
+from dp_ilg.experiments.checkpoints import load_checkpoint, save_checkpoint
+from dp_ilg.experiments.config import Config, LearningRateConfig
+from dp_ilg.experiments.job import build_job
+from dp_ilg.ledger import PrivacyLedger
+from dp_ilg.plan import PrivacyPlan
+from dp_ilg.sampling import PoissonSampler
+
+_BATCH_SIZES = range(6, 17)  # expected sizes of a scene's batch; the best fit to q wins
+
+
+@dataclass(frozen=True)
+class AuditedTrainer:
+    """The parts of a trainer, each as the run has it.
+
+    Attributes:
+        plan: what is claimed: rate, noise, clip norm, number of steps.
+        params: where every run starts.
+        examples: ``(x, y)``, NumPy, ``plan.num_examples`` rows; the last is the
+            canary's place.
+        num_classes: of the labels.
+        loss_fn: of one example.
+        clip: loss -> clipped gradient of a batch, as `dp_ilg.clipped_grad` returns.
+        oracle: the same by plain per-example gradients.
+        optimizer: key -> the private chain.
+        sampler: key -> an object with ``indices(step)``.
+        ledger: path -> a context manager with ``record(step)``.
+        resume: what a run holds (any tree) -> the same after being stopped.
+
+    Example:
+        >>> from dp_ilg.experiments.config import Config
+        >>> trainer = audited_trainer(Config(), max_steps=3)
+        >>> trainer.plan.num_steps, trainer.plan.batch_size
+        (3, 8)
+    """
+
+    plan: PrivacyPlan
+    params: Params
+    examples: Any
+    num_classes: int
+    loss_fn: LossFn
+    clip: Callable[[LossFn], Callable[..., ClippedGrad]]
+    oracle: Callable[[LossFn], Callable[..., ClippedGrad]]
+    optimizer: Callable[[Any], PrivateTransformation]
+    sampler: Callable[[Any], Any]
+    ledger: Callable[[Path], Any]
+    resume: Callable[[Any], Any]
+
+
+class Tapped(NamedTuple):
+    """State of a noise link that also keeps what it released last."""
+
+    inner: Any
+    release: Any
+
+
+def audited_trainer(
+    config: Config,
+    *,
+    data_dir: Path | None = None,
+    plan: PrivacyPlan | None = None,
+    max_steps: int = 20,
+    seed: int = 0,
+) -> AuditedTrainer:
+    """Builds the trainer of a configuration around a small data set.
+
+    Args:
+        config: the run.
+        data_dir: where its data files are.
+        plan: the plan of a run that exists; by default calibration makes one.
+        max_steps: steps of an audited run, spread evenly over the schedule.
+        seed: of the initial parameters.
+
+    Returns:
+        The trainer, with `scene_plan` of the run's plan.
+
+    Raises:
+        ValueError: in one sentence, for a configuration or data that do not fit.
+
+    Privacy: the first rows of the training data are trained on again and again; an
+        audit's output shows bounds only, but keep audits to data you may use freely.
+
+    Example:
+        >>> audited_trainer(Config(), max_steps=2).plan.num_steps
+        2
+    """
+    full = build_job(config, data_dir, plan)
+    small = scene_plan(full.plan, max_steps)
+    steady = replace(config.optimizer, learning_rate_schedule=LearningRateConfig())
+    job = build_job(replace(config, optimizer=steady), data_dir, small)
+    rows = lambda a: np.asarray(a[: small.num_examples])  # noqa: E731
+    return AuditedTrainer(
+        plan=small,
+        params=jax.jit(job.model.init)(jax.random.key(seed)),
+        examples=(jax.tree.map(rows, job.data.x_train), rows(job.data.y_train)),
+        num_classes=job.data.num_classes,
+        loss_fn=job.model.loss_fn,
+        clip=lambda loss: replace(job.grad_fn, loss_fn=loss),
+        oracle=lambda loss: replace(
+            job.grad_fn, loss_fn=loss, engine="vmap", microbatch_size=None
+        ),
+        optimizer=job.make_optimizer,
+        sampler=lambda key: PoissonSampler.for_plan(small, key=key),
+        ledger=lambda path: PrivacyLedger(path, small),
+        resume=through_checkpoint,
+    )
+
+
+def scene_plan(plan: PrivacyPlan, max_steps: int) -> PrivacyPlan:
+    """A plan with the same sampling rate and noise for few examples and steps.
+
+    Args:
+        plan: of the run.
+        max_steps: at most so many steps, their multipliers spread over the plan's.
+
+    Returns:
+        The plan; its rate is the nearest fraction with a batch size of 6 to 16, and
+        prior releases are left out. Its epsilon is what an audit compares with.
+
+    Example:
+        >>> plan = dp_ilg.plan_privacy(noise_multiplier=1.0, delta=1e-5, num_steps=300,
+        ...     num_examples=60_000, batch_size=600, score_budget=0)
+        >>> small = scene_plan(plan, 20)
+        >>> small.num_examples, small.batch_size, small.stages
+        (600, 6, ((20, 1.0),))
+    """
+    rate, most = plan.sampling_prob, plan.num_examples
+    sizes = [(min(most, round(b / rate)), min(b, most)) for b in _BATCH_SIZES]
+    count, size = min(sizes, key=lambda s: round(abs(s[1] / s[0] - rate) / rate, 3))
+    steps = min(max_steps, plan.num_steps)
+    places = np.linspace(0, plan.num_steps - 1, steps).round().astype(int)
+    values, counts = [], []
+    for z in plan.noise_multipliers[places]:
+        if not values or values[-1] != z:
+            values.append(float(z))
+            counts.append(0)
+        counts[-1] += 1
+    return replace(
+        plan,
+        num_examples=count,
+        batch_size=size,
+        num_steps=steps,
+        stages=tuple(zip(counts, values, strict=True)),
+        target_epsilon=None,
+        prior_releases=(),
+    )
+
+
+def through_checkpoint(tree: Any) -> Any:
+    """What a killed run comes back with: written as a checkpoint and read again.
+
+    Args:
+        tree: arrays and keys in any tree.
+
+    Returns:
+        The same, from disk.
+
+    Raises:
+        OSError: if the disk does not take it.
+
+    Example:
+        >>> float(through_checkpoint({"w": jnp.ones(())})["w"])
+        1.0
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        save_checkpoint(Path(folder), 0, tree, {})
+        return load_checkpoint(Path(folder), tree, {})[1]
+
+
+def tapped(tx: PrivateTransformation) -> PrivateTransformation:
+    """The same chain of the same links, which keeps the last release in its state.
+
+    Args:
+        tx: a chain made by `dp_ilg.chain`.
+
+    Returns:
+        The chain; `release_of` reads what its noise let out.
+
+    Raises:
+        ValueError: for a transformation that is no chain.
+
+    Example:
+        >>> plan = dp_ilg.plan_privacy(noise_multiplier=1.0, delta=1e-5, num_steps=3,
+        ...     num_examples=100, batch_size=10)
+        >>> tx = tapped(dp_ilg.dp_adam_ilg(0.1, plan, key=jax.random.key(0)))
+        >>> state = tx.init({"w": jnp.zeros(2)})
+        >>> _, state = tx.update({"w": jnp.ones((4, 2))}, state, {"w": jnp.zeros(2)})
+        >>> release_of(state)["w"].shape
+        (2,)
+    """
+    if not tx.links:
+        raise ValueError("The audited optimizer must be made by dp_ilg.chain.")
+    return dp_ilg.chain(*map(_tap, tx.links))
+
+
+def _tap(link: Any) -> Any:
+    if getattr(link, "role", "") != "noise":
+        return link
+
+    def init(params: Params) -> Tapped:
+        return Tapped(link.init(params), jax.tree.map(jnp.zeros_like, params))
+
+    def update(updates: Any, state: Tapped, params: Any = None, **extra: Any) -> Any:
+        release, inner = link.update(updates, state.inner, params, **extra)
+        return release, Tapped(inner, release)
+
+    return PrivateTransformation(
+        init, update, role="noise", key=link.key, plan=link.plan
+    )
+
+
+def release_of(state: tuple) -> Params:
+    """The last release of a tapped chain, a mean gradient."""
+    (found,) = [part.release for part in state if isinstance(part, Tapped)]
+    return found
+
+
+def joined(params: Params, updates: Params) -> Params:
+    """Parameters after a step."""
+    return optax.apply_updates(params, updates)
+
+
+def taken(examples: Any, rows: Any) -> Any:
+    """The rows of a batch; padding takes any row, its mask makes it absent."""
+    return jax.tree.map(lambda a: jnp.asarray(a)[rows], examples)
+
+
+def padded(indices: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """A draw as fixed-size rows and their padding mask.
+
+    Args:
+        indices: the drawn examples.
+        size: at least as many.
+
+    Returns:
+        int64 ``[size]``, bool ``[size]``.
+
+    Example:
+        >>> [part.tolist() for part in padded(np.array([4]), 2)]
+        [[4, 0], [False, True]]
+    """
+    rows = np.zeros(size, np.int64)
+    rows[: len(indices)] = indices
+    return rows, np.arange(size) >= len(indices)
+
+
+def run_shape(trainer: AuditedTrainer) -> dict[str, Any]:
+    """What an audit says of the runs it made, for its notes and records."""
+    plan = trainer.plan
+    facts = dataclasses.asdict(plan)
+    names = ("num_examples", "batch_size", "num_steps", "score_budget", "delta")
+    return {name: facts[name] for name in names} | {
+        "noise_multipliers": [z for _, z in plan.stages],
+        "parameters": sum(np.size(p) for p in jax.tree.leaves(trainer.params)),
+    }

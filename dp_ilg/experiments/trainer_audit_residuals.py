@@ -1,0 +1,270 @@
+"""What a step released, less what it should have: the auditor's view of a step.
+
+The auditor knows the data, the batch and the plan, so it can take the clipped sum off
+the release and measure what is left in the noise's own units. In a sound trainer that
+is standard normal, in every group, and so is what is left of the score.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from dp_ilg.base import ClippedGrad, Params
+from dp_ilg.experiments.trainer_audit import (
+    AuditedTrainer,
+    joined,
+    padded,
+    release_of,
+    taken,
+    tapped,
+)
+from dp_ilg.geometry import Geometry
+from dp_ilg.importance import ScoreLayerImportanceState
+from dp_ilg.noise import multiplier_at, noise_stddev
+from dp_ilg.quantile import AdaptClipNormState
+
+
+class Seen(NamedTuple):
+    """A gradient in units of its planned noise, and a score in its sensitivity's.
+
+    Attributes:
+        gradient: whitened leaves, float32; frozen ones are empty.
+        score: ``[scores]``, to be divided by tau; empty without a score.
+    """
+
+    gradient: list
+    score: Any
+
+
+class ScoreRow(NamedTuple):
+    """How a scorer's state tells what it released.
+
+    Attributes:
+        released: ``(before, after, decay, batch_size)`` -> the noisy sum.
+        statistic: ``(ClippedGrad, after)`` -> the sum before noise.
+        unit: ``(ClippedGrad, after)`` -> how far one example moves it, in L2.
+    """
+
+    released: Callable[..., Any]
+    statistic: Callable[..., Any]
+    unit: Callable[..., Any]
+
+
+def _count(clipped: ClippedGrad, state: AdaptClipNormState) -> Array:
+    fits: Any = clipped.fits
+    return fits[1:] if state.fitting.ndim else fits[:1]
+
+
+SCORES: dict[type, ScoreRow] = {
+    ScoreLayerImportanceState: ScoreRow(
+        lambda a, b, decay, size: (b.average - decay * a.average) / (1 - decay) * size,
+        lambda clipped, state: clipped.layer_shares,
+        lambda clipped, state: 1.0,
+    ),
+    AdaptClipNormState: ScoreRow(
+        lambda a, b, decay, size: jnp.atleast_1d(b.fitting - 0.5) * size,
+        _count,
+        lambda clipped, state: jnp.sqrt(_count(clipped, state).size) / 2,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Observer:
+    """Runs a trainer's own steps and says what they released.
+
+    Attributes:
+        trainer: the trainer.
+        tx: its chain, tapped.
+        place: where in the chain the charged scorer is, or None.
+        decay: of that scorer's running average.
+    """
+
+    trainer: AuditedTrainer
+    tx: Any
+    place: int | None
+    decay: float
+
+    def init(self, key: Any) -> Any:
+        """Fresh optimizer state under a key, which may be traced."""
+        return tapped(self.trainer.optimizer(key)).init(self.trainer.params)
+
+    def states(self, keys: Any) -> Any:
+        """Fresh states of several runs, with a leading axis."""
+        return jax.jit(jax.vmap(self.init))(keys)
+
+    def many_params(self, count: int) -> Params:
+        """The starting parameters of several runs."""
+        copy = lambda p: jnp.broadcast_to(p, (count, *p.shape))  # noqa: E731
+        return jax.tree.map(copy, self.trainer.params)
+
+    def others(self, params: Params, state: Any, rows: Any, mask: Any) -> ClippedGrad:
+        """The clipped sum of a batch, by the trainer's own clip."""
+        batch = taken(self.trainer.examples, rows)
+        clip = self.trainer.clip(self.trainer.loss_fn)
+        geometry = self.tx.geometry(state)
+        return clip(params, batch, geometry=geometry, is_padding_example=mask)
+
+    def step(self, params: Params, state: Any, total: ClippedGrad) -> tuple:
+        """Noise, score, Adam: the trainer's own chain."""
+        updates, state = self.tx.update(total, state, params)
+        return joined(params, updates), state
+
+    def left(self, before: Any, after: Any, known: ClippedGrad) -> Seen:
+        """What remains of the releases of a step once a known sum is taken off.
+
+        Args:
+            before: the state before the step.
+            after: the state after it.
+            known: the clipped sum the auditor knows of.
+
+        Returns:
+            Standard normal leaves if that was all, and the score's noise.
+        """
+        plan, release = self.trainer.plan, release_of(after)
+        geometry = known.geometry
+        leaves = [x.astype(jnp.float32) for x in jax.tree.leaves(release)]
+        if geometry.coordinates is not None:
+            leaves = geometry.coordinates.entered(leaves)
+        sums = jax.tree.leaves(known.gradients)
+        gaps = [r * plan.batch_size - s for r, s in zip(leaves, sums, strict=True)]
+        gradient = self._whitened(geometry, gaps, self._time(before))
+        if self.place is None:
+            return Seen(gradient, jnp.zeros(0))
+        old, new = before[self.place], after[self.place]
+        row = SCORES[type(new)]
+        released = row.released(old, new, self.decay, plan.batch_size)
+        score = (released - row.statistic(known, new)) / row.unit(known, new)
+        return Seen(gradient, score)
+
+    def moved(self, before: Any, lone: ClippedGrad) -> Seen:
+        """What one example adds to a release, in the same units.
+
+        Args:
+            before: the state before the step.
+            lone: the clipped sum of that example alone.
+
+        Returns:
+            Its share of the gradient's release and of the score's.
+        """
+        sums = jax.tree.leaves(lone.gradients)
+        gradient = self._whitened(lone.geometry, sums, self._time(before))
+        if self.place is None:
+            return Seen(gradient, jnp.zeros(0))
+        state = before[self.place]
+        row = SCORES[type(state)]
+        return Seen(gradient, row.statistic(lone, state) / row.unit(lone, state))
+
+    def tau(self, before: Any) -> Array:
+        """The planned multiplier of the score's noise; infinite without a budget."""
+        return multiplier_at(
+            self.trainer.plan.score_noise_multipliers, self._time(before)
+        )
+
+    def _time(self, state: Any) -> Array:
+        """Which step comes next, as the noise counts."""
+        (inner,) = [part.inner for part in state if hasattr(part, "release")]
+        return inner.step
+
+    def _whitened(self, geometry: Geometry, leaves: list, step: Any) -> list:
+        plan = self.trainer.plan
+        stddev = noise_stddev(plan, step, geometry, plan.l2_clip_norm)
+        scales = geometry.groups.expand(stddev)
+        facts = geometry.groups.leaves
+        return [
+            value / scale if leaf.groups else jnp.zeros(0)
+            for leaf, value, scale in zip(facts, leaves, scales, strict=True)
+        ]
+
+
+def observe(trainer: AuditedTrainer) -> Observer:
+    """Makes the observer of a trainer.
+
+    Args:
+        trainer: the trainer.
+
+    Returns:
+        The observer.
+
+    Raises:
+        ValueError: for a charged scorer whose releases no row of `SCORES` can read.
+
+    Example:
+        >>> from dp_ilg.experiments.config import Config
+        >>> from dp_ilg.experiments.trainer_audit import audited_trainer
+        >>> observe(audited_trainer(Config(), max_steps=2)).place
+        1
+    """
+    tx = tapped(trainer.optimizer(jax.random.key(0)))
+    state = tx.init(trainer.params)
+    charged = [
+        i
+        for i, link in enumerate(tx.links)
+        if getattr(link, "role", "") == "score" and link.key is not None
+    ]
+    if not charged:
+        return Observer(trainer, tx, None, 0.0)
+    (place,) = charged
+    if type(state[place]) not in SCORES:
+        raise ValueError(
+            f"The audit cannot read what {type(state[place]).__name__} released; add a "
+            "row to dp_ilg.experiments.trainer_audit_residuals.SCORES."
+        )
+    return Observer(trainer, tx, place, _decay(tx, state, place, trainer))
+
+
+def _decay(tx: Any, state: Any, place: int, trainer: AuditedTrainer) -> float:
+    """How much of its running average a scorer keeps, found by a known sum."""
+    if not isinstance(state[place], ScoreLayerImportanceState):
+        return 0.0
+    geometry = tx.geometry(state)
+    zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), trainer.params)
+    shares = jnp.zeros(len(geometry.groups.names), jnp.float32)
+
+    def average(level: float) -> Any:
+        bound = jnp.float32(trainer.plan.l2_clip_norm)
+        total = ClippedGrad(zeros, shares + level, geometry, bound)
+        return tx.links[place].update(total, state[place], trainer.params)[1].average
+
+    size = 1e4 * trainer.plan.batch_size
+    return float(1 - np.mean((average(size) - average(0.0)) / 1e4))
+
+
+def draws(
+    trainer: AuditedTrainer, keys: Any, keep: Callable[[np.ndarray], np.ndarray]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The batches of several runs, each drawn by the trainer's own sampler.
+
+    Args:
+        trainer: the trainer.
+        keys: one sampler key a run.
+        keep: drops examples the auditor handles itself from a draw.
+
+    Returns:
+        Rows ``[steps, runs, size]``, padding masks of the same shape, and whether the
+        last example was drawn, bool ``[steps, runs]``.
+    """
+    last = trainer.plan.num_examples - 1
+    samplers = [trainer.sampler(key) for key in keys]
+    found = [
+        [np.asarray(sampler.indices(t)) for sampler in samplers]
+        for t in range(trainer.plan.num_steps)
+    ]
+    chosen = [[last in row for row in rows] for rows in found]
+    kept = [[keep(row) for row in rows] for rows in found]
+    size = max(1, max(len(row) for rows in kept for row in rows))
+    pairs = [[padded(row, size) for row in rows] for rows in kept]
+    rows = np.stack([[pair[0] for pair in step] for step in pairs])
+    masks = np.stack([[pair[1] for pair in step] for step in pairs])
+    return rows, masks, np.array(chosen)
+
+
+def inner_product(params: Params, example: Params) -> Any:
+    """A loss whose gradient is the example itself: any gradient can be made."""
+    products = jax.tree.map(lambda p, e: jnp.sum(p * e), params, example)
+    return sum(jax.tree.leaves(products))
