@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import jax
 import numpy as np
@@ -28,12 +29,14 @@ TINY = Config(
 
 def test_the_paired_interval_is_scipys():
     found = paired_difference(ONE, TWO)
-    pairs = [[values[seed] for seed in range(5)] for values in (ONE, TWO)]
-    low, high = stats.ttest_rel(*pairs).confidence_interval(0.95)
+    pairs = [np.array([d[seed] for seed in range(5)]) for d in (ONE, TWO)]
+    paired: Any = stats.ttest_rel(pairs[0], pairs[1])
+    low, high = paired.confidence_interval(0.95)
     assert found is not None and found.pairs == 5
     assert found.low == pytest.approx(low) and found.high == pytest.approx(high)
     assert found.mean == pytest.approx(np.mean(np.subtract(*pairs)))
-    wide = stats.ttest_ind(*pairs).confidence_interval(0.95)
+    apart: Any = stats.ttest_ind(pairs[0], pairs[1])
+    wide = apart.confidence_interval(0.95)
     assert found.high - found.low < 0.9 * (wide.high - wide.low)  # not unpaired
     assert found.verdict() == "above"
     other = paired_difference(TWO, ONE)
