@@ -202,6 +202,7 @@ TRAIN_ROWS: Rows = {
     "dataset": ("Data set", "{}"),
     "importance": ("Importance", "{}"),
     "test_accuracy": ("Test accuracy", "{:.2%}"),
+    "test_perplexity": ("Test perplexity", "{:.1f}"),
     "epsilon": ("Privacy spent: epsilon", "{:.4f}"),
     "delta": ("Delta", "{:g}"),
     "steps": ("Steps", "{:,}"),

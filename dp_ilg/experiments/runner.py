@@ -32,6 +32,7 @@ from dp_ilg.experiments.trainer import (
     Watch,
     accuracy_fn,
     params_sha256,
+    perplexity_fn,
     start,
     train,
 )
@@ -255,6 +256,9 @@ def _summary(
         "statement": plan.statement().text,
         "versions": _versions(),
     }
+    perplexity = perplexity_fn(job)
+    if perplexity is not None:
+        summary["test_perplexity"] = perplexity(position.params)
     if config.run.show_private_loss:
         summary["warning"] = (
             "The training loss was shown, which is computed from the data without "

@@ -217,6 +217,38 @@ def accuracy_fn(job: Job) -> Callable[[Any], float]:
     return accuracy
 
 
+def perplexity_fn(job: Job) -> Callable[[Any], float] | None:
+    """Compiles the test perplexity of a model of texts to continue.
+
+    Args:
+        job: the run.
+
+    Returns:
+        parameters -> exponential of the mean loss over all test tokens, which a guess
+        at random makes the size of the vocabulary; None where examples have one label.
+
+    Privacy:
+        As for `accuracy_fn`: it reads the test set only.
+
+    Example:
+        >>> from dp_ilg.experiments.config import Config
+        >>> from dp_ilg.experiments.job import build_job
+        >>> perplexity_fn(build_job(Config())) is None
+        True
+    """
+    if job.data.y_test.ndim == 1:
+        return None
+    count = len(job.data.y_test)
+    batches = list(_batches((job.data.x_test, job.data.y_test), count))
+    losses = jax.jit(jax.vmap(job.model.loss_fn, (None, 0)))
+
+    def perplexity(params: Any) -> float:
+        found = np.concatenate([np.asarray(losses(params, b)) for b in batches])
+        return float(np.exp(np.mean(found[:count])))
+
+    return perplexity
+
+
 def _batches(source: Any, length: int) -> Iterator[Any]:
     """Cuts rows into batches of one size; the last is filled with zeros."""
     size = min(_EVAL_ROWS, length)
@@ -228,7 +260,7 @@ def _batches(source: Any, length: int) -> Iterator[Any]:
 def _evaluator(
     job: Job, tx: PrivateTransformation
 ) -> Callable[[Position], dict[str, Any]]:
-    accuracy = accuracy_fn(job)
+    accuracy, perplexity = accuracy_fn(job), perplexity_fn(job)
     loss = _private_loss(job) if job.config.run.show_private_loss else None
 
     def evaluate(position: Position) -> dict[str, Any]:
@@ -240,6 +272,8 @@ def _evaluator(
             "noise_multiplier": float(job.plan.noise_multipliers[position.step - 1]),
             "layers": _layers(job, tx, position),
         }
+        if perplexity is not None:
+            record["test_perplexity"] = perplexity(position.params)
         if loss is not None:
             record["private_train_loss"] = loss(position.params)
         return record

@@ -1,0 +1,119 @@
+"""Measures every layer of every task: size, norms, signal and noise. NOT private.
+
+    python benchmarks/layer_study.py --data-dir ../shared/data
+    python benchmarks/layer_study.py --tasks mnist_cnn --steps 5 --rows 256
+    python benchmarks/layer_study.py --plot
+
+A task is a shipped configuration, trained privately for some steps of its plan. Norms
+of examples are then computed on public data without noise, which no guarantee covers.
+Every finished task is two JSON lines (before the first step and after the last) in
+benchmarks/results/layer_study.jsonl and is not run again; they make the figure.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+from accuracy import commit, finished  # noqa: E402
+from bench_core import machine  # noqa: E402
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "layer_study.jsonl"
+TASKS = (
+    "digits mnist_cnn fashion_cnn cifar10_cnn mnist_scattering fashion_scattering "
+    "cifar10_scattering imdb_embedding imdb_transformer text_lm"
+).split()
+NOTE = "computed from the data without noise: for public data, no privacy guarantee"
+
+
+def run(task: str, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The two records of a task."""
+    from dp_ilg.experiments.config import read_config
+    from dp_ilg.experiments.job import build_job, run_keys
+    from dp_ilg.experiments.layer_study import study
+
+    config = read_config(ROOT / "configs" / f"{task}.toml")
+    began = time.perf_counter()
+    data_dir = Path(args.data_dir) if args.data_dir else None
+    job = build_job(config, data_dir)
+    found = study(
+        job, run_keys(args.seed), min(args.steps, job.plan.num_steps), args.rows
+    )
+    command = f"python benchmarks/layer_study.py --tasks {task} --steps {args.steps} "
+    facts = {
+        "task": task,
+        "seed": args.seed,
+        "rows": args.rows,
+        "note": NOTE,
+        "noise_multiplier": float(job.plan.noise_multipliers[0]),
+        "seconds": round(time.perf_counter() - began, 1),
+        "commit": commit(),
+        "command": command + f"--rows {args.rows} --seed {args.seed}",
+    }
+    return [facts | machine() | record for record in found]
+
+
+def table(records: list[dict[str, Any]]) -> str:
+    """One line a record, as Markdown: what could be gained, and signal over noise."""
+    out = [
+        "| task | step | layers | noise energy | signal / noise: uniform | "
+        "min_noise_energy |",
+        "|---|---|---|---|---|---|",
+    ]
+    for record in records:
+        uniform, shaped = (overall(record, r) for r in ("uniform", "min_noise_energy"))
+        out.append(
+            f"| {record['task']} | {record['step']} | {len(record['layers'])} | "
+            f"{record['noise_energy_ratio']:.3f} | {uniform:.3f} | {shaped:.3f} |"
+        )
+    return "\n".join(out)
+
+
+def overall(record: dict[str, Any], rule: str) -> float:
+    """Norm of all layers' signal over that of all layers' noise, in one step."""
+    found = [layer[rule] for layer in record["layers"]]
+    signal, noise = (
+        sum(entry[part] ** 2 for entry in found) for part in ("signal", "noise")
+    )
+    return (signal / noise) ** 0.5
+
+
+def draw(records: list[dict[str, Any]], path: Path) -> None:
+    """The figure of each task's last record."""
+    from dp_ilg.experiments.layer_study_plot import plot_layers
+    from dp_ilg.experiments.svg import save_figure
+
+    last = {record["task"]: record for record in records}
+    chosen = [last[task] for task in TASKS if task in last]
+    if chosen:
+        save_figure(plot_layers(chosen), path)
+
+
+def main() -> None:
+    """Runs what is missing, prints the table and draws the figure."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tasks", nargs="+", default=TASKS, choices=TASKS)
+    parser.add_argument("--data-dir", default=None)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--rows", type=int, default=2048)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--plot", action="store_true", help="run nothing")
+    args = parser.parse_args()
+    done = {record["task"] for record in finished(args.out)}
+    for task in [] if args.plot else args.tasks:
+        if task not in done:
+            with args.out.open("a") as file:
+                lines = [json.dumps(record) for record in run(task, args)]
+                file.write("\n".join(lines) + "\n")
+            print(f"{task}: done", flush=True)
+    print(table(finished(args.out)))
+    draw(finished(args.out), args.out.with_suffix(".svg"))
+
+
+if __name__ == "__main__":
+    main()
