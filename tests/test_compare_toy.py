@@ -6,6 +6,8 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
 from dp_ilg.experiments.compare import CompareOptions, compare
 from dp_ilg.experiments.sweep_results import read_results
 
@@ -42,6 +44,7 @@ def kill_one(folder, killed):
     os.kill(killed[0], signal.SIGKILL)
 
 
+@pytest.mark.slow  # its small form, with a fake worker, is in test_compare.py
 def test_a_toy_of_the_bundled_sweep_survives_kill_9(tmp_path):
     text = SWEEP.read_text()
     text = text[: text.index('[[methods]]\nname = "dp_adam_ilg, min')]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dp_ilg import validation
-from dp_ilg.experiments.compare_cost import tuning_cost
+from dp_ilg.experiments.compare_cost import tuning_cost, whole_cost
 from dp_ilg.experiments.compare_statistics import Result, results_of
 from dp_ilg.experiments.reproduce import tell
 from dp_ilg.experiments.sweep import Sweep
@@ -126,6 +126,7 @@ def _report(sweep: Sweep, folder: Path, absent: dict[str, str]) -> dict[str, Any
         "reference": sweep.reference,
         "cells": [_row(result) for result in results.values()],
         "tuning_cost": tuning_cost(records),
+        "whole_cost": whole_cost(records),
     }
 
 

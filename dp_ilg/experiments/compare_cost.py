@@ -42,14 +42,43 @@ def tuning_cost(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _cost(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    plan = PrivacyPlan.from_json(runs[0]["plan"])
+def whole_cost(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What everything that a sweep did would cost, were all of it charged.
+
+    Args:
+        records: lines of ``results.jsonl``.
+
+    Returns:
+        A row for each task: its runs, tuning and reported, and the sums of their
+        epsilons and deltas.
+
+    Privacy:
+        The sums hold by simple composition for all models of a task together, were the
+        seeds secret and the held-out accuracies not shown.
+
+    Example:
+        >>> run = dict(kind="run", status="done", task="digits", epsilon_spent=1.9)
+        >>> whole_cost([run | {"delta": 1e-5}] * 2)[0]["sum_of_epsilons"]
+        3.8
+    """
+    done = [r for r in records if r["kind"] == "run" and r["status"] == "done"]
+    tasks = dict.fromkeys(record["task"] for record in done)
+    return [
+        {"task": task} | _sums([r for r in done if r["task"] == task]) for task in tasks
+    ]
+
+
+def _sums(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "runs": len(runs),
         "sum_of_epsilons": sum(run["epsilon_spent"] for run in runs),
         "sum_of_deltas": sum(run["delta"] for run in runs),
-        "search_epsilon": _search(plan, len(runs)),
     }
+
+
+def _cost(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    plan = PrivacyPlan.from_json(runs[0]["plan"])
+    return _sums(runs) | {"search_epsilon": _search(plan, len(runs))}
 
 
 def _search(plan: PrivacyPlan, runs: int) -> float | None:

@@ -12,7 +12,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from dp_ilg.experiments import compare_plots
-from dp_ilg.experiments.compare_cost import tuning_cost
+from dp_ilg.experiments.compare_cost import tuning_cost, whole_cost
 from dp_ilg.experiments.compare_statistics import Result
 from dp_ilg.experiments.run_folder import write_atomically
 from dp_ilg.experiments.svg import inline_svg, printable, save_figure
@@ -149,8 +149,12 @@ def _choice(result: Result) -> dict[str, str]:
         "epsilon": f"{result.cell.epsilon:g}",
         "learning_rate": f"{choice.learning_rate:g}",
         "parameter": f"{printable(choice.parameter)} = {printable(str(choice.value))}",
-        "validation": "-" if held is None else f"{held:.2f}",
+        "validation": "-" if held is None else f"{held:.2f}{_lost(result)}",
     }
+
+
+def _lost(result: Result) -> str:
+    return f" ({result.lost} tuning runs reached nothing)" if result.lost else ""
 
 
 def _times(comparison: Comparison, task: str) -> list[dict[str, str]]:
@@ -199,6 +203,7 @@ def _facts(comparison: Comparison) -> dict[str, Any]:
         "missing": [printable(line) for line in comparison.missing()],
         "machines": sorted(printable(m) for m in machines),
         "costs": costs,
+        "totals": [_total_row(row) for row in whole_cost(records)],
         "looks": sum(row["count"] for row in costs),
         "runs": sum(r["kind"] == "run" and r["status"] == "done" for r in records),
     }
@@ -213,6 +218,13 @@ def _cost_row(row: Mapping[str, Any]) -> dict[str, Any]:
         "sum": f"{row['sum_of_epsilons']:.4g}, δ {row['sum_of_deltas']:.3g}",
         "search": "-" if searched is None else f"{searched:.4g}",
     }
+
+
+def _total_row(row: Mapping[str, Any]) -> str:
+    return printable(
+        f"{row['task']}: {row['runs']} runs, ε {row['sum_of_epsilons']:.4g} at "
+        f"δ {row['sum_of_deltas']:.3g}"
+    )
 
 
 def _html(comparison: Comparison, tasks: Sequence[Mapping[str, Any]]) -> str:

@@ -98,6 +98,7 @@ class Result:
         choice: the settings that were chosen.
         validation: mean accuracy on held-out examples at that choice.
         tuned: every point of the grid with its mean accuracy on held-out examples.
+        lost: tuning runs that reached nothing, impossible or failed.
         seconds: of each run that is reported, training alone.
 
     Example:
@@ -114,6 +115,7 @@ class Result:
     choice: Choice | None = None
     validation: float | None = None
     tuned: tuple[tuple[Choice, float], ...] = ()
+    lost: int = 0
     seconds: tuple[float, ...] = ()
 
 
@@ -179,6 +181,7 @@ def _result(sweep: Sweep, cell: Cell, find: Find, absent: Mapping[str, str]) -> 
         choice=choice,
         validation=None if validation is None else 100 * validation,
         tuned=tuned,
+        lost=sum(1 for run in tuning if (find(run) or {}).get("status") != "done"),
         seconds=tuple(record["train_seconds"] for record in done),
     )
 
