@@ -4,6 +4,7 @@ import dataclasses
 import os
 import stat
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import jax.numpy as jnp
 import numpy as np
@@ -83,6 +84,16 @@ def test_files_are_the_owners(digits, tmp_path, counted):
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     for path in folder.iterdir():
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_two_runs_at_once_compute_once(digits, tmp_path, counted):
+    with ThreadPoolExecutor(2) as pool:
+        runs = [
+            pool.submit(with_features, digits, "double", tmp_path) for _ in range(2)
+        ]
+    first, second = (np.asarray(run.result().x_train) for run in runs)
+    np.testing.assert_array_equal(first, second)
+    assert sorted(counted) == [7, 20]
 
 
 def garbage(content):

@@ -24,6 +24,11 @@ from dp_ilg.experiments.data import Dataset
 from dp_ilg.experiments.fields import nearest
 from dp_ilg.experiments.scattering import scattering_features
 
+try:
+    import fcntl
+except ImportError:  # no such locks on this system
+    fcntl = None
+
 RAW = "raw"
 CACHE_VARIABLE = "DP_ILG_CACHE"
 # name -> images [batch, height, width, channels] to features [batch, k]; a change of
@@ -114,10 +119,13 @@ def _features(images: Any, name: str, folder: Path) -> np.ndarray:
     if found is not None:
         return found
     try:
-        _write(path, shape, _chunks(images, name))
+        with _alone(folder):
+            found = _read(path, shape)  # another run may have been there first
+            if found is None:
+                _write(path, shape, _chunks(images, name))
     except OSError:  # no room, no right: then without
         return np.concatenate([np.empty((0, width), _DTYPE), *_chunks(images, name)])
-    found = _read(path, shape)
+    found = found if found is not None else _read(path, shape)
     if found is None:
         raise OSError(f"The file {path} cannot be read back; check its disk.")
     return found
@@ -158,9 +166,22 @@ def _read(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
     return found if fits else None
 
 
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Waits until no other run computes features: two would do the same work."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if fcntl is not None:
+            with contextlib.suppress(OSError):  # a disk without locks
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
 def _write(path: Path, shape: tuple[int, int], chunks: Iterator[np.ndarray]) -> None:
     """Under another name first: a run that is killed leaves no half file behind."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     _clear_drafts(path.parent)
     handle, draft = tempfile.mkstemp(dir=path.parent, suffix=".draft")  # mode 0600
     try:
