@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,9 +17,11 @@ from dp_ilg.experiments.data import load_dataset
 from dp_ilg.experiments.holdout import hold_out
 from dp_ilg.experiments.runner import run_training
 from dp_ilg.experiments.sweep_bench import Bench
-from dp_ilg.experiments.sweep_runs import config_key
+from dp_ilg.experiments.sweep_check import read_sweep
+from dp_ilg.experiments.sweep_runs import cells, config_key, tuning_runs
 from tests.compiled import compiled_once  # noqa: F401 - a fixture
 
+SWEEPS = Path(__file__).parent.parent / "configs" / "sweeps"
 ONE = {0: 90.0, 1: 91.0, 2: 89.5, 3: 90.2, 4: 90.9, 7: 50.0}
 TWO = {4: 90.1, 3: 89.9, 2: 89.4, 1: 90.2, 0: 89.6, 8: 20.0}
 TINY = Config(
@@ -123,6 +126,14 @@ def test_an_epsilon_out_of_reach_is_impossible_not_failed():
     found = Bench(None).run(dataclasses.replace(TINY, privacy=strict), "strict")
     assert found["status"] == "impossible"
     assert found["error"].count(". ") == 0 and "epsilon" in found["error"]
+
+
+@pytest.mark.parametrize("path", sorted(SWEEPS.glob("*.toml")), ids=lambda p: p.stem)
+def test_shipped_sweeps_can_be_and_report_five_seeds(path):
+    sweep = read_sweep(path)
+    assert len(sweep.seeds) >= 5 and sweep.reference == "dp_adam"
+    tuned = [len(tuning_runs(sweep, cell)) for cell in cells(sweep)]
+    assert len(set(tuned)) == 1 and tuned[0] >= 6
 
 
 def test_new_fields_keep_old_records_and_new_defaults_do_not():

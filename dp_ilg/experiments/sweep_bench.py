@@ -26,6 +26,7 @@ from dp_ilg.experiments.trainer import (
     Watch,
     accuracy_fn,
     params_sha256,
+    perplexity_fn,
     start,
     train,
 )
@@ -50,7 +51,7 @@ class _Group(NamedTuple):
     name: str
     job: Job
     step: Callable[..., Any]
-    accuracy: Callable[[Any], float]
+    measures: dict[str, Callable[[Any], float]]
 
 
 class Bench:
@@ -107,7 +108,7 @@ class Bench:
         position, found = _train(group, position, config.optimizer.learning_rate)
         plan = job.plan
         return {
-            "accuracy": found["accuracy"],
+            **found,
             "epsilon_spent": plan.epsilon(position.step),
             "delta": plan.delta,
             "steps": position.step,
@@ -116,7 +117,7 @@ class Bench:
             "num_examples": plan.num_examples,
             "num_evaluated": len(job.data.y_test),
             "num_params": sum(p.size for p in jax.tree.leaves(position.params)),
-            "params_sha256": params_sha256(position.params),
+            "params_sha256": params_sha256(position.kept),
             "plan": plan.to_json(),
         }
 
@@ -124,7 +125,9 @@ class Bench:
         if self._group is None or self._group.name != name:
             data = self._loaded(config)
             job = build_job(config, plan=_plan(config, data), data=data)
-            self._group = _Group(name, job, _step_fn(job), accuracy_fn(job))
+            found = {"accuracy": accuracy_fn(job), "perplexity": perplexity_fn(job)}
+            measures = {key: measure for key, measure in found.items() if measure}
+            self._group = _Group(name, job, _step_fn(job), measures)
         return self._group
 
     def _loaded(self, config: Config) -> Dataset:
@@ -163,7 +166,7 @@ def _train(
     found: dict[str, Any] = {}
     tools = Tools(
         partial(group.step, rate),
-        lambda position: {"accuracy": group.accuracy(position.params)},
+        lambda position: {"accuracy": group.accuracy(position.kept)},
     )
     place = _MEMORY if _MEMORY.is_dir() else None
     with tempfile.TemporaryDirectory(dir=place) as folder:
