@@ -104,9 +104,17 @@ def measure(job: Job, position: Position, rows: int = 2048) -> dict[str, Any]:
     groups = tx.geometry(position.state).groups
     halves = _halves(job, min(rows, len(job.data.y_train)))
     profile = _profile(job, position.params, groups, halves)
-    by_rule = {
-        name: _rule(job, position, groups, profile, halves, name) for name in RULES
-    }
+    clipped = jax.jit(
+        lambda params, batch, weights: (
+            job.grad_fn(params, batch, geometry=Geometry(weights, groups)).gradients
+        )
+    )
+    by_rule = {}
+    for rule in RULES:
+        weights = _weights(rule, profile, job.config.optimizer.floor)
+        found = [[clipped(position.params, b, weights) for b in h] for h in halves]
+        signal = _coherent_norms(groups, *map(_mean, found, halves))
+        by_rule[rule] = _rule(job, position.step, profile.sizes, weights, signal)
     columns = dict(zip(_COLUMNS, profile, strict=True)) | by_rule
     layers = [
         {key: _entry(column, j) for key, column in columns.items()}
@@ -181,23 +189,22 @@ def _profile(job: Job, params: Any, groups: Groups, halves: list) -> Profile:
     return Profile(groups.names, groups.sizes, every.mean(0), shares.mean(0), mean)
 
 
-def _rule(
-    job: Job, position: Position, groups: Groups, profile: Profile, halves, rule: str
-) -> dict[str, Any]:
-    """Signal and noise of one step whose geometry comes from the measured shares."""
-    floor = job.config.optimizer.floor
+def _weights(rule: str, profile: Profile, floor: float) -> Any:
+    """The geometry's weights as a scorer would set them, had it seen these shares."""
     shares = jnp.maximum(jnp.asarray(profile.shares, jnp.float32), floor**2)
     shares = shares / shares.sum()
-    sizes = jnp.array(groups.sizes, jnp.float32)
-    weights = scaled_to_profile(RULES[rule](jnp.sqrt(shares), sizes), shares)
-    geometry = Geometry(weights.astype(jnp.float32), groups)
-    clipped = jax.jit(lambda p, b: job.grad_fn(p, b, geometry=geometry).gradients)
-    means = [_mean([clipped(position.params, b) for b in h], h) for h in halves]
-    signal = _coherent_norms(groups, *means)
-    step = min(position.step, job.plan.num_steps - 1)
-    sigma = float(job.plan.gradient_noise_multipliers[step])
-    stddev = sigma * job.plan.l2_clip_norm * np.asarray(weights) / job.plan.batch_size
-    noise = stddev * np.sqrt(np.array(groups.sizes, float))
+    sizes = jnp.array(profile.sizes, jnp.float32)
+    return scaled_to_profile(RULES[rule](jnp.sqrt(shares), sizes), shares)
+
+
+def _rule(
+    job: Job, step: int, sizes: tuple[int, ...], weights: Any, signal: np.ndarray
+) -> dict[str, Any]:
+    """Signal and noise of one step, by layer."""
+    plan = job.plan
+    sigma = float(plan.gradient_noise_multipliers[min(step, plan.num_steps - 1)])
+    stddev = sigma * plan.l2_clip_norm * np.asarray(weights) / plan.batch_size
+    noise = stddev * np.sqrt(np.array(sizes, float))
     return {"weight": weights, "signal": signal, "noise": noise, "snr": signal / noise}
 
 
