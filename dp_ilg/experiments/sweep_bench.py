@@ -166,7 +166,7 @@ def _train(
     found: dict[str, Any] = {}
     tools = Tools(
         partial(group.step, rate),
-        lambda position: {"accuracy": group.accuracy(position.kept)},
+        lambda at: {key: f(at.kept) for key, f in group.measures.items()},
     )
     place = _MEMORY if _MEMORY.is_dir() else None
     with tempfile.TemporaryDirectory(dir=place) as folder:
