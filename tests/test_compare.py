@@ -232,26 +232,32 @@ def test_two_sweeps_in_one_folder(sweep, fake, run, tmp_path):
         assert run(more, report_only=True)[0]["complete"]
 
 
-def test_the_same_sweep_goes_on_after_its_process_was_killed(
-    sweep, fake, run, tmp_path
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_the_same_sweep_goes_on_after_its_process_was_ended(
+    sweep, fake, run, tmp_path, number
 ):
+    out = tmp_path / "out"
     script = [sys.executable, str(HERE / "fake_worker.py"), str(tmp_path), "hang", "2"]
     code = (
-        "from dp_ilg.experiments import cli, compare; "
+        "import sys; from dp_ilg.experiments import cli, compare; "
         f"compare.WORKER = {tuple(script)!r}; "
-        f"cli.main(['compare', {sweep()!r}, '--out', {str(tmp_path / 'out')!r}])"
+        f"sys.exit(cli.main(['compare', {sweep()!r}, '--out', {str(out)!r}]))"
     )
-    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    command = [sys.executable, "-c", code]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not (tmp_path / "misbehaved").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert "at work" in run(sweep())[1]  # it lives, and holds the folder
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    done = len(runs(tmp_path / "out"))
+    os.kill(process.pid, number)
+    _, err = process.communicate(timeout=60)
+    if number == signal.SIGINT:
+        assert process.returncode == 130 and "Interrupted; the same command" in err
+        assert "Traceback" not in err
+    done = len(runs(out))
     found, _ = run(sweep())
     assert found["complete"]
-    assert 0 < done < TUNING + FINAL == len(runs(tmp_path / "out"))
+    assert 0 < done < TUNING + FINAL == len(runs(out))
 
 
 def test_a_report_of_what_is_there_says_what_is_missing(sweep, fake, run, tmp_path):

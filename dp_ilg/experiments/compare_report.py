@@ -122,7 +122,7 @@ def _cell(result: Result) -> dict[str, str]:
         gap, verdict = result.difference, result.difference.verdict()
         found["verdict"] = verdict
         ends = f" ({gap.low:+.2f} to {gap.high:+.2f})" if math.isfinite(gap.low) else ""
-        found["gap"] = f"{gap.mean:+.2f}{ends} {_MARKS[verdict]}"
+        found["gap"] = f"{round(gap.mean, 2) + 0.0:+.2f}{ends} {_MARKS[verdict]}"
     return found
 
 

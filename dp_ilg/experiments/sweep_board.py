@@ -1,8 +1,10 @@
 """What is to be done next in a sweep: grids first, then the seeds they lead to."""
 
 import dataclasses
+import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -54,7 +56,7 @@ class Board:
         self._taken: dict[str, Run] = {}
         self._stopped = False
         self._changed = threading.Condition()
-        self._common = machine()
+        self._common = machine() | {"commit": _commit()}
         every = [run for runs in self._tuning.values() for run in runs]
         self._total = len(every) + len(self._tuning) * len(sweep.seeds)
 
@@ -247,6 +249,15 @@ def run_record(run: Run, found: Mapping[str, Any]) -> dict[str, Any]:
         "digest": run.key(),
         "config": dataclasses.asdict(run.config),
     }
+
+
+def _commit() -> str:
+    """The checked-out commit of this package, or an empty string outside git."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    except OSError:
+        return ""
 
 
 def _progress(run: Run, found: Mapping[str, Any]) -> str:
