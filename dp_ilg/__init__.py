@@ -8,6 +8,7 @@ from `PoissonSampler`, and `PrivacyLedger` refuses a step past the plan.
 from dp_ilg import accounting, auditing, baselines, layers, schedules
 from dp_ilg.adam import scale_by_noise_corrected_adam
 from dp_ilg.aggregate import differentially_private_aggregate
+from dp_ilg.averaging import average_iterates, averaged_params
 from dp_ilg.base import ClippedGrad, PerExampleGrads
 from dp_ilg.calibration import (
     batch_size_for_epsilon,
@@ -44,6 +45,8 @@ __all__ = [
     "accounting",
     "add_importance_noise",
     "auditing",
+    "average_iterates",
+    "averaged_params",
     "baselines",
     "batch_size_for_epsilon",
     "chain",

@@ -22,6 +22,7 @@ RANKS = {
         "schedules",
         "sealing",
         "search",
+        "secure_noise",
         "statement",
     ],
     1: ["accounting", "composition", "layers", "per_example", "rules", "wrappers"],
@@ -30,6 +31,7 @@ RANKS = {
     4: [
         "adam",
         "aggregate",
+        "averaging",
         "clip_schedule",
         "engines",
         "importance",

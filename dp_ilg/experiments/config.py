@@ -64,17 +64,16 @@ class ModelConfig:
     channels: tuple[int, ...] | None = None
     embed_dim: int | None = None
     embed_scale: float | None = None
+    embed_init: float | None = None
     depth: int | None = None
     heads: int | None = None
     length: int | None = None
 
     def __post_init__(self):
-        sizes = given(self, "name", "framework", "activation", "embed_scale")
-        for name, value in sizes.items():
+        for name, value in given(self, "name", "framework", "activation").items():
+            check = positive if name in ("embed_scale", "embed_init") else whole
             for size in value if isinstance(value, tuple) else (value,):
-                whole(f"model.{name}", size)
-        if self.embed_scale is not None:
-            positive("model.embed_scale", self.embed_scale)
+                check(f"model.{name}", size)
 
     def options(self) -> dict[str, Any]:
         """Returns the sizes that were given, as keyword arguments of the builder."""
@@ -217,6 +216,7 @@ class OptimizerConfig:
     ema_decay: float = 0.9
     floor: float = 0.01
     weight_decay: float = 0.0
+    average: float = 0.0
     momentum: float | None = None
     quantile: float | None = None
     step_size: float | None = None
@@ -227,7 +227,7 @@ class OptimizerConfig:
         positive("optimizer.learning_rate", self.learning_rate)
         positive("optimizer.eps", self.eps)
         fraction("optimizer.floor", self.floor)
-        for name in ("b1", "b2", "ema_decay", "weight_decay"):
+        for name in ("b1", "b2", "ema_decay", "weight_decay", "average"):
             value = getattr(self, name)
             fraction(f"optimizer.{name}", value, include_zero=True)
 
@@ -305,7 +305,7 @@ def read_config(path: Path) -> Config:
     except OSError as error:
         reason = error.strerror or error
         raise ValueError(f"The config {path} cannot be read: {reason}.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # its own errors are ValueErrors
         raise ValueError(f"The config {path} is not valid TOML: {error}.") from None
     return config_from_mapping(mapping, source=str(path))
 

@@ -53,7 +53,8 @@ def export_parameters(
     record = read_run(Path(run_dir))
     with locked(Path(run_dir)):
         step, leaves, facts = read_checkpoint(Path(run_dir) / "checkpoints")
-    arrays = _named(leaves, facts.get("parameters"))
+    names, first = facts.get("parameters"), facts.get("parameters_from", 0)
+    arrays = _named(leaves, names, first)
     _write(out, arrays)
     return {
         "run_dir": str(run_dir),
@@ -66,8 +67,10 @@ def export_parameters(
     }
 
 
-def _named(leaves: dict[str, np.ndarray], names: Any) -> dict[str, np.ndarray]:
-    """The leaves that are parameters: the first ones, in the order of their names."""
+def _named(
+    leaves: dict[str, np.ndarray], names: Any, first: int
+) -> dict[str, np.ndarray]:
+    """The leaves that are parameters, or their averages, in the order of the names."""
     if not names:
         raise ValueError(
             "The checkpoint does not name its parameters: it is of an older version; "
@@ -75,7 +78,7 @@ def _named(leaves: dict[str, np.ndarray], names: Any) -> dict[str, np.ndarray]:
         )
     return {
         name: _plain(leaves.get(str(i), np.zeros(shape, np.float32)))
-        for i, (name, shape) in enumerate(names)
+        for i, (name, shape) in enumerate(names, first)
     }
 
 

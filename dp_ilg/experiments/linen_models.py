@@ -214,11 +214,12 @@ class MeanEmbedding(_Head):
     tokens: int = 0
     width: int = 16
     scale: float = 8.0
+    stddev: float = 1.0
 
     @nn.compact
     def __call__(self, x):
         """Maps ids ``[batch, tokens]`` (0 is padding) to logits."""
-        normal = nn.initializers.normal(1.0)
+        normal = nn.initializers.normal(self.stddev)
         x = x.astype(jnp.int32)
         embed = nn.Embed(
             self.tokens, self.width, embedding_init=normal, name="embedding"

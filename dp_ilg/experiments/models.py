@@ -192,12 +192,19 @@ def _group_norm_cnn(
 
 
 def _embedding(
-    facts: Facts, *, embed_dim=16, embed_scale=8.0, hidden=(16,), activation="tanh"
+    facts: Facts,
+    *,
+    embed_dim=16,
+    embed_scale=8.0,
+    embed_init=1.0,
+    hidden=(16,),
+    activation="tanh",
 ) -> dict[str, Any]:
     if not facts.num_tokens:
         raise ValueError("The model embedding takes token ids; use mlp or tabular.")
     outputs = 1 if facts.num_classes == 2 else facts.num_classes
-    sizes = dict(tokens=facts.num_tokens, width=embed_dim, scale=float(embed_scale))
+    sizes = dict(tokens=facts.num_tokens, width=embed_dim)
+    sizes |= dict(scale=float(embed_scale), stddev=float(embed_init))
     return dict(sizes, hidden=tuple(hidden), outputs=outputs, activation=activation)
 
 

@@ -197,8 +197,19 @@ class MeanEmbedding(nnx.Module):
         (1, 1)
     """
 
-    def __init__(self, *, tokens, width, scale, hidden, outputs, activation, rngs):
-        normal = nnx.initializers.normal(1.0)
+    def __init__(
+        self,
+        *,
+        tokens,
+        width,
+        scale,
+        hidden,
+        outputs,
+        activation,
+        rngs,
+        stddev=1.0,
+    ):
+        normal = nnx.initializers.normal(stddev)
         self.embedding = nnx.Embed(tokens, width, embedding_init=normal, rngs=rngs)
         self.scale = scale
         self.head = Mlp(

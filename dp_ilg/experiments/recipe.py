@@ -8,6 +8,7 @@ import optax
 
 import dp_ilg
 from dp_ilg import layers, schedules
+from dp_ilg.averaging import average_iterates
 from dp_ilg.base import PrivateTransformation
 from dp_ilg.baselines import BASELINES
 from dp_ilg.experiments.config import (
@@ -124,9 +125,9 @@ def method_options(config: Config) -> dict[str, Any]:
 
 def _changed(chosen: OptimizerConfig) -> dict[str, Any]:
     """What differs from the defaults, but for what every method has."""
-    every = "learning_rate learning_rate_schedule method layers blocks frozen".split()
+    every = "learning_rate learning_rate_schedule method layers blocks frozen average"
     usual = {f.name: f.default for f in dataclasses.fields(chosen)}
-    values = given(chosen, *every)
+    values = given(chosen, *every.split())
     return {k: v for k, v in values.items() if v != usual[k]}
 
 
@@ -194,7 +195,8 @@ def make_optimizer(
     peak = chosen.learning_rate if peak is None else peak
     rate = learning_rate(chosen.learning_rate_schedule, peak, plan.num_steps)
     row = BASELINES[chosen.method]
-    return row(rate, plan, key=key, layers=_layering(chosen), **method_options(config))
+    tx = row(rate, plan, key=key, layers=_layering(chosen), **method_options(config))
+    return average_iterates(tx, chosen.average) if chosen.average else tx
 
 
 def _layering(chosen: OptimizerConfig) -> Any:

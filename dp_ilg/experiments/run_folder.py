@@ -186,7 +186,10 @@ to go on with it.
         def save(position: Position) -> None:
             names = [("/".join(p), np.shape(x)) for p, x in paths(position.params)]
             tree = (position.params, position.state, position.sampler_key)
-            found = dict(known, parameters=names, seconds=position.seconds)
+            averaged = position.kept is not position.params
+            first = len(jax.tree.leaves(position.state)) if averaged else 0
+            found = dict(known, parameters=names, parameters_from=first)
+            found["seconds"] = position.seconds
             save_checkpoint(self.checkpoints, position.step, tree, found)
 
         return save
@@ -244,7 +247,7 @@ to go on with it.
             try:
                 if json.loads(line)["step"] <= step:
                     kept.append(line + "\n")
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 continue
         write_atomically(self.metrics, "".join(kept))
 

@@ -231,12 +231,12 @@ def _summary(
 ) -> dict[str, Any]:
     config, plan = job.config, job.plan
     summary = {
-        "test_accuracy": accuracy_fn(job)(position.params),
+        "test_accuracy": accuracy_fn(job)(position.kept),
         "epsilon": ledger.epsilon(),
         "delta": plan.delta,
         "steps": ledger.steps,
         "seconds": round(position.seconds, 3),
-        "params_sha256": params_sha256(position.params),
+        "params_sha256": params_sha256(position.kept),
         "dataset": job.data.name,
         "data_note": job.data.note,
         "model": config.model.name,
@@ -258,7 +258,7 @@ def _summary(
     }
     perplexity = perplexity_fn(job)
     if perplexity is not None:
-        summary["test_perplexity"] = perplexity(position.params)
+        summary["test_perplexity"] = perplexity(position.kept)
     if config.run.show_private_loss:
         summary["warning"] = (
             "The training loss was shown, which is computed from the data without "

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dp_ilg.averaging import averaged_params
 from dp_ilg.base import PrivateTransformation
 from dp_ilg.experiments.job import Job
 from dp_ilg.experiments.train_step import Chunks, TrainStep, make_train_step
@@ -45,6 +46,11 @@ class Position(NamedTuple):
     state: Any
     sampler_key: Any
     seconds: float
+
+    @property
+    def kept(self) -> Any:
+        """The parameters that are judged and handed on: the average, if one is kept."""
+        return averaged_params(self.state, self.params)
 
 
 @dataclass(frozen=True)
@@ -267,15 +273,15 @@ def _evaluator(
         record = {
             "step": position.step,
             "epsilon": job.plan.epsilon(position.step),
-            "test_accuracy": accuracy(position.params),
+            "test_accuracy": accuracy(position.kept),
             "seconds": round(position.seconds, 3),
             "noise_multiplier": float(job.plan.noise_multipliers[position.step - 1]),
             "layers": _layers(job, tx, position),
         }
         if perplexity is not None:
-            record["test_perplexity"] = perplexity(position.params)
+            record["test_perplexity"] = perplexity(position.kept)
         if loss is not None:
-            record["private_train_loss"] = loss(position.params)
+            record["private_train_loss"] = loss(position.kept)
         return record
 
     return evaluate
