@@ -51,6 +51,8 @@ def misbehave(behaviour, folder):
         file.write("once\n")
     if behaviour in ("die-once", "die-always"):
         os.kill(os.getpid(), signal.SIGKILL)
+    if behaviour == "exit":
+        sys.exit(3)
     if behaviour == "hang":
         time.sleep(60)
     return {"status": behaviour, "error": f"It is {behaviour}."}

@@ -193,6 +193,17 @@ def test_a_run_that_kills_twice_is_failed_and_the_rest_goes_on(
     assert len(runs(tmp_path / "out")) == TUNING + FINAL + 2
 
 
+def test_processes_that_cannot_start_stop_the_sweep_and_blame_no_run(
+    sweep, fake, run, tmp_path
+):
+    fake("exit", 1000)
+    found, err = run(sweep())
+    assert found is None and "exit code 3 at its first run; see the end of" in err
+    assert runs(tmp_path / "out") == []
+    fake("good")
+    assert run(sweep())[0]["complete"]
+
+
 def test_an_impossible_cell_is_on_file_and_the_rest_goes_on(sweep, fake, run, tmp_path):
     fake("impossible", 1000)
     found, _ = run(sweep(), out="all")

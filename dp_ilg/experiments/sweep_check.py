@@ -43,7 +43,7 @@ def read_sweep(path: Path) -> Sweep:
     except OSError as error:
         reason = error.strerror or error
         raise ValueError(f"The sweep {path} cannot be read: {reason}.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"The sweep {path} is not valid TOML: {error}.") from None
     mapping["source"] = str(path)
     sweep = from_mapping(Sweep, mapping, source=str(path))

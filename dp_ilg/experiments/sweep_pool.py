@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from dp_ilg.experiments.config import config_to_toml
 from dp_ilg.experiments.sweep_board import Board
@@ -24,6 +24,17 @@ class WorkerDied(Exception):
     Example:
         >>> str(WorkerDied("signal 9"))
         'signal 9'
+    """
+
+
+class CannotStart(ValueError):
+    """A process ended by itself before it had answered anything.
+
+    That says nothing about the run it was given, so the sweep stops.
+
+    Example:
+        >>> issubclass(CannotStart, ValueError)
+        True
     """
 
 
@@ -55,7 +66,8 @@ class Worker:
             "JAX_COMPILATION_CACHE_DIR": str(folder.resolve() / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
-        with open(folder / "workers.log", "ab") as log:
+        self._log, self._answered = folder / "workers.log", False
+        with open(self._log, "ab") as log:
             self.process = subprocess.Popen(
                 list(command),
                 stdin=subprocess.PIPE,
@@ -76,6 +88,7 @@ class Worker:
 
         Raises:
             WorkerDied: if the process ends first.
+            CannotStart: if it does so by itself, at its first request.
         """
         assert self.process.stdin and self.process.stdout
         try:
@@ -85,8 +98,19 @@ class Worker:
         except (BrokenPipeError, ValueError):
             line = b""
         if not line.endswith(b"\n"):
-            raise WorkerDied(_last_words(self.process))
+            self._mourn(self.process.wait())
+        self._answered = True
         return json.loads(line)
+
+    def _mourn(self, code: int) -> NoReturn:
+        if code < 0:
+            raise WorkerDied(f"it was killed by {_signal(-code)}")
+        if self._answered:
+            raise WorkerDied(f"it stopped with exit code {code}, see {self._log}")
+        raise CannotStart(
+            f"A process for runs stopped with exit code {code} at its first run; see "
+            f"the end of {self._log}, mend that and give the same command again."
+        )
 
     def close(self) -> None:
         """Ends the process, in the middle of a run too."""
@@ -178,8 +202,8 @@ class Pool:
         }
 
 
-def _last_words(process: subprocess.Popen) -> str:
-    code = process.wait()
-    if code >= 0:
-        return f"it stopped with exit code {code}, see workers.log"
-    return f"it was killed by {signal.Signals(-code).name}"
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

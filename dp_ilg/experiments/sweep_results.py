@@ -182,7 +182,7 @@ def _parse(path: Path, content: bytes) -> list[dict[str, Any]]:
             record = json.loads(line)
             sound = record["kind"] in KINDS
             sound = sound and (record["kind"] != "run" or "config" in record)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             sound = False
         if not sound:
             raise ValueError(
