@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from dp_ilg.experiments.svg import BLUE, GRID, INK, MUTED, ORANGE, short_names, styled
 
@@ -48,9 +48,19 @@ def _shares(axes: Any, record: dict[str, Any]) -> None:
     axes.set_xlim(1e-5, 1.6)
     axes.set_ylim(1e-5, 1.6)
     ratio = record["noise_energy_ratio"]
-    axes.set_title(f"{record['task']}: noise energy x {ratio:.2f}", loc="left")
-    axes.set_xlabel("share of the parameters")
-    axes.set_ylabel("of the squared norm")
+    title = f"{record['task']}: noise energy x {ratio:.2f}"
+    axes.set_title(title, loc="left", fontsize=10)
+    for axis in (axes.xaxis, axes.yaxis):
+        _plain_ticks(axis)
+    axes.set_xlabel("share of the parameters", fontsize=9)
+    axes.set_ylabel("of the squared norm", fontsize=9)
+
+
+def _plain_ticks(axis: Any) -> None:
+    """Powers of ten as plain numbers: the look of these figures has no mathematics."""
+    axis.set_major_locator(LogLocator(numticks=6))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _snr(axes: Any, record: dict[str, Any], *, legend: bool) -> None:
@@ -65,9 +75,11 @@ def _snr(axes: Any, record: dict[str, Any], *, legend: bool) -> None:
         axes.plot(place, values, marker, color=color, markersize=3.5, label=rule)
     axes.axhline(1.0, color=MUTED, linewidth=0.7, linestyle=":")
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(numticks=5))
-    axes.set_ylabel("signal / noise, one step")
-    axes.set_title(f"after {record['step']} steps, layers by size", loc="left")
+    axes.set_ylim(low / 1.5, 1.5 * max(1.0, *(v.max() for v in found.values())))
+    _plain_ticks(axes.yaxis)
+    axes.set_xlim(-0.5, len(layers) - 0.5)
+    axes.set_ylabel("signal / noise")
+    axes.set_title(f"step {record['step']}, layers by size", loc="left", fontsize=10)
     if len(layers) <= 12:
         names = short_names([layer["name"] for layer in layers], 14)
         axes.set_xticks(place, names, rotation=30, ha="right", fontsize=7)
