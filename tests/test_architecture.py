@@ -61,7 +61,7 @@ BOOKKEEPING = [
 BOOKKEEPING_RANK = {name: r for r, names in enumerate(BOOKKEEPING) for name in names}
 EXPERIMENTS = [
     ["data_files", "fields", "linen_models", "run_record", "svg", "train_step"]
-    + ["pca_network", "resnet", "scattering", "text_data"]
+    + ["pca_network", "resnet", "scattering", "text_data", "word_counts"]
     + ["environment", "locks", "memory_limits"],
     ["transformer_linen"],
     ["transformer_nnx"],

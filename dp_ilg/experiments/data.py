@@ -37,8 +37,9 @@ class Dataset:
     Attributes:
         name: its row in `LOADERS`.
         x_train: inputs, one example a row: float32[N, height, width, channels] in
-            [0, 1] for images, uint16[N, 256] token ids for texts (0 is padding), and
-            for tables a tuple of int32[N, columns] ids and float32[N, columns] numbers.
+            [0, 1] for images, uint16[N, 256] token ids for texts (0 is padding) or
+            uint8[N, num_tokens] counts of words, and for tables a tuple of
+            int32[N, columns] ids and float32[N, columns] numbers.
         y_train: int32[N] labels from 0; for texts to continue int32[N, 16], the token
             that follows each.
         x_test: inputs for testing, of the same kind.

@@ -23,6 +23,7 @@ from jaxtyping import Array
 from dp_ilg.experiments.data import Dataset
 from dp_ilg.experiments.fields import nearest
 from dp_ilg.experiments.scattering import scattering_features
+from dp_ilg.experiments.word_counts import word_counts
 
 try:
     import fcntl
@@ -30,6 +31,7 @@ except ImportError:  # no such locks on this system
     fcntl = None
 
 RAW = "raw"
+COUNTS = "word_counts"  # of texts, which are no images, and too quick to be kept
 CACHE_VARIABLE = "DP_ILG_CACHE"
 # name -> images [batch, height, width, channels] to features [batch, k]; a change of
 # what a row computes needs a new name in the digest: its second entry
@@ -37,6 +39,7 @@ FEATURES: dict[str, tuple[Callable[[Array], Array], str]] = {
     RAW: (lambda images: images, ""),
     "scattering": (scattering_features, "scattering J2 L8 groups 27 float16"),
 }
+KNOWN = (*FEATURES, COUNTS)
 _DTYPE = np.dtype(np.float16)  # normalised features: rounding moves them by 5e-4
 _CHUNK_PIXELS = 50_000  # what fits a processor's cache on its way through
 _CHECKSUM_BYTES = 4
@@ -44,21 +47,21 @@ _DRAFT_SECONDS = 86_400  # nobody writes for a day
 
 
 def with_features(data: Dataset, name: str, cache: Path | None = None) -> Dataset:
-    """Replaces the images of a data set by a row of `FEATURES`.
+    """Replaces the images of a data set by a row of `FEATURES`, or texts by counts.
 
     Args:
-        data: images, float32[N, height, width, channels].
-        name: the row; "raw" leaves the data as they are.
+        data: images, float32[N, height, width, channels], or token ids.
+        name: the row; "raw" leaves the data as they are, "word_counts" is for texts.
         cache: the folder for results; by default `cache_folder()`. One that cannot be
             written to is done without.
 
     Returns:
         The data set with float16[N, features] inputs, mapped from files where possible,
-        and a note that says what was done.
+        or uint8[N, tokens] counts, and a note that says what was done.
 
     Raises:
-        ValueError: for an unknown row, data that are no images, or images of a shape
-            the row cannot take.
+        ValueError: for an unknown row, data that are no images (or no texts with one
+            label), or images of a shape the row cannot take.
 
     Privacy:
         Row i is a function of image i alone and of public constants, so the guarantee
@@ -72,12 +75,14 @@ def with_features(data: Dataset, name: str, cache: Path | None = None) -> Datase
         >>> with_features(load_dataset("digits"), "scattering", folder).x_train.shape
         (1437, 324)
     """
-    if name not in FEATURES:
+    if name not in KNOWN:
         raise ValueError(
-            f"data.features is {name!r}, which is unknown; {nearest(name, FEATURES)}"
+            f"data.features is {name!r}, which is unknown; {nearest(name, KNOWN)}"
         )
     if name == RAW:
         return data
+    if name == COUNTS:
+        return _counted(data)
     if not isinstance(data.x_train, np.ndarray) or data.x_train.ndim != 4:
         raise ValueError(
             f"data.features is {name!r}, which is made of images, but {data.name} has "
@@ -86,6 +91,18 @@ def with_features(data: Dataset, name: str, cache: Path | None = None) -> Datase
     folder = cache or cache_folder()
     x_train, x_test = (_features(x, name, folder) for x in (data.x_train, data.x_test))
     note = f"{data.note} Inputs are fixed {name} features, each of its own image alone."
+    return dataclasses.replace(data, x_train=x_train, x_test=x_test, note=note)
+
+
+def _counted(data: Dataset) -> Dataset:
+    texts = (data.x_train, data.x_test)
+    if not data.num_tokens or data.y_train.ndim != 1:
+        raise ValueError(
+            f"data.features is {COUNTS!r}, which is made of texts with one label, but "
+            f"{data.name} has none; set data.features to {RAW!r}."
+        )
+    x_train, x_test = (word_counts(np.asarray(x), data.num_tokens) for x in texts)
+    note = f"{data.note} Inputs are counts of words, their order is not used."
     return dataclasses.replace(data, x_train=x_train, x_test=x_test, note=note)
 
 

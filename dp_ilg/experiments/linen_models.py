@@ -75,6 +75,26 @@ def masked_mean(
     return total / jnp.maximum(real.sum(-1), 1.0)[..., None]
 
 
+def counted_mean(
+    table: Float[ArrayLike, "tokens width"], counts: Integer[ArrayLike, "*batch tokens"]
+) -> Float[Array, "*batch width"]:
+    """Mean of token vectors over the tokens of a text, of which the counts are known.
+
+    Args:
+        table: ``[tokens, width]``.
+        counts: ``[..., tokens]``.
+
+    Returns:
+        ``[..., width]``; zero for a text without tokens.
+
+    Example:
+        >>> counted_mean(jnp.array([[9.0], [1.0], [4.0]]), jnp.array([0, 2, 1]))
+        Array([2.], dtype=float32)
+    """
+    counts = jnp.asarray(counts).astype(jnp.asarray(table).dtype)
+    return (counts / jnp.maximum(counts.sum(-1, keepdims=True), 1.0)) @ table
+
+
 def norm_groups(channels: int) -> int:
     """How many groups GroupNorm has: up to 8, dividing the channels.
 
@@ -215,16 +235,20 @@ class MeanEmbedding(_Head):
     width: int = 16
     scale: float = 8.0
     stddev: float = 1.0
+    counted: bool = False
 
     @nn.compact
     def __call__(self, x):
-        """Maps ids ``[batch, tokens]`` (0 is padding) to logits."""
+        """Maps ids ``[batch, length]`` (0 is padding) or counts to logits."""
         normal = nn.initializers.normal(self.stddev)
-        x = x.astype(jnp.int32)
         embed = nn.Embed(
             self.tokens, self.width, embedding_init=normal, name="embedding"
         )
-        return self.dense(masked_mean(embed(x), x) * self.scale)
+        if self.counted:
+            mean = counted_mean(embed.embedding, x)
+        else:
+            mean = masked_mean(embed(x.astype(jnp.int32)), x)
+        return self.dense(mean * self.scale)
 
 
 class Tabular(_Head):

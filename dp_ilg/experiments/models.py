@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from dp_ilg.base import LossFn, Params
@@ -203,7 +204,7 @@ def _embedding(
     if not facts.num_tokens:
         raise ValueError("The model embedding takes token ids; use mlp or tabular.")
     outputs = 1 if facts.num_classes == 2 else facts.num_classes
-    sizes = dict(tokens=facts.num_tokens, width=embed_dim)
+    sizes = dict(tokens=facts.num_tokens, width=embed_dim, counted=_counted(facts))
     sizes |= dict(scale=float(embed_scale), stddev=float(embed_init))
     return dict(sizes, hidden=tuple(hidden), outputs=outputs, activation=activation)
 
@@ -230,7 +231,17 @@ def _language_model(facts: Facts, *, embed_dim=32, depth=2, heads=4) -> dict[str
     return dict(sizes, outputs=facts.num_tokens, scale=1.0, is_causal=True)
 
 
+def _counted(facts: Facts) -> bool:
+    """Whether texts come as counts of words, not as the words."""
+    return facts.x.dtype == np.uint8
+
+
 def _check_tokens(name: str, facts: Facts) -> None:
+    if facts.num_tokens and _counted(facts):
+        raise ValueError(
+            f"The model {name} takes words in their order, but data.features makes "
+            "counts of them; set it to raw."
+        )
     if not facts.num_tokens:
         raise ValueError(f"The model {name} takes token ids; use mlp or tabular.")
     if (facts.num_classes == facts.num_tokens) != (name == "language_model"):

@@ -8,7 +8,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dp_ilg.base import Params
-from dp_ilg.experiments.linen_models import ACTIVATIONS, masked_mean, norm_groups
+from dp_ilg.experiments.linen_models import (
+    ACTIVATIONS,
+    counted_mean,
+    masked_mean,
+    norm_groups,
+)
 
 
 def nnx_params(module: Any) -> tuple[Any, Params]:
@@ -208,7 +213,9 @@ class MeanEmbedding(nnx.Module):
         activation,
         rngs,
         stddev=1.0,
+        counted=False,
     ):
+        self.counted = counted
         normal = nnx.initializers.normal(stddev)
         self.embedding = nnx.Embed(tokens, width, embedding_init=normal, rngs=rngs)
         self.scale = scale
@@ -221,9 +228,12 @@ class MeanEmbedding(nnx.Module):
         )
 
     def __call__(self, x):
-        """Maps ids ``[batch, tokens]`` (0 is padding) to logits."""
-        x = x.astype(jnp.int32)
-        return self.head(masked_mean(self.embedding(x), x) * self.scale)
+        """Maps ids ``[batch, length]`` (0 is padding) or counts to logits."""
+        if self.counted:
+            mean = counted_mean(self.embedding.embedding[...], x)
+        else:
+            mean = masked_mean(self.embedding(x.astype(jnp.int32)), x)
+        return self.head(mean * self.scale)
 
 
 class Tabular(nnx.Module):
