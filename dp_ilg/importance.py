@@ -23,6 +23,7 @@ from dp_ilg.noise import fresh_key, multiplier_at, noise_stddev
 from dp_ilg.normal import standard_normal
 from dp_ilg.plan import PrivacyPlan
 from dp_ilg.rules import Rule, as_rule, check_rule
+from dp_ilg.secure_noise import given_scores
 
 _SCORE_TAG = 0x5C04E
 
@@ -104,6 +105,8 @@ def score_layer_importance(
         updates: Any,
         state: ScoreLayerImportanceState,
         params: Params | None = None,
+        *,
+        noise: Any = None,
         **extra: Any,
     ) -> tuple[ClippedGrad, ScoreLayerImportanceState]:
         del params, extra
@@ -114,7 +117,10 @@ def score_layer_importance(
         step_key = jax.random.fold_in(
             jax.random.fold_in(state.key, _SCORE_TAG), state.step
         )
-        draw = standard_normal(step_key, updates.layer_shares.shape)
+        shape = updates.layer_shares.shape
+        draw = standard_normal(step_key, shape)
+        if noise is not None:
+            draw = given_scores(noise, state.step, shape)
         released = (updates.layer_shares + tau * draw) / plan.batch_size
         variance = jnp.square(tau / plan.batch_size)
         state = _averaged(state, released, variance, decay)

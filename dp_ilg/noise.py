@@ -20,6 +20,7 @@ from dp_ilg.geometry import Geometry
 from dp_ilg.layers import group
 from dp_ilg.normal import standard_normals
 from dp_ilg.plan import PrivacyPlan
+from dp_ilg.secure_noise import given_leaves
 
 
 class AddImportanceNoiseState(NamedTuple):
@@ -72,7 +73,10 @@ def noise_stddev(
 
 
 def gaussian_noise(
-    clipped: ClippedGrad, stddev: Float[Array, " groups"], key: Array
+    clipped: ClippedGrad,
+    stddev: Float[Array, " groups"],
+    key: Array,
+    draws: list[Any] | None = None,
 ) -> Params:
     """The clipped sum plus independent normal noise, one standard deviation a group.
 
@@ -80,6 +84,7 @@ def gaussian_noise(
         clipped: what to add to.
         stddev: float32 ``[groups]``.
         key: used for this step only; folded with the leaf's index.
+        draws: standard normal leaves to take instead of drawing under the key.
 
     Returns:
         The noised sum, in float32 or wider; frozen leaves stay exactly 0.
@@ -87,14 +92,20 @@ def gaussian_noise(
     leaves, treedef = jax.tree.flatten(clipped.gradients)
     clipped.geometry.groups.check(leaves)
     scales = clipped.geometry.groups.expand(stddev)
-    facts = clipped.geometry.groups.leaves
-    wanted = [x if leaf.groups else None for leaf, x in zip(facts, leaves, strict=True)]
-    draws = standard_normals(key, wanted, jnp.all(jnp.isfinite(stddev)))
+    wanted = _noised_leaves(clipped)
+    if draws is None:
+        draws = standard_normals(key, wanted, jnp.all(jnp.isfinite(stddev)))
     noised = [
         value if draw is None else value + scale.astype(value.dtype) * draw
         for value, scale, draw in zip(leaves, scales, draws, strict=True)
     ]
     return jax.tree.unflatten(treedef, noised)
+
+
+def _noised_leaves(clipped: ClippedGrad) -> list[Any]:
+    """The sum's leaves, None where a leaf is frozen."""
+    facts, leaves = clipped.geometry.groups.leaves, jax.tree.leaves(clipped.gradients)
+    return [x if leaf.groups else None for leaf, x in zip(facts, leaves, strict=True)]
 
 
 def released_mean(noised: Params, geometry: Geometry, batch_size: float) -> Params:
@@ -120,7 +131,9 @@ def add_importance_noise(plan: PrivacyPlan, *, key: Any) -> PrivateTransformatio
         key: PRNG key, secret; not used for anything else.
 
     Returns:
-        A transformation from `ClippedGrad` to an ordinary gradient: the release.
+        A transformation from `ClippedGrad` to an ordinary gradient: the release. Its
+        update takes ``noise=``, draws of a `dp_ilg.secure_noise.SecureNoise`, in place
+        of those under the key.
 
     Raises:
         TypeError: for a bad key, or an update that was not clipped.
@@ -130,8 +143,9 @@ def add_importance_noise(plan: PrivacyPlan, *, key: Any) -> PrivateTransformatio
     for adding or removing one example, whatever the weights. Together with
     `score_layer_importance` on the same sample it is one with
     ``plan.noise_multipliers[t]``, which is what the plan accounts. The noise comes
-    from JAX's threefry generator in floating point: no hardening against
-    floating-point attacks is claimed.
+    from JAX's threefry generator, or from ``noise=``, in floating point: no hardening
+    against floating-point attacks is claimed (`dp_ilg.secure_noise` says what is
+    left).
 
     Example:
         >>> import dp_ilg, jax, jax.numpy as jnp
@@ -159,6 +173,8 @@ def add_importance_noise(plan: PrivacyPlan, *, key: Any) -> PrivateTransformatio
         updates: Any,
         state: AddImportanceNoiseState,
         params: Params | None = None,
+        *,
+        noise: Any = None,
         **extra: Any,
     ) -> tuple[Params, AddImportanceNoiseState]:
         del params, extra
@@ -170,7 +186,10 @@ def add_importance_noise(plan: PrivacyPlan, *, key: Any) -> PrivateTransformatio
         geometry = updates.geometry
         stddev = noise_stddev(plan, state.step, geometry, updates.l2_clip_norm)
         step_key = jax.random.fold_in(state.key, state.step)
-        noised = gaussian_noise(updates, stddev, step_key)
+        draws = None
+        if noise is not None:
+            draws = given_leaves(noise, state.step, _noised_leaves(updates))
+        noised = gaussian_noise(updates, stddev, step_key, draws)
         release = released_mean(noised, geometry, plan.batch_size)
         return release, AddImportanceNoiseState(state.key, state.step + 1)
 

@@ -20,6 +20,7 @@ from dp_ilg.base import ClippedGrad, Params, PrivateTransformation
 from dp_ilg.geometry import LARGEST_RATIO, Geometry
 from dp_ilg.noise import fresh_key, multiplier_at
 from dp_ilg.plan import PrivacyPlan
+from dp_ilg.secure_noise import given_scores
 
 _COUNT_TAG = 0xC0047
 
@@ -112,6 +113,8 @@ def adapt_clip_norm(
         updates: Any,
         state: AdaptClipNormState,
         params: Params | None = None,
+        *,
+        noise: Any = None,
         **extra: Any,
     ) -> tuple[ClippedGrad, AdaptClipNormState]:
         del params, extra
@@ -120,7 +123,10 @@ def adapt_clip_norm(
         step_key = jax.random.fold_in(
             jax.random.fold_in(state.key, _COUNT_TAG), state.step
         )
-        released = noisy_counts(counts, tau, step_key)
+        draw = None
+        if noise is not None:
+            draw = given_scores(noise, state.step, counts.shape)
+        released = noisy_counts(counts, tau, step_key, draw)
         fitting = 0.5 + released / plan.batch_size
         weights = updates.geometry.weights * jnp.exp(-step_size * (fitting - quantile))
         weights = jnp.clip(weights, 1 / LARGEST_RATIO, LARGEST_RATIO)
@@ -140,7 +146,10 @@ def adapt_clip_norm(
 
 
 def noisy_counts(
-    counts: Float[Array, "*groups"], noise_multiplier: Any, key: Array
+    counts: Float[Array, "*groups"],
+    noise_multiplier: Any,
+    key: Array,
+    draw: Any = None,
 ) -> Float[Array, "*groups"]:
     """Counts of -1/2 and 1/2 for each example, with noise for their sensitivity.
 
@@ -148,6 +157,7 @@ def noisy_counts(
         counts: one number, or one for each of J groups.
         noise_multiplier: tau; the noise has deviation ``tau sqrt(J) / 2``.
         key: used for this step only.
+        draw: standard normal numbers to take instead of drawing under the key.
 
     Returns:
         The release.
@@ -158,7 +168,8 @@ def noisy_counts(
         [1.0, 1.0, 1.0, 1.0]
     """
     sensitivity = math.sqrt(counts.size) / 2
-    draw = jax.random.normal(key, counts.shape, jnp.float32)
+    if draw is None:
+        draw = jax.random.normal(key, counts.shape, jnp.float32)
     return counts + noise_multiplier * sensitivity * draw
 
 

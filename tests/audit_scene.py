@@ -1,4 +1,4 @@
-"""A tiny trainer for audits: five rows of every kind of part, none of them faked."""
+"""A tiny trainer for audits, made of the library's own parts."""
 
 import dataclasses
 import functools
@@ -32,6 +32,7 @@ def trainer(
     method: str = "dp_adam_ilg",
     engine: str = "auto",
     layers: Any = "leaf",
+    hidden: int = 4,
     **options: Any,
 ) -> AuditedTrainer:
     """A sound trainer of one method; `options` are the method's."""
@@ -48,7 +49,7 @@ def trainer(
 
     return AuditedTrainer(
         plan=the_plan,
-        params=mlp_params(sizes=(5, 4, 3)),
+        params=mlp_params(sizes=(5, hidden, 3)),
         examples=(np.asarray(x), np.asarray(y)),
         num_classes=3,
         loss_fn=mlp_loss,

@@ -27,6 +27,7 @@ from dp_ilg.geometry import Geometry
 
 _LOUD, _FAINT = 1e3, 1e-6  # a canary's norm in clip norms: clipped, or nearly nothing
 _ENTRIES = 3e6  # parameters, times runs, held at once
+_RUNS = 2048  # runs held at once at most
 ADVERSARIES = ("releases", "model")  # all releases of all steps, or the last model
 
 
@@ -230,7 +231,7 @@ def _world(
 ) -> dict[str, np.ndarray]:
     """Scores ``[runs, canaries]`` of runs in which one canary, or none, is present."""
     key, runs, world, count = which
-    size = int(np.clip(_ENTRIES // _parameters(observer), 1, 256))
+    size = int(np.clip(_ENTRIES // _parameters(observer), 1, _RUNS))
     found = []
     for start in range(0, runs, size):
         length = min(size, runs - start)
