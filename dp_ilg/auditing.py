@@ -232,7 +232,11 @@ def _above(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
 
 
 def _scores(name: str, values: Any) -> np.ndarray:
-    scores = np.asarray(values, np.float64)
+    try:
+        scores = np.asarray(values, np.float64)
+    except (TypeError, ValueError, OverflowError):
+        words = validation.shown(values)
+        raise ValueError(f"{name} are {words}, but must be numbers.") from None
     if scores.ndim != 1 or not scores.size:
         raise ValueError(
             f"{name} has shape {scores.shape}, but must be one score for each run."

@@ -125,7 +125,8 @@ def as_clip_mode(mode: str | ClipMode) -> ClipMode:
         return mode
     if not isinstance(mode, str) or mode not in CLIP_MODES:
         raise ValueError(
-            f"clip_mode is {mode!r}, but must be one of {sorted(CLIP_MODES)}."
+            f"clip_mode is {validation.shown(mode)}, but must be one of "
+            f"{sorted(CLIP_MODES)}."
         )
     return CLIP_MODES[mode]()
 

@@ -148,7 +148,8 @@ def moments_epsilon(
 
     _check(noise_multiplier, sampling_prob, num_steps, delta)
     orders = tuple(float(a) for a in range(2, 257))
-    total = num_steps * renyi.step_divergences(sampling_prob, noise_multiplier, orders)
+    noise = min(noise_multiplier, 1e100)  # less noise than said, and it can be squared
+    total = num_steps * renyi.step_divergences(sampling_prob, noise, orders)
     return float(np.min(total - math.log(delta) / (np.array(orders) - 1)))
 
 
@@ -292,7 +293,10 @@ def _best_split(
         rest = 2 * num_steps * math.log(1 / (delta * (1 - share)))
         return one * math.sqrt(rest) + num_steps * one * second(one)
 
-    found: Any = optimize.minimize_scalar(at, bounds=(-30, 30), method="bounded")
+    try:
+        found: Any = optimize.minimize_scalar(at, bounds=(-30, 30), method="bounded")
+    except (ArithmeticError, RuntimeError):  # hardly any noise: no bound in float64
+        return math.inf
     return float(found.fun)
 
 

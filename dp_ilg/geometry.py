@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, PyTree
 
 from dp_ilg.groups import Groups, weighted_norm
 from dp_ilg.layers import group
+from dp_ilg.validation import shown
 
 LARGEST_RATIO = 1e4
 
@@ -140,7 +141,10 @@ def public_values(name: str, values: Any, groups: Groups) -> Float[Array, " grou
                 f"{sorted(groups.names)}; give each group one number."
             )
         values = [values[n] for n in groups.names]
-    array = jnp.asarray(values, jnp.float32)
+    try:
+        array = jnp.asarray(values, jnp.float32)
+    except (TypeError, OverflowError):
+        raise ValueError(f"{name} are {shown(values)}, but must be numbers.") from None
     if array.shape != (len(groups.names),):
         raise ValueError(
             f"{name} have shape {array.shape}, but the model has "

@@ -17,8 +17,11 @@ import optax
 from jaxtyping import PyTree
 
 from dp_ilg.groups import Groups, LeafGroups, group_sizes
+from dp_ilg.validation import shown
 
 Path = tuple[str, ...]
+
+_MOST_BLOCKS = 100_000
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ def blocks(
     Raises:
         ValueError: unless exactly one of `edges` and `num_blocks` is given, and
             the edges ascend from above 0.
+        TypeError: for a path that is no string or an axis that is no whole number.
 
     Privacy: cut points must be public facts.
 
@@ -75,13 +79,22 @@ def blocks(
         >>> group(params, blocks("embedding", num_blocks=3)).names[:2]
         ('embed/embedding[0:10]', 'embed/embedding[10:100]')
     """
+    if not isinstance(path, str):
+        raise TypeError(f"path is {shown(path)}, but must be a string.")
+    if type(axis) is not int:
+        raise TypeError(f"axis is {shown(axis)}, but must be a whole number.")
     if (edges is None) == (num_blocks is None):
         raise ValueError(
             f"blocks({path!r}) takes exactly one of edges and num_blocks, not "
             f"edges={edges} and num_blocks={num_blocks}."
         )
-    if num_blocks is not None and (type(num_blocks) is not int or num_blocks < 1):
-        raise ValueError(f"num_blocks is {num_blocks!r}, but must be at least 1.")
+    if num_blocks is not None and (
+        type(num_blocks) is not int or not 1 <= num_blocks <= _MOST_BLOCKS
+    ):
+        raise ValueError(
+            f"num_blocks is {shown(num_blocks)}, but must be at least 1 and at most "
+            f"{_MOST_BLOCKS}."
+        )
     cuts = None if edges is None else tuple(int(e) for e in edges)
     if cuts is not None and any(a >= b for a, b in zip((0, *cuts), cuts, strict=False)):
         raise ValueError(f"edges are {list(cuts)}, but must ascend from above 0.")
@@ -171,8 +184,8 @@ def as_layering(spec: Any) -> Layering:
         name_of: Any = spec
         return by_path(name_of)
     raise ValueError(
-        f"layers is {spec!r}, but must be 'module', 'leaf', dp_ilg.layers.blocks(...), "
-        "a function of the path, or a Layering."
+        f"layers is {shown(spec)}, but must be 'module', 'leaf', "
+        "dp_ilg.layers.blocks(...), a function of the path, or a Layering."
     )
 
 

@@ -145,7 +145,10 @@ def private_pca(
     """
     validation.positive("noise_multiplier", noise_multiplier)
     key = validation.key("key", key)
-    rows = jnp.asarray(x, jnp.float32)
+    try:
+        rows = jnp.asarray(x, jnp.float32)
+    except OverflowError:
+        raise ValueError("x holds a number that is too large; scale it.") from None
     _check(rows, num_components)
     noised = noised_second_moment(rows, float(noise_multiplier), key)
     values, vectors = np.linalg.eigh(np.asarray(noised, np.float64))

@@ -310,7 +310,7 @@ def _check_stages(plan: PrivacyPlan) -> None:
 def _fields_from_json(cls: type, text: str) -> dict[str, Any]:
     try:
         fields = json.loads(text)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"The plan is not valid JSON: {error}.") from None
     if not isinstance(fields, dict):
         raise ValueError("The plan must be a JSON object with one entry a field.")

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from dp_ilg import validation
+
 Rule = Callable[[Float[Array, " groups"], Float[Array, " groups"]], Any]
 
 
@@ -52,7 +54,8 @@ def as_rule(rule: str | Rule) -> Rule:
         return rule
     if not isinstance(rule, str) or rule not in RULES:
         raise ValueError(
-            f"importance is {rule!r}, but must be one of {sorted(RULES)} or a function."
+            f"importance is {validation.shown(rule)}, but must be one of "
+            f"{sorted(RULES)} or a function."
         )
     return RULES[rule]
 

@@ -317,9 +317,14 @@ def _progress(steps: np.ndarray) -> np.ndarray:
 
 
 def _rate(name: str, value: SupportsFloat) -> float:
-    if isinstance(value, (str, bytes)) or not 0 <= float(value) < math.inf:
-        raise ValueError(f"{name} is {value!r}, but must be a finite number from 0 up.")
-    return float(value)
+    try:
+        rate = math.nan if isinstance(value, (str, bytes)) else float(value)
+    except (TypeError, OverflowError):
+        rate = math.nan
+    if not 0 <= rate < math.inf:
+        words = validation.shown(value)
+        raise ValueError(f"{name} is {words}, but must be a finite number from 0 up.")
+    return rate
 
 
 def _positive_values(values: Iterable[SupportsFloat]) -> tuple[float, ...]:

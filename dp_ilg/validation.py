@@ -36,7 +36,9 @@ def positive(name: str, value: Any) -> None:
         return
     value = _plain(value)
     if not (_is_number(value) and 0 < value < math.inf):
-        raise ValueError(f"{name} is {value!r}, but must be a finite number above 0.")
+        raise ValueError(
+            f"{name} is {shown(value)}, but must be a finite number above 0."
+        )
 
 
 def fraction(name: str, value: Any, *, include_zero: bool = False) -> None:
@@ -61,7 +63,7 @@ def fraction(name: str, value: Any, *, include_zero: bool = False) -> None:
     value = _plain(value)
     low_ok = _is_number(value) and (value > 0 or (include_zero and value == 0))
     if not (low_ok and value < 1):
-        raise ValueError(f"{name} is {value!r}, but must lie between 0 and 1.")
+        raise ValueError(f"{name} is {shown(value)}, but must lie between 0 and 1.")
 
 
 def whole(name: str, value: Any, minimum: int = 1) -> None:
@@ -81,10 +83,11 @@ def whole(name: str, value: Any, minimum: int = 1) -> None:
         Traceback (most recent call last):
         ValueError: num_steps is 0, but must be a whole number of at least 1.
     """
-    is_int = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    is_int = isinstance(value, numbers.Integral) and _is_number(value)
     if not is_int or int(value) < minimum:
         raise ValueError(
-            f"{name} is {value!r}, but must be a whole number of at least {minimum}."
+            f"{name} is {shown(value)}, but must be a whole number of at least "
+            f"{minimum}."
         )
 
 
@@ -187,4 +190,23 @@ def _plain(value: Any) -> Any:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+    """Whether it is a real number, and none too large for floating point."""
+    is_real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return is_real and not (isinstance(value, int) and abs(value) > sys.float_info.max)
+
+
+def shown(value: Any) -> str:
+    """How a message shows a value: in one line, and not at length.
+
+    Args:
+        value: anything.
+
+    Returns:
+        Its `repr`, shortened.
+
+    Example:
+        >>> shown(np.ones((2, 2)))
+        'array([[1., 1.], [1., 1.]])'
+    """
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 120 else f"{text[:117]}..."

@@ -31,7 +31,10 @@ _DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
     struct.error,
-    tokenize.TokenError,  # from .npy headers
+    tokenize.TokenError,  # from .npy headers, as the next three
+    SyntaxError,
+    TypeError,
+    KeyError,
 )
 _DEFLATE_RATIO = 1032  # no deflate stream expands more than this
 _HEADER_READERS = {

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import sys
 import types
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -187,7 +188,11 @@ _SCALARS = {
     ),
     float: (
         "a number",
-        lambda v: isinstance(v, int | float) and not isinstance(v, bool),
+        lambda v: (
+            isinstance(v, float)
+            or (isinstance(v, int) and not isinstance(v, bool))
+            and abs(v) <= sys.float_info.max
+        ),
     ),
     str: ("a string", lambda v: isinstance(v, str)),
     dict: ("a table", lambda v: isinstance(v, dict)),
@@ -242,7 +247,7 @@ def json_rows(row: type) -> PrimitiveConstructorSpec:
     def read(words: list[str]) -> tuple:
         try:
             rows = json.loads(words[0])
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             raise ValueError(
                 f"{words[0]!r} is no JSON list of tables; [] stands for none"
             ) from None

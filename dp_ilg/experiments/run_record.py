@@ -162,9 +162,10 @@ def _damaged(path: Path, why: object) -> ValueError:
 
 
 def _object(path: Path) -> dict[str, Any]:
+    text = _text(path)
     try:
-        value = json.loads(_text(path))
-    except json.JSONDecodeError as error:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise _damaged(path, error) from None
     if not isinstance(value, dict):
         raise _damaged(path, "not a JSON object")
@@ -179,7 +180,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             value = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             if number == len(lines) and not text.endswith("\n"):
                 break
             raise _damaged(path, f"line {number}: {error}") from None
@@ -193,7 +194,7 @@ def _table(path: Path, text: str) -> dict[str, Any]:
     """Returns the configuration, sure to name its data set."""
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise _damaged(path, error) from None
     data, run = table.get("data"), table.get("run", {})
     named = isinstance(data, dict) and isinstance(data.get("name"), str)
@@ -229,7 +230,7 @@ def _history(path: Path) -> History | None:
     for number, line in enumerate(_lines(path), 1):
         try:
             by_step[int(line["step"])] = _evaluation(line)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise _damaged(path, f"line {number}: {error!r}") from None
     if not by_step:
         return None
