@@ -43,7 +43,6 @@ def run(task: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     found = study(
         job, run_keys(args.seed), min(args.steps, job.plan.num_steps), args.rows
     )
-    command = f"python benchmarks/layer_study.py --tasks {task} --steps {args.steps} "
     facts = {
         "task": task,
         "seed": args.seed,
@@ -52,7 +51,6 @@ def run(task: str, args: argparse.Namespace) -> list[dict[str, Any]]:
         "noise_multiplier": float(job.plan.noise_multipliers[0]),
         "seconds": round(time.perf_counter() - began, 1),
         "commit": commit(),
-        "command": command + f"--rows {args.rows} --seed {args.seed}",
     }
     return [facts | machine() | record for record in found]
 
