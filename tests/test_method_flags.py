@@ -14,9 +14,7 @@ TINY = [
     *("--num-steps", "2", "--batch-size", "32", "--privacy.accountant", "rdp"),
     *("--model.hidden", "4", "--run.eval-every", "1", "--seed", "1", "--json"),
 ]
-FALLING = [
-    *("--privacy.schedule.name", "inverse_time", "--privacy.schedule.decay", "9.0"),
-]
+FALLING = ["--privacy.schedule.name", "linear", "--privacy.schedule.end", "0.5"]
 
 
 @pytest.mark.slow
