@@ -19,6 +19,7 @@ from dp_ilg.groups import Groups, LeafGroups, accumulator, pieces_of
 LARGEST = 8192
 """Entries of the largest leaf that is pooled."""
 
+_GRID = 2.0**22  # of which float32 holds 4 exactly: sums of shares reach 1
 _EXACT = jax.lax.Precision.HIGHEST
 
 
@@ -40,8 +41,8 @@ class Pool(NamedTuple):
     def norms(self) -> tuple[Array, list[int]]:
         """Norm of every group there is, ``[examples, groups]``, and which they are."""
         found = sorted({int(g) for g in self.owners})
+        squares = grouped_sums(jnp.square(self.values), self.owners)
         member = np.equal.outer(self.owners, found).astype(self.values.dtype)
-        squares = jnp.matmul(jnp.square(self.values), member, precision=_EXACT)
         there = jnp.matmul((self.values != 0).astype(self.values.dtype), member) > 0
         floor = 1e8 * jnp.finfo(squares.dtype).tiny
         root = jnp.where(there, jnp.sqrt(squares + floor), 0)
@@ -64,6 +65,36 @@ class Pool(NamedTuple):
             k: part.reshape(shape)
             for k, part, shape in zip(self.leaves, parts, shapes, strict=True)
         }
+
+
+def grouped_sums(values: Array, owners: np.ndarray) -> Array:
+    """Sums of the columns of each group, for terms that are not negative.
+
+    A plain product with the groups' indicator adds one after the other and loses small
+    terms on large ones: squared norms of 8,192 entries came out 2.6e-5 too low, which
+    broke the bound. Shares of that rough sum, cut to a grid of 2^-22, add up without
+    any rounding; what the grid cuts off is small, and its own rounding is added back.
+
+    Args:
+        values: ``[examples, columns]``, at most about 1.
+        owners: the group of every column.
+
+    Returns:
+        ``[examples, groups]``, groups in ascending order; right to a few roundings.
+
+    Example:
+        >>> grouped_sums(jnp.arange(6.0)[None], np.array([0, 0, 1, 0, 1, 1])).tolist()
+        [[4.0, 11.0]]
+    """
+    dtype = values.dtype
+    member = np.equal.outer(owners, sorted(set(owners.tolist()))).astype(dtype)
+    added = lambda x, by: jnp.matmul(x, by, precision=_EXACT)  # noqa: E731
+    rough = jnp.maximum(added(values, member), 1e6 * jnp.finfo(dtype).tiny)
+    shares = values * added(1 / rough, member.T)
+    whole = jnp.floor(shares * _GRID) / _GRID
+    sums, rest = added(jnp.stack([whole, shares - whole]), member)
+    lost = member.sum(axis=0) * jnp.finfo(dtype).eps
+    return rough * (sums + rest * (1 + lost))
 
 
 def pool(groups: Groups, formed: dict[int, Array]) -> Pool | None:
