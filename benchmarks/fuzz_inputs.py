@@ -4,10 +4,10 @@
     python benchmarks/fuzz_inputs.py --inputs 300 --out /tmp/fuzz.jsonl
     python benchmarks/fuzz_inputs.py --atheris npz --inputs 20000
 
-The first failure ends the program and leaves the input in a file. One line of
-benchmarks/results/fuzz_inputs.jsonl says how many inputs each reader accepted and
-refused. With --atheris (`pip install atheris`) the inputs follow the coverage of the
-reader's code instead of chance.
+The first failure ends the program and leaves the input in a file. A line of
+benchmarks/results/fuzz_inputs.jsonl says how many inputs a reader accepted and refused;
+readers that have theirs are not fed again. With --atheris (`pip install atheris`) the
+inputs follow the coverage of the reader's code instead of chance.
 """
 
 import argparse
@@ -48,7 +48,8 @@ READERS = (  # whose code atheris follows
 )
 PATIENCE = 20  # seconds for one input
 SHARES = {"train CONFIG": 0.01, "train FLAGS": 0.01, "run folder": 0.06}
-ARGUMENTS = 0.1
+SHARES |= {"public functions": 0.1}
+ARGUMENTS = "public functions"
 MEMORY = Path("/dev/shm")  # the ledger syncs; a disk would be all there is to see
 
 
@@ -59,6 +60,8 @@ def hung(number: int, frame: Any) -> None:
 
 def feed(name: str, count: int, folder: Path, seed: int) -> dict[str, int]:
     """Feeds one reader; returns how many inputs were accepted and refused."""
+    if name == ARGUMENTS:
+        return feed_arguments(count, seed)
     target, counts = fuzz_inputs.TARGETS[name], collections.Counter()
     seeds, dice = target.seeds(), random.Random(f"{name} {seed}")
     for content in seeds:
@@ -91,11 +94,11 @@ def feed_arguments(count: int, seed: int) -> dict[str, int]:
 def plan(inputs: int) -> dict[str, int]:
     """How many inputs each reader gets."""
     few = {name: max(1, int(inputs * share)) for name, share in SHARES.items()}
-    rest = inputs - sum(few.values()) - int(inputs * ARGUMENTS)
+    rest = inputs - sum(few.values())
     names = [name for name in fuzz_inputs.TARGETS if name not in SHARES]
     many = {name: rest // len(names) for name in names}
     many[names[0]] += rest - sum(many.values())
-    return few | many
+    return many | few
 
 
 def run_atheris(name: str, count: int, folder: Path) -> None:
@@ -144,7 +147,7 @@ def main() -> None:
     parser.add_argument("--inputs", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--only", nargs="*", choices=[*fuzz_inputs.TARGETS])
+    parser.add_argument("--only", nargs="*", choices=[*fuzz_inputs.TARGETS, ARGUMENTS])
     parser.add_argument("--atheris", choices=[*fuzz_inputs.TARGETS])
     args = parser.parse_args()
     signal.signal(signal.SIGALRM, hung)
@@ -153,20 +156,22 @@ def main() -> None:
         if args.atheris:
             guided(args, Path(place))
             return
-        began, counts = time.perf_counter(), {}
         for name, count in plan(args.inputs).items():
-            if args.only and name not in args.only:
+            if name in known(args) or args.only and name not in args.only:
                 continue
-            counts[name] = feed(name, count, Path(place) / "x", args.seed)
-            print(f"{name}: {counts[name]}", flush=True)
-        if not args.only:
-            share = int(args.inputs * ARGUMENTS)
-            counts["public functions"] = feed_arguments(share, args.seed)
-    total = sum(sum(found.values()) for found in counts.values())
-    record = {"inputs": total, "failures": 0, "counts": counts, "seed": args.seed}
-    record["seconds"] = round(time.perf_counter() - began, 1)
-    write(args.out, record)
-    print(f"{total} inputs, no failure: {counts.get('public functions', '')}")
+            began = time.perf_counter()
+            counts = feed(name, count, Path(place) / "x", args.seed)
+            record: dict[str, Any] = {"reader": name, "inputs": count, "failures": 0}
+            record |= counts | {"seed": args.seed, "of": args.inputs}
+            write(args.out, record | {"seconds": round(time.perf_counter() - began, 1)})
+            print(f"{name}: {counts}", flush=True)
+
+
+def known(args: argparse.Namespace) -> set[str]:
+    """Readers that have had their share already."""
+    lines = args.out.read_text().splitlines() if args.out.exists() else []
+    records = [json.loads(line) for line in lines]
+    return {r["reader"] for r in records if r.get("of") == args.inputs}
 
 
 if __name__ == "__main__":

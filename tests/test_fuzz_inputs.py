@@ -4,6 +4,7 @@
 found.
 """
 
+import importlib.metadata
 import os
 import pickle
 import random
@@ -208,3 +209,13 @@ def test_every_dependency_has_a_lower_bound():
     for requirement in (r for group in groups for r in group):
         own = requirement.startswith("dp_ilg[")
         assert own or re.fullmatch(r"[A-Za-z0-9_.-]+>=\d[\w.]*", requirement)
+
+
+def test_what_is_installed_is_listed_and_within_its_bounds():
+    """What can be said without asking anybody for known vulnerabilities."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for requirement in project["dependencies"]:
+        name, bound = requirement.split(">=")
+        found = importlib.metadata.version(name)
+        numbers = [[int(n) for n in re.findall(r"\d+", v)] for v in (found, bound)]
+        assert numbers[0] >= numbers[1], (name, found)
