@@ -72,7 +72,8 @@ EXPERIMENTS = [
     ["job", "audit_scene"],
     ["audit", "trainer_audit", "trainer_audit_checks", "trainer_audit_plot"],
     ["trainer_audit_residuals", "trainer_audit_sampler"],
-    ["canaries", "one_run", "trainer_audit_noise", "trainer_audit_promises"],
+    ["canaries", "one_run", "trainer_audit_noise", "trainer_audit_promises"]
+    + ["trainer_audit_whole_run"],
     ["trainer_audit_report"],
     ["trainer_audit_command"],
     ["study_commands"],

@@ -81,7 +81,7 @@ def test_the_canary_is_the_record_that_moves_the_gradient_most():
     ("command", "words"),
     [
         (["audit"], "needs "),
-        (["audit", "publishd"], "'publishd' to audit, and no method; did you mean publ"),
+        (["audit", "publishd"], "'publishd' to audit, and no method; did you mean p"),
         (["audit", "digits", "--trials", "3"], "trials is 3, but must be"),
         (["audit", "digits", "--steps", "1"], "steps is 1, but must be"),
         (["audit", "published", "--trials", "3"], "trials is 3, but must be"),

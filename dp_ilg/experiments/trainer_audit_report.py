@@ -22,6 +22,7 @@ from dp_ilg.auditing import (
 from dp_ilg.experiments import trainer_audit_noise as noise_checks
 from dp_ilg.experiments import trainer_audit_promises as promises
 from dp_ilg.experiments import trainer_audit_sampler as sampler_checks
+from dp_ilg.experiments import trainer_audit_whole_run as whole_run
 from dp_ilg.experiments.canaries import Attack, attacks
 from dp_ilg.experiments.one_run import one_run
 from dp_ilg.experiments.trainer_audit import AuditedTrainer, run_shape
@@ -96,8 +97,8 @@ CHECKS: dict[str, Callable[[Evidence], Finding]] = {
     "absent examples": _step(promises.absent),
     "geometry of past releases": _step(promises.past_releases),
     "expected batch size": _step(promises.expected_size),
-    "end of the plan": _step(promises.end_of_plan),
-    "resumed run": _step(promises.resumed),
+    "end of the plan": _step(whole_run.end_of_plan),
+    "resumed run": _step(whole_run.resumed),
 }
 
 
