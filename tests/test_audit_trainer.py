@@ -150,6 +150,12 @@ def test_a_scored_trainer_holds():
     holds(trainer(engine="vmap"))
 
 
+def test_a_scorer_without_budget_releases_no_score():
+    quiet = scene_plan(score_budget=0.0)
+    assert observe(trainer(quiet, importance="uniform")).place is None
+    assert observe(trainer()).place == 1
+
+
 # --- statistics ----------------------------------------------------------------------
 
 

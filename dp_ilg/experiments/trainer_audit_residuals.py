@@ -215,7 +215,10 @@ def observe(trainer: AuditedTrainer) -> Observer:
             f"The audit cannot read what {type(state[place]).__name__} released; add a "
             "row to dp_ilg.experiments.trainer_audit_residuals.SCORES."
         )
-    return Observer(trainer, tx, place, _decay(tx, state, place, trainer))
+    decay = _decay(tx, state, place, trainer)
+    if decay == 1:  # a known sum does not move it: without a budget nothing is released
+        return Observer(trainer, tx, None, 0.0)
+    return Observer(trainer, tx, place, decay)
 
 
 def _decay(tx: Any, state: Any, place: int, trainer: AuditedTrainer) -> float:
