@@ -539,3 +539,25 @@ def test_export_of_an_unfinished_run_charges_every_step_on_file(tmp_path, capsys
     said = json.loads(capsys.readouterr().out)
     assert said["steps"] == 5
     assert said["epsilon"] == pytest.approx(build_job(tiny()).plan.epsilon(7))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="bounds a process's memory")
+def test_memory_that_really_runs_out_is_one_sentence(tmp_path):
+    program = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (7 << 30,) * 2);"
+        "from dp_ilg.experiments.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    flags = ["--run-dir", str(tmp_path / "run"), "--num-steps", "3"]
+    flags += ["--batch-size", "1400", "--run.microbatch-size", "1400"]
+    flags += ["--run.engine", "vmap", "--model.hidden", "300000"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, "train", *flags],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "Out of memory with a micro-batch of 1400; try" in done.stderr
+    assert "--run.microbatch-size 700" in done.stderr
