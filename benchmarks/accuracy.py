@@ -6,7 +6,8 @@
 
 A row is a configuration with overrides; a run is a row and a seed. Every finished run
 is one JSON line in benchmarks/results/accuracy.jsonl with its command, machine and
-versions, and is not run again. The seeds are published, so the runs are measurements
+versions, and is not run again. The lines of IMDB were made before `dp-ilg compare`, now
+see configs/sweeps/imdb.toml. The seeds are published, so the runs are measurements
 and protect nobody.
 """
 
@@ -25,34 +26,11 @@ from bench_core import machine  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "accuracy.jsonl"
-NO_BANDS = ["--optimizer.blocks", "[]"]
 ROWS: dict[str, tuple[str, list[str]]] = {
     "digits": ("digits", []),
     "digits, uniform": ("digits", ["--importance", "uniform"]),
-    "imdb, 8 bands": ("imdb_embedding", []),
-    "imdb, no bands": ("imdb_embedding", NO_BANDS),
-    "imdb, uniform": ("imdb_embedding", ["--importance", "uniform", *NO_BANDS]),
-    "imdb, no bands, lr 0.07": (
-        "imdb_embedding",
-        [*NO_BANDS, "--learning-rate", "0.07"],
-    ),
-    "imdb, uniform, lr 0.05": (
-        "imdb_embedding",
-        ["--importance", "uniform", *NO_BANDS, "--learning-rate", "0.05"],
-    ),
-    "imdb, uniform, lr 0.07": (
-        "imdb_embedding",
-        ["--importance", "uniform", *NO_BANDS, "--learning-rate", "0.07"],
-    ),
     "mnist": ("mnist_cnn", []),
     "mnist, uniform": ("mnist_cnn", ["--importance", "uniform"]),
-}
-# What else uniform and the unbanded rule were given on IMDB: one seed each.
-GRID: dict[str, tuple[str, list[str]]] = {
-    f"{row}, lr {lr}": (ROWS[row][0], [*ROWS[row][1], "--learning-rate", lr])
-    for row in ("imdb, uniform", "imdb, no bands")
-    for lr in ("0.03", "0.05", "0.07", "0.2")
-    if f"{row}, lr {lr}" not in ROWS
 }
 QUIET = ["--run.eval-every", "100"]
 TOY = ["--num-steps", "3", "--batch-size", "32"]
@@ -60,7 +38,7 @@ TOY = ["--num-steps", "3", "--batch-size", "32"]
 
 def run(row: str, seed: int, data_dir: str | None, toy: bool) -> dict[str, Any]:
     """One training run in a process of its own; returns its record."""
-    config, changes = (ROWS | GRID)[row]
+    config, changes = ROWS[row]
     command = ["train", f"configs/{config}.toml", *changes, "--seed", str(seed)]
     command += ["--data-dir", data_dir] if data_dir else []
     command += TOY if toy else QUIET
@@ -117,9 +95,7 @@ def table(records: list[dict[str, Any]]) -> str:
 def main() -> None:
     """Runs what is missing and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--rows", nargs="*", default=[*ROWS, *GRID], choices=[*ROWS, *GRID]
-    )
+    parser.add_argument("--rows", nargs="*", default=[*ROWS], choices=[*ROWS])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--data-dir")
@@ -131,7 +107,7 @@ def main() -> None:
         path = Path(tempfile.mkdtemp()) / "accuracy.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     known = {(r["row"], r["seed"]) for r in finished(path)}
-    todo = [(r, s) for r in args.rows for s in range(1 if r in GRID else args.seeds)]
+    todo = [(r, s) for r in args.rows for s in range(args.seeds)]
     todo = [] if args.table else [t for t in todo if t not in known]
 
     def work(item: tuple[str, int]) -> None:
