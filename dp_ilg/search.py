@@ -46,8 +46,9 @@ def furthest_within(
     """
     if exact(safe) > target:
         raise ValueError(
-            f"epsilon {target:g} cannot be reached: it is exceeded even at {safe:g}, "
-            "the most private choice; choose a larger epsilon or delta, or more noise."
+            f"epsilon {target:g} cannot be reached: it is exceeded even with the most "
+            f"private choice, {safe:g}; choose a larger epsilon or delta, or more "
+            "noise."
         )
     if rough(unsafe) <= 3 * target and exact(unsafe) <= target:
         return unsafe

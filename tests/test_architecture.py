@@ -4,6 +4,7 @@ import ast
 import pathlib
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -186,3 +187,13 @@ def test_public_names_exist_are_sorted_and_documented():
     assert dp_ilg.__all__ == sorted(dp_ilg.__all__)
     for name in dp_ilg.__all__:
         assert getattr(dp_ilg, name).__doc__, name
+
+
+def test_an_installed_wheel_has_every_file_that_is_read():
+    here = pathlib.Path(__file__).parent.parent
+    pyproject = tomllib.loads((here / "pyproject.toml").read_text())
+    patterns = pyproject["tool"]["setuptools"]["package-data"]
+    for path in (here / "dp_ilg").rglob("*"):
+        if path.is_file() and path.suffix not in (".py", ".pyc"):
+            package = ".".join(path.parent.relative_to(here).parts)
+            assert any(path.match(p) for p in patterns.get(package, [])), path

@@ -336,7 +336,7 @@ def test_a_users_own_schedule_is_used():
 
 
 def test_targets_out_of_reach_say_so():
-    with pytest.raises(ValueError, match="exceeded even at 1, the most private"):
+    with pytest.raises(ValueError, match="most private choice, 1; choose"):
         steps_for_epsilon(
             epsilon=0.01, noise_multiplier=0.3, **without(MNIST, "num_steps")
         )

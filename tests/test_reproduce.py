@@ -217,3 +217,38 @@ def test_a_table_wider_than_the_terminal_loses_no_letter(monkeypatch, capsys):
         assert "…" not in out and max(map(len, out.splitlines())) <= 60
         if len(rows) < 9:
             assert "column number 8" in out and "1 a-long-name" in out
+
+
+def test_the_quick_form_of_table3_says_what_it_is():
+    found = table3.table3(dataclasses.replace(QUICK, max_minutes=1e-9))
+    assert "the numbers mean nothing" in found["notes"][0]
+    log, task = (
+        RunLog(None),
+        table3._small(table3.TASKS["mnist"], table3.load_dataset("digits")),
+    )
+    log.records.append(
+        table3._name(task)
+        | {"method": "published, divided", "test_accuracy": 0.1, "epochs": 1}
+        | {"claimed_epsilon": 1.0}
+    )
+    row = table3._row(task, log)
+    assert row["data_set"] == "digits, for mnist" and row["paper"] is None
+
+
+def test_what_cannot_be_kept_or_drawn_is_refused_before_the_work(tmp_path, capsys):
+    for command, words in (
+        (["reproduce", "table2", "--out", "x.jsonl"], "leave it out."),
+        (["audit", "digits", "--plot", "x.png"], "end it in .svg."),
+        (["audit", "digits", "--out", str(tmp_path / "no" / "x")], "that exists."),
+    ):
+        assert cli.main(command) == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1 and words in err and "resume" not in err
+
+
+def test_infinite_epsilon_is_valid_json(capsys):
+    sizes = ["--num-examples", "100", "--batch-size", "10", "--num-steps", "1"]
+    args = ["epsilon", "--noise-multiplier", "0", "--delta", "1e-5", *sizes, "--json"]
+    assert cli.main(args) == 0
+    refuse = {"parse_constant": lambda word: pytest.fail(word)}
+    assert json.loads(capsys.readouterr().out, **refuse)["epsilon"] == "inf"

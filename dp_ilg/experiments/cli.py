@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        return _complain(_disk(error), 2)
+        return _complain(_disk(error, args[:1] == ["train"]), 2)
     return 0
 
 
@@ -211,12 +211,15 @@ def _complain(sentence: str, code: int) -> int:
     return code
 
 
-def _disk(error: OSError) -> str:
+def _disk(error: OSError, train: bool) -> str:
     where = f"{error.filename}: " if error.filename else ""
     words = error.strerror or str(error)
     if words.endswith("."):  # ours, with its own advice
         return words
-    return f"{where}{words}; free space or change permissions, then use --resume."
+    remedy = "free space or change permissions, then run it again"
+    if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError):
+        remedy = "name a file in a folder that exists"
+    return f"{where}{words}; {remedy}{' with --resume' if train else ''}."
 
 
 _KINDS = (  # what Python and tyro say of a value that cannot be read, and what we say

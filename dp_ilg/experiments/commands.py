@@ -1,6 +1,7 @@
 """The commands of `dp-ilg` that do not train, and how results are printed."""
 
 import json as json_lib
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -267,7 +268,7 @@ def show(found: Mapping[str, Any], json: bool, rows: Rows) -> None:
         {"report": "a.html", "other": 1}
     """
     if json:
-        print(json_lib.dumps(found))
+        print(json_lib.dumps({k: _strict(v) for k, v in found.items()}))
         return
     from rich.console import Console
     from rich.table import Table
@@ -281,6 +282,11 @@ def show(found: Mapping[str, Any], json: bool, rows: Rows) -> None:
     console.print(table)
     if "statement" in found:
         console.print(found["statement"], markup=False, highlight=False)
+
+
+def _strict(value: Any) -> Any:
+    """Infinity as a word: JSON has no such number."""
+    return "inf" if isinstance(value, float) and math.isinf(value) else value
 
 
 def _schedule(chosen: ScheduleConfig) -> Any:

@@ -81,8 +81,8 @@ def audit(
         data_dir: a folder of data files (NAME.npz or IDX files).
         trials: runs with each canary, and as many without (default 200); for a
             method tested releases with the canary, and as many without (1000).
-        steps: of each run of a trainer.
-        canaries: of the single run of a trainer that has many.
+        steps: of each run of a trainer, at most those of its plan.
+        canaries: of the single run of a trainer that has many (needs jax-privacy).
         seed: of network, canaries, batches and noise.
         quick: a small form.
         out: a file to which the result is added as JSON lines.
@@ -156,11 +156,18 @@ def show_rows(found: Mapping[str, Any], json: bool) -> None:
     console, rows = Console(), found["rows"]
     table = _table(found["title"], rows)
     natural = console.measure(table, options=console.options.update(width=1000))
-    if natural.maximum > console.width and len(rows) <= _FEW:
+    wide = natural.maximum > console.width
+    if wide and (len(rows) <= _FEW or _longest(rows) > console.width):
         table = _table(found["title"], _turned(rows))
     console.print(table)
     for note in found["notes"]:
         console.print(note, markup=False, highlight=False)
+
+
+def _longest(rows: Sequence[Mapping[str, Any]]) -> int:
+    """How wide a table must be to cut no word of its head."""
+    names = rows[0] if rows else ()
+    return sum(3 + max(map(len, name.split("_"))) for name in names) + 1
 
 
 def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> Any:

@@ -50,6 +50,9 @@ def table2(options: ReproduceOptions) -> dict[str, Any]:
         Title, notes, rows with the printed and the computed number, and how many
         agree to the last printed digit.
 
+    Raises:
+        ValueError: for a file to keep runs in: there are none.
+
     Privacy: these are claims. For DP-AdamILG as published there is no guarantee.
 
     Example:
@@ -59,6 +62,11 @@ def table2(options: ReproduceOptions) -> dict[str, Any]:
 
     Reference: Li et al. 2024, Table 2.
     """
+    if options.out is not None:
+        raise ValueError(
+            f"--out is {options.out}, but table2 trains nothing that could be kept; "
+            "leave it out."
+        )
     rows = [
         _row(name, target, method, *cell)
         for name, (target, cells) in PRINTED.items()

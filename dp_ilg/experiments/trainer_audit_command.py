@@ -51,6 +51,7 @@ def audit_run(
         ValueError: There is no run folder, configuration file or shipped ...
     """
     whole("steps", steps, 2)
+    _check_places(plot, out)
     config, plan = _read(target)
     trainer = audited_trainer(
         config, data_dir=data_dir, plan=plan, max_steps=steps, seed=options.seed
@@ -63,6 +64,18 @@ def audit_run(
         name = {"table": "trainer audit", "target": target, "seed": options.seed}
         RunLog(out).add(name, found)
     return found
+
+
+def _check_places(plot: Path | None, out: Path | None) -> None:
+    """Refuses what could not be written after the work is done."""
+    if plot is not None and plot.suffix != ".svg":
+        raise ValueError(f"--plot is {plot}, but the plot is an SVG; end it in .svg.")
+    for path in (plot, out):
+        if path is not None:
+            new = not path.exists()
+            path.open("a").close()  # or it says why not
+            if new:
+                path.unlink()
 
 
 def _read(target: str) -> tuple[Config, PrivacyPlan | None]:

@@ -32,6 +32,10 @@ from dp_ilg.experiments.trainer_audit_residuals import Observer, observe
 from dp_ilg.experiments.trainer_audit_sampler import Draws
 
 _CHOOSING = 0.2  # of all runs; the threshold is chosen on them
+_NO_JAX_PRIVACY = (
+    "The attack with many canaries in one run was left out: its statistic is that of "
+    'jax-privacy, which is not installed; pip install "dp_ilg[audit]".'
+)
 _SIGNIFICANCE = 0.05
 Told = Callable[[str], Any]
 
@@ -258,7 +262,8 @@ def _one_run_rows(
 
 def _notes(trainer: AuditedTrainer, claim: float) -> list[str]:
     plan = trainer.plan
-    return [
+    missing = not importlib.util.find_spec("jax_privacy")
+    return [_NO_JAX_PRIVACY] * missing + [
         f"The run's own sampler, clip, chain and noise around {plan.num_examples} "
         f"examples, {plan.num_steps} steps at sampling probability "
         f"{plan.sampling_prob:.4g}; the claim, epsilon {claim:.3f} at delta "
