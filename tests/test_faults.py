@@ -142,7 +142,12 @@ def test_ctrl_c_before_the_first_step_leaves_nothing(tmp_path, monkeypatch, caps
         time.sleep(5)
 
     monkeypatch.setattr(run_folder, "save_checkpoint", interrupted)
-    assert cli.main(["train", "--run-dir", str(tmp_path / "run")]) == 130
+    # A shell switches Ctrl-C off for what it runs behind '&'.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert cli.main(["train", "--run-dir", str(tmp_path / "run")]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert "Interrupted; go on with --resume" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 

@@ -75,9 +75,10 @@ def with_features(data: Dataset, name: str, cache: Path | None = None) -> Datase
         >>> with_features(load_dataset("digits"), "scattering", folder).x_train.shape
         (1437, 324)
     """
-    if name not in KNOWN:
+    known = (*FEATURES, COUNTS)
+    if name not in known:
         raise ValueError(
-            f"data.features is {name!r}, which is unknown; {nearest(name, KNOWN)}"
+            f"data.features is {name!r}, which is unknown; {nearest(name, known)}"
         )
     if name == RAW:
         return data

@@ -52,7 +52,7 @@ class AuditedTrainer:
         >>> from dp_ilg.experiments.config import Config
         >>> trainer = audited_trainer(Config(), max_steps=3)
         >>> trainer.plan.num_steps, trainer.plan.batch_size
-        (3, 8)
+        (3, 13)
     """
 
     plan: PrivacyPlan
