@@ -50,7 +50,7 @@ def test_table3_runs_every_method_and_resumes(tmp_path, capsys):
     options = dataclasses.replace(QUICK, out=tmp_path / "runs.jsonl")
     found = table3.table3(options)
     (row,) = found["rows"]
-    assert row["paper"] == 97.95 and row["seeds"] == 1
+    assert row["paper"] is None and row["seeds"] == 1  # beside digits it says nothing
     assert 0 < row["guaranteed_epsilon"] <= row["claimed_epsilon"]
     lines = (tmp_path / "runs.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
