@@ -232,7 +232,7 @@ def test_the_quick_form_of_table3_says_what_it_is():
         | {"claimed_epsilon": 1.0}
     )
     row = table3._row(task, log)
-    assert row["data_set"] == "digits, for mnist" and row["paper"] is None
+    assert row and row["data_set"] == "digits, for mnist" and row["paper"] is None
 
 
 def test_what_cannot_be_kept_or_drawn_is_refused_before_the_work(tmp_path, capsys):
@@ -250,5 +250,5 @@ def test_infinite_epsilon_is_valid_json(capsys):
     sizes = ["--num-examples", "100", "--batch-size", "10", "--num-steps", "1"]
     args = ["epsilon", "--noise-multiplier", "0", "--delta", "1e-5", *sizes, "--json"]
     assert cli.main(args) == 0
-    refuse = {"parse_constant": lambda word: pytest.fail(word)}
-    assert json.loads(capsys.readouterr().out, **refuse)["epsilon"] == "inf"
+    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert found["epsilon"] == "inf"
