@@ -124,3 +124,14 @@ def test_a_run_judges_keeps_and_exports_the_average(tmp_path, capsys):
             place = place.setdefault(parent, {})
         place[leaf] = jnp.asarray(kept[name])
     assert params_sha256(nested) == found["0.9"]["params_sha256"]
+
+
+def test_accuracy_on_held_out_training_examples_is_said_to_be_uncovered(
+    tmp_path, capsys
+):
+    command = ["train", "--num-steps", "1", "--batch-size", "32", "--json"]
+    command += ["--run-dir", str(tmp_path / "run"), "--data.validation", "0.2"]
+    assert cli.main(command) == 0
+    found = capsys.readouterr()
+    assert "the guarantee does not cover it" in found.err
+    assert "held out" in json.loads(found.out)["data_note"]

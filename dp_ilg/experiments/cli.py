@@ -161,6 +161,12 @@ def _train(
             "data without noise: the guarantee is void for who sees it.",
             stacklevel=1,
         )
+    if config.data.validation is not None:
+        warnings.warn(
+            "--data.validation shows accuracy on held-out training examples, computed "
+            "from them without noise: the guarantee does not cover it.",
+            stacklevel=1,
+        )
     try:
         summary = run_training(
             config,
@@ -216,10 +222,10 @@ def _disk(error: OSError, train: bool) -> str:
     words = error.strerror or str(error)
     if words.endswith("."):  # ours, with its own advice
         return words
-    remedy = "free space or change permissions, then run it again"
     if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError):
-        remedy = "name a file in a folder that exists"
-    return f"{where}{words}; {remedy}{' with --resume' if train else ''}."
+        return f"{where}{words}; choose another path, in a folder that exists."
+    again = "use --resume" if train else "run it again"
+    return f"{where}{words}; free space or change permissions, then {again}."
 
 
 _KINDS = (  # what Python and tyro say of a value that cannot be read, and what we say

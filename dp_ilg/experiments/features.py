@@ -39,7 +39,6 @@ FEATURES: dict[str, tuple[Callable[[Array], Array], str]] = {
     RAW: (lambda images: images, ""),
     "scattering": (scattering_features, "scattering J2 L8 groups 27 float16"),
 }
-KNOWN = (*FEATURES, COUNTS)
 _DTYPE = np.dtype(np.float16)  # normalised features: rounding moves them by 5e-4
 _CHUNK_PIXELS = 50_000  # what fits a processor's cache on its way through
 _CHECKSUM_BYTES = 4
@@ -75,10 +74,10 @@ def with_features(data: Dataset, name: str, cache: Path | None = None) -> Datase
         >>> with_features(load_dataset("digits"), "scattering", folder).x_train.shape
         (1437, 324)
     """
-    known = (*FEATURES, COUNTS)
-    if name not in known:
+    if name not in feature_names():
         raise ValueError(
-            f"data.features is {name!r}, which is unknown; {nearest(name, known)}"
+            f"data.features is {name!r}, which is unknown; "
+            f"{nearest(name, feature_names())}"
         )
     if name == RAW:
         return data
@@ -93,6 +92,16 @@ def with_features(data: Dataset, name: str, cache: Path | None = None) -> Datase
     x_train, x_test = (_features(x, name, folder) for x in (data.x_train, data.x_test))
     note = f"{data.note} Inputs are fixed {name} features, each of its own image alone."
     return dataclasses.replace(data, x_train=x_train, x_test=x_test, note=note)
+
+
+def feature_names() -> tuple[str, ...]:
+    """What ``data.features`` may be.
+
+    Example:
+        >>> feature_names()
+        ('raw', 'scattering', 'word_counts')
+    """
+    return (*FEATURES, COUNTS)
 
 
 def _counted(data: Dataset) -> Dataset:

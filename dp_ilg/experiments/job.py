@@ -18,7 +18,7 @@ from dp_ilg.base import PrivateTransformation
 from dp_ilg.baselines import BASELINES
 from dp_ilg.experiments.config import Config
 from dp_ilg.experiments.data import LOADERS, Dataset, load_dataset
-from dp_ilg.experiments.features import KNOWN, with_features
+from dp_ilg.experiments.features import feature_names, with_features
 from dp_ilg.experiments.holdout import hold_out
 from dp_ilg.experiments.models import Facts, Model, build_model
 from dp_ilg.experiments.recipe import (
@@ -125,7 +125,7 @@ def load_data(config: Config, data_dir: Path | None = None) -> Dataset:
         1437
     """
     check_row("data.name", config.data.name, LOADERS)
-    check_row("data.features", config.data.features, KNOWN)
+    check_row("data.features", config.data.features, feature_names())
     data = with_features(load_dataset(config.data.name, data_dir), config.data.features)
     share = config.data.validation
     return data if share is None else hold_out(data, share)

@@ -290,7 +290,7 @@ def _row(task: Task, log: RunLog) -> dict[str, Any] | None:
         return None
     printed, divided, guaranteed = by_method.values()
     published = divided or printed
-    quick = task.settings is not SETTINGS[task.name]
+    quick = _name(task)["quick"]
     return {
         "data_set": f"digits, for {task.name}" if quick else task.name,
         "paper": None if quick else task.paper,
