@@ -7,9 +7,8 @@ before the one noise. ``optax.MultiSteps`` would add noise to every piece.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable
-from functools import reduce
-from operator import add
 from typing import Any
 
 import jax
@@ -50,16 +49,74 @@ def sum_lot(batches: Iterable[Any]) -> ClippedGrad:
 
     Reference: Abadi et al. 2016, section 3.1 (lots).
     """
-    found = list(batches)
-    if not found:
-        raise ValueError("The lot has no batches; an empty lot is one padding batch.")
-    for one in found:
+    total = None
+    for one in batches:
         if not isinstance(one, ClippedGrad):
             raise TypeError(
                 f"The lot holds {type(one).__name__}, which is not clipped; make each "
                 "batch's part with dp_ilg.clipped_grad."
             )
-    return reduce(add, found)
+        total = one if total is None else total + one
+    if total is None:
+        raise ValueError("The lot has no batches; an empty lot is one padding batch.")
+    return total
+
+
+def lot_accumulator(grad_fn: Callable[..., ClippedGrad]) -> Callable:
+    """Compiles the sum of a lot whose batches come one at a time, in constant memory.
+
+    However many batches a lot has, at most two are held: the one that is computed and
+    the one that `batches` is preparing meanwhile. The running sum is updated in place.
+
+    Args:
+        grad_fn: what `dp_ilg.clipped_grad` returned.
+
+    Returns:
+        ``accumulate(params, geometry, batches) -> ClippedGrad``; `batches` is any
+        iterable of (batch, is_padding_example), all of one size. The first batch and
+        the others are two compiled programs.
+
+    Raises:
+        ValueError: for no batch at all, and as `grad_fn`.
+
+    Privacy: as `sum_lot`. How many batches a lot has follows from the size of the
+    draw, which who can time a step may learn.
+
+    Example:
+        >>> import dp_ilg, numpy as np
+        >>> params, loss = {"w": jnp.zeros(2)}, lambda p, x: p["w"] @ x
+        >>> accumulate = lot_accumulator(dp_ilg.clipped_grad(loss, l2_clip_norm=1.0))
+        >>> lot = ((np.full((2, 2), t), np.array([False, t == 2])) for t in (1, 1, 2))
+        >>> total = accumulate(params, dp_ilg.Geometry.uniform(params), lot)
+        >>> [round(float(x), 3) for x in total.gradients["w"]]
+        [3.536, 3.536]
+
+    Reference: Abadi et al. 2016, section 3.1 (lots).
+    """
+
+    def first(params: Params, geometry: Geometry, batch: Example, mask: Any) -> Any:
+        return grad_fn(params, batch, geometry=geometry, is_padding_example=mask)
+
+    def more(gradients: Params, rest: ClippedGrad, *inputs: Any) -> ClippedGrad:
+        return dataclasses.replace(rest, gradients=gradients) + first(*inputs)
+
+    jit_first, jit_more = jax.jit(first), jax.jit(more, donate_argnums=0)
+
+    def accumulate(params: Params, geometry: Geometry, batches: Iterable) -> Any:
+        total = None
+        for batch, mask in batches:
+            if total is None:
+                total = jit_first(params, geometry, batch, mask)
+                continue
+            # Dispatch returns at once: without waiting, all batches would queue up.
+            gradients = jax.block_until_ready(total.gradients)
+            rest = dataclasses.replace(total, gradients=None)
+            total = jit_more(gradients, rest, params, geometry, batch, mask)
+        if total is None:
+            raise ValueError("The lot has no batches; an empty lot is one of padding.")
+        return total
+
+    return accumulate
 
 
 def clipped_lot(

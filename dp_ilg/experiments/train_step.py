@@ -5,9 +5,8 @@ applied; nothing of it visits the host. A Poisson draw that does not fit the com
 size comes in several chunks, whose clipped sums add up before the one noise.
 """
 
-from collections.abc import Callable, Sequence
-from functools import reduce
-from operator import add
+from collections.abc import Callable, Iterable
+from itertools import chain
 from typing import Any
 
 import jax
@@ -15,22 +14,56 @@ import optax
 from flax import nnx
 
 from dp_ilg.base import ClippedGrad, Example, Params, PrivateTransformation
+from dp_ilg.lots import lot_accumulator
 
-Chunks = Sequence[tuple[Example, Any]]
+Chunks = Iterable[tuple[Example, Any]]
 TrainStep = Callable[[Params, Any, Chunks], tuple[Params, Any]]
 
 
-def make_train_step(grad_fn: Callable, tx: PrivateTransformation) -> TrainStep:
+class Shardings(NamedTuple):
+    """Where the arrays of a step lie: trees of ``jax.sharding.NamedSharding``.
+
+    Attributes:
+        params: like the parameters.
+        state: like the optimizer's state.
+        rows: one sharding, of batches and masks.
+
+    Example:
+        >>> Shardings._fields
+        ('params', 'state', 'rows')
+    """
+
+    params: Any
+    state: Any
+    rows: Any
+
+    def jit_options(self) -> dict[str, Any]:
+        """What a jitted ``(params, state, batch, mask) -> (params, state)`` is told."""
+        both = (self.params, self.state)
+        return {"in_shardings": (*both, self.rows, self.rows), "out_shardings": both}
+
+    def draws(self) -> Any:
+        """Noise is drawn where the parameters lie; see `dp_ilg.normal`."""
+        leaves = jax.tree.leaves(self.params)
+        return sharded_draws([s if len(s.spec) else None for s in leaves])
+
+
+def make_train_step(
+    grad_fn: Callable, tx: PrivateTransformation, shardings: Shardings | None = None
+) -> TrainStep:
     """Compiles the step of a run; parameters and state are donated.
 
     Args:
         grad_fn: what `dp_ilg.clipped_grad` returned.
         tx: a private optimizer, such as `dp_ilg.dp_adam_ilg`.
+        shardings: where arrays lie on a mesh of devices; `grad_fn` is then what
+            `dp_ilg.experiments.mesh.spread` made of it.
 
     Returns:
-        ``step(params, state, chunks) -> (params, state)``; `chunks` is a list of
-        (batch, is_padding_example), all of one size. One chunk, by far the most
-        frequent case, is one compiled call; more take one call each and one more.
+        ``step(params, state, chunks) -> (params, state)``; `chunks` is any iterable
+        of (batch, is_padding_example), all of one size. One chunk, by far the most
+        frequent case, is one compiled call; more take one call each and one more, and
+        are asked for one at a time, so that a draw of any size takes constant memory.
 
     Privacy:
         That of `tx` for one step: the chunks must be one Poisson draw of its plan,
@@ -57,21 +90,25 @@ def make_train_step(grad_fn: Callable, tx: PrivateTransformation) -> TrainStep:
         return grad_fn(params, batch, geometry=geometry, is_padding_example=mask)
 
     def finish(params: Params, state: Any, total: Any) -> tuple[Params, Any]:
-        updates, state = tx.update(total, state, params)
+        with nullcontext() if shardings is None else shardings.draws():
+            updates, state = tx.update(total, state, params)
         return optax.apply_updates(params, updates), state
 
     def whole(params: Params, state: Any, batch: Example, mask: Any) -> Any:
         return finish(params, state, clipped(params, state, batch, mask))
 
     jit_whole = jax.jit(whole, donate_argnums=(0, 1))
-    jit_clipped = jax.jit(clipped)
     jit_finish = jax.jit(finish, donate_argnums=(0, 1))
+    accumulate = lot_accumulator(grad_fn)
 
     def step(params: Params, state: Any, chunks: Chunks) -> tuple[Params, Any]:
-        if len(chunks) == 1:
-            return jit_whole(params, state, *chunks[0])
-        total = reduce(add, (jit_clipped(params, state, *chunk) for chunk in chunks))
-        return jit_finish(params, state, total)
+        rest = iter(chunks)
+        first, second = next(rest), next(rest, None)
+        if second is None:
+            return jit_whole(params, state, *first)
+        lot = chain(iter([first, second]), rest)
+        del first, second  # or two chunks would be held to the end of the step
+        return jit_finish(params, state, accumulate(params, tx.geometry(state), lot))
 
     return step
 
