@@ -17,13 +17,15 @@ import numpy as np
 
 from dp_ilg.averaging import averaged_params
 from dp_ilg.base import PrivateTransformation
+from dp_ilg.experiments.feeds import Feed
 from dp_ilg.experiments.job import Job
-from dp_ilg.experiments.train_step import Chunks, TrainStep, make_train_step
+from dp_ilg.experiments.train_step import TrainStep, make_train_step
 from dp_ilg.ledger import PrivacyLedger
 from dp_ilg.noise import noise_stddev
 from dp_ilg.sampling import PoissonSampler, take
 
 _EVAL_ROWS = 1000
+_AHEAD = 2  # chunks fetched before their step begins
 
 
 class Position(NamedTuple):
@@ -168,30 +170,24 @@ def train(
     sampler = PoissonSampler.for_plan(job.plan, key=position.sampler_key)
     every, save_every = job.config.run.eval_every, job.config.run.checkpoint_every
     began = time.perf_counter() - position.seconds
-    for t in range(position.step, job.plan.num_steps):
-        chunks = _gather(job, sampler, t)
-        ledger.record(t)
-        params, state = step_fn(position.params, position.state, chunks)
-        jax.block_until_ready(params)
-        seconds = time.perf_counter() - began
-        position = Position(t + 1, params, state, position.sampler_key, seconds)
-        watch.stepped(t + 1)
-        done, stopped = t + 1 == job.plan.num_steps, watch.stop()
-        if done or (t + 1) % every == 0:
-            watch.evaluated(evaluate(position))
-        if done or stopped or (t + 1) % save_every == 0:
-            watch.save(position)
-        if stopped:
-            break
-    return position
-
-
-def _gather(job: Job, sampler: PoissonSampler, step: int) -> Chunks:
     source = (job.data.x_train, job.data.y_train)
-    return [
-        (take(source, chunk.indices), chunk.is_padding_example)
-        for chunk in sampler.chunks(step)
-    ]
+    with Feed(source, sampler, first=position.step, ahead=_AHEAD) as feed:
+        for t in range(position.step, job.plan.num_steps):
+            chunks = feed.chunks(t)
+            ledger.record(t)
+            params, state = step_fn(position.params, position.state, chunks)
+            jax.block_until_ready(params)
+            seconds = time.perf_counter() - began
+            position = Position(t + 1, params, state, position.sampler_key, seconds)
+            watch.stepped(t + 1)
+            done, stopped = t + 1 == job.plan.num_steps, watch.stop()
+            if done or (t + 1) % every == 0:
+                watch.evaluated(evaluate(position))
+            if done or stopped or (t + 1) % save_every == 0:
+                watch.save(position)
+            if stopped:
+                break
+    return position
 
 
 def accuracy_fn(job: Job) -> Callable[[Any], float]:
