@@ -11,9 +11,11 @@ Reference: Salmon et al. 2011 (Threefry-2x32, 20 rounds).
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +31,44 @@ _LANES = 64  # rows of a multiple of this vectorise
 _ROW = 512  # entries of a row of the small leaves' common draw
 _SMALL = 1 << 15  # entries up to which a leaf is drawn with others
 _LOWEST = np.nextafter(np.float32(-1), np.float32(0))
+_SHARDINGS: ContextVar[tuple | None] = ContextVar("shardings", default=None)
+
+
+@contextlib.contextmanager
+def sharded_draws(shardings: Sequence[Any]) -> Iterator[None]:
+    """Makes each device draw its own part of the leaves, and nothing else.
+
+    Counters are a leaf's own, so that the bits are those of one device on any mesh.
+    Leaves drawn together have no sharding: those given here are drawn one by one.
+
+    Args:
+        shardings: one a leaf of `standard_normals`: a ``jax.sharding.NamedSharding``,
+            or None for a leaf that every device holds whole.
+
+    Yields:
+        Nothing. What is traced meanwhile is affected, so it goes inside the function
+        that is jitted.
+
+    Privacy: as `standard_normal`; one draw for the whole leaf, wherever its parts are.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpy as np
+        >>> from jax.sharding import Mesh, NamedSharding, PartitionSpec
+        >>> mesh = Mesh(np.array(jax.devices()[:1]), "shards")
+        >>> rows = NamedSharding(mesh, PartitionSpec("shards"))
+        >>> def draw(key):
+        ...     with sharded_draws([rows]):
+        ...         return standard_normals(key, [jnp.zeros((2, 3))])[0]
+        >>> key = jax.random.key(0)
+        >>> ours, whole = jax.jit(draw)(key), standard_normals(key, [jnp.zeros((2, 3))])
+        >>> bool((ours == whole[0]).all())
+        True
+    """
+    token = _SHARDINGS.set(tuple(shardings))
+    try:
+        yield
+    finally:
+        _SHARDINGS.reset(token)
 
 
 def standard_normal(key: Array, shape: Shape) -> Array:
@@ -72,6 +112,9 @@ def standard_normals(
     Returns:
         Arrays (or None), each what ``jax.random.normal`` returns for its key.
 
+    Raises:
+        ValueError: inside `sharded_draws` of another number of leaves.
+
     Privacy: as `standard_normal`; the draws of different leaves are independent.
 
     Example:
@@ -80,19 +123,71 @@ def standard_normals(
         >>> a.shape, b.shape
         ((2, 3), (4,))
     """
-    ours = [x is not None and _ours(key, x.shape, x.dtype) for x in leaves]
+    placed = _sharded(key, leaves, wanted)
+    rest: list[Any] = [None if i in placed else x for i, x in enumerate(leaves)]
+    ours = [x is not None and _ours(key, x.shape, x.dtype) for x in rest]
     shapes = tuple(
-        x.shape if mine else None for x, mine in zip(leaves, ours, strict=True)
+        x.shape if mine else None for x, mine in zip(rest, ours, strict=True)
     )
     drawn: list[Any] = [None] * len(shapes)
     if any(ours):
         drawn = _leaves(jax.random.key_data(key), wanted, shapes)
-    for index, (leaf, mine) in enumerate(zip(leaves, ours, strict=True)):
+    for index, (leaf, mine) in enumerate(zip(rest, ours, strict=True)):
         if leaf is not None and not mine:
             own = jax.random.fold_in(key, index)
             draw = jax.random.normal(own, leaf.shape, leaf.dtype)
             drawn[index] = jnp.where(wanted, draw, jnp.nan)
-    return drawn
+    return [placed.get(index, draw) for index, draw in enumerate(drawn)]
+
+
+def _sharded(key: Array, leaves: Sequence[Any], wanted: Any) -> dict[int, Array]:
+    """The draws of leaves that `sharded_draws` gave a sharding, by their index.
+
+    Behind a branch on the CPU, as in `_leaves`; the sharding is told inside of it.
+    """
+    shardings = _SHARDINGS.get() or (None,) * len(leaves)
+    if len(shardings) != len(leaves):
+        raise ValueError(
+            f"sharded_draws got {len(shardings)} shardings, but {len(leaves)} leaves "
+            "are drawn; give one a leaf of the parameters."
+        )
+    chosen = {
+        index: (leaf, sharding)
+        for index, (leaf, sharding) in enumerate(zip(leaves, shardings, strict=True))
+        if leaf is not None and sharding is not None
+    }
+
+    def drawn(key: Array, wanted: Any) -> dict[int, Array]:
+        made = {}
+        for index, (leaf, sharding) in chosen.items():
+            draw = jnp.where(wanted, _one(key, index, leaf), jnp.nan)
+            made[index] = lax.with_sharding_constraint(draw, sharding)
+        return made
+
+    def branched(key: Array, wanted: Any) -> dict[int, Array]:
+        hole = lambda x, s: lax.with_sharding_constraint(  # noqa: E731
+            jnp.full(x.shape, jnp.nan, x.dtype), s
+        )
+        holes = {index: hole(*pair) for index, pair in chosen.items()}
+        return lax.cond(wanted, lambda: drawn(key, True), lambda: holes)
+
+    if not chosen:
+        return {}
+    return lax.platform_dependent(key, wanted, cpu=branched, default=drawn)
+
+
+def _one(key: Array, index: int, leaf: Any) -> Array:
+    """One leaf's draw, every entry from the counter that is its place in the leaf."""
+    own = jax.random.fold_in(key, index)
+    if not _ours(key, leaf.shape, leaf.dtype):
+        return jax.random.normal(own, leaf.shape, leaf.dtype)
+    strides = np.cumprod([1, *leaf.shape[:0:-1]])[::-1]
+    count = jnp.zeros(leaf.shape, jnp.uint32)
+    for axis, stride in enumerate(strides):
+        step = lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+        count = count + step * np.uint32(stride)
+    first, second = jax.random.key_data(own)
+    return _normal(_bits(first, second, count))
 
 
 def _ours(key: Array, shape: Shape, dtype: Any) -> bool:

@@ -63,7 +63,7 @@ BOOKKEEPING_RANK = {name: r for r, names in enumerate(BOOKKEEPING) for name in n
 EXPERIMENTS = [
     ["data_files", "fields", "linen_models", "run_record", "svg", "train_step"]
     + ["pca_network", "resnet", "scattering", "text_data", "word_counts"]
-    + ["environment", "feeds", "locks", "memory_limits"],
+    + ["environment", "feeds", "locks", "memory_limits", "mesh"],
     ["transformer_linen"],
     ["transformer_nnx"],
     ["data_adult", "nnx_models", "plots", "checkpoints", "reproduce"],

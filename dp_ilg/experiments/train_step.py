@@ -6,6 +6,7 @@ size comes in several chunks, whose clipped sums add up before the one noise.
 """
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from itertools import chain
 from typing import Any
 
@@ -20,44 +21,16 @@ Chunks = Iterable[tuple[Example, Any]]
 TrainStep = Callable[[Params, Any, Chunks], tuple[Params, Any]]
 
 
-class Shardings(NamedTuple):
-    """Where the arrays of a step lie: trees of ``jax.sharding.NamedSharding``.
-
-    Attributes:
-        params: like the parameters.
-        state: like the optimizer's state.
-        rows: one sharding, of batches and masks.
-
-    Example:
-        >>> Shardings._fields
-        ('params', 'state', 'rows')
-    """
-
-    params: Any
-    state: Any
-    rows: Any
-
-    def jit_options(self) -> dict[str, Any]:
-        """What a jitted ``(params, state, batch, mask) -> (params, state)`` is told."""
-        both = (self.params, self.state)
-        return {"in_shardings": (*both, self.rows, self.rows), "out_shardings": both}
-
-    def draws(self) -> Any:
-        """Noise is drawn where the parameters lie; see `dp_ilg.normal`."""
-        leaves = jax.tree.leaves(self.params)
-        return sharded_draws([s if len(s.spec) else None for s in leaves])
-
-
 def make_train_step(
-    grad_fn: Callable, tx: PrivateTransformation, shardings: Shardings | None = None
+    grad_fn: Callable, tx: PrivateTransformation, shardings: Any = None
 ) -> TrainStep:
     """Compiles the step of a run; parameters and state are donated.
 
     Args:
         grad_fn: what `dp_ilg.clipped_grad` returned.
         tx: a private optimizer, such as `dp_ilg.dp_adam_ilg`.
-        shardings: where arrays lie on a mesh of devices; `grad_fn` is then what
-            `dp_ilg.experiments.mesh.spread` made of it.
+        shardings: the `dp_ilg.experiments.mesh.Shardings` of a mesh of devices, where
+            `grad_fn` is what ``spread`` made of it; None on one device.
 
     Returns:
         ``step(params, state, chunks) -> (params, state)``; `chunks` is any iterable
@@ -97,8 +70,9 @@ def make_train_step(
     def whole(params: Params, state: Any, batch: Example, mask: Any) -> Any:
         return finish(params, state, clipped(params, state, batch, mask))
 
-    jit_whole = jax.jit(whole, donate_argnums=(0, 1))
-    jit_finish = jax.jit(finish, donate_argnums=(0, 1))
+    told = shardings.jit_options() if shardings else ({}, {})
+    jit_whole = jax.jit(whole, donate_argnums=(0, 1), **told[0])
+    jit_finish = jax.jit(finish, donate_argnums=(0, 1), **told[1])
     accumulate = lot_accumulator(grad_fn)
 
     def step(params: Params, state: Any, chunks: Chunks) -> tuple[Params, Any]:
