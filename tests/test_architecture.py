@@ -40,7 +40,7 @@ RANKS = {
         "scaling",
     ],
     5: ["gradients"],
-    6: ["optimizers"],
+    6: ["memory", "optimizers"],
     7: ["plain_methods", "published"],
     8: ["adaptive_methods"],
     9: ["baselines"],
@@ -62,11 +62,13 @@ BOOKKEEPING = [
 BOOKKEEPING_RANK = {name: r for r, names in enumerate(BOOKKEEPING) for name in names}
 EXPERIMENTS = [
     ["data_files", "fields", "linen_models", "run_record", "svg", "train_step"]
-    + ["pca_network", "resnet", "scattering", "text_data", "word_counts"]
+    + ["config_run", "pca_network", "resnet", "scattering", "text_data", "word_counts"]
     + ["environment", "feeds", "locks", "memory_limits", "mesh"],
+    ["hosts", "mesh_rows"],
+    ["hosts_worker"],
     ["transformer_linen"],
     ["transformer_nnx"],
-    ["data_adult", "nnx_models", "plots", "checkpoints", "reproduce"],
+    ["data_adult", "encoder", "nnx_models", "plots", "checkpoints", "reproduce"],
     ["data", "export", "models", "report", "table2", "table_runs"],
     ["abadi", "config", "features", "table3"],
     ["holdout", "recipe"],
@@ -80,6 +82,7 @@ EXPERIMENTS = [
     ["study_commands"],
     ["progress", "trainer", "commands"],
     ["layer_study", "layer_study_plot", "run_folder"],
+    ["distributed"],
     ["runner"],
     ["sweep", "sweep_bench", "compare_cost"],
     ["sweep_check", "sweep_runs", "sweep_worker"],

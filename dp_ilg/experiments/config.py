@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
-import tyro
-
+from dp_ilg.experiments.config_run import RunConfig, flag
 from dp_ilg.experiments.fields import (
     assignments,
     from_mapping,
@@ -101,11 +100,6 @@ class ScheduleConfig:
         return given(self, "name")
 
 
-def _flag(name: str) -> Any:
-    """Lets a dotted field also answer to the short flag `name`."""
-    return tyro.conf.arg(aliases=(name,))
-
-
 @dataclass(frozen=True)
 class PrivacyConfig:
     """The claim and what it costs: everything `dp_ilg.plan_privacy` is told.
@@ -120,10 +114,10 @@ class PrivacyConfig:
         ValueError: privacy.epsilon is -1.0, but must be a finite number above 0.
     """
 
-    epsilon: Annotated[float, _flag("--epsilon")] = required(8.0)
-    delta: Annotated[float, _flag("--delta")] = required(1e-5)
-    batch_size: Annotated[int, _flag("--batch-size")] = required(256)
-    num_steps: Annotated[int, _flag("--num-steps")] = required(200)
+    epsilon: Annotated[float, flag("--epsilon")] = required(8.0)
+    delta: Annotated[float, flag("--delta")] = required(1e-5)
+    batch_size: Annotated[int, flag("--batch-size")] = required(256)
+    num_steps: Annotated[int, flag("--num-steps")] = required(200)
     l2_clip_norm: float = 1.0
     clip_mode: Literal["joint", "normalize", "per_layer"] = "joint"
     score_budget: float = 0.01
@@ -201,10 +195,10 @@ class OptimizerConfig:
         'uniform'
     """
 
-    learning_rate: Annotated[float, _flag("--learning-rate")] = required(0.02)
+    learning_rate: Annotated[float, flag("--learning-rate")] = required(0.02)
     learning_rate_schedule: LearningRateConfig = LearningRateConfig()
     method: str = "dp_adam_ilg"
-    importance: Annotated[str, _flag("--importance")] = "min_noise_energy"
+    importance: Annotated[str, flag("--importance")] = "min_noise_energy"
     source: Literal["scores", "released", "public"] = "scores"
     layers: Literal["module", "leaf"] = "module"
     blocks: Blocks = ()
@@ -230,35 +224,6 @@ class OptimizerConfig:
         for name in ("b1", "b2", "ema_decay", "weight_decay", "average"):
             value = getattr(self, name)
             fraction(f"optimizer.{name}", value, include_zero=True)
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """How the run is carried out; nothing here changes the guarantee but `seed`.
-
-    Privacy:
-        Who knows the seed can subtract the noise. Left out, the keys come from the
-        operating system and only the checkpoints hold them.
-
-    Example:
-        >>> RunConfig().seed is None
-        True
-    """
-
-    seed: Annotated[int | None, _flag("--seed")] = None
-    eval_every: int = 25
-    checkpoint_every: int = 100
-    microbatch_size: int | None = None
-    engine: str = "auto"
-    show_private_loss: Annotated[bool, _flag("--show-private-loss")] = False
-
-    def __post_init__(self):
-        if self.seed is not None:
-            whole("run.seed", self.seed, 0)
-        whole("run.eval_every", self.eval_every)
-        whole("run.checkpoint_every", self.checkpoint_every)
-        if self.microbatch_size is not None:
-            whole("run.microbatch_size", self.microbatch_size)
 
 
 @dataclass(frozen=True)

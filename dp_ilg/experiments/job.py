@@ -21,6 +21,7 @@ from dp_ilg.experiments.data import LOADERS, Dataset, load_dataset
 from dp_ilg.experiments.features import feature_names, with_features
 from dp_ilg.experiments.holdout import hold_out
 from dp_ilg.experiments.models import Facts, Model, build_model
+from dp_ilg.experiments.memory_limits import budgeted
 from dp_ilg.experiments.recipe import (
     build_schedule,
     check_row,
@@ -185,6 +186,10 @@ def build_job(
         engine=config.run.engine,
         microbatch_size=config.run.microbatch_size,
     )
+    if config.run.memory_mib is not None and config.run.microbatch_size is None:
+        params = jax.eval_shape(model.init, jax.random.key(0))
+        rows = (data.x_train, data.y_train)
+        grad_fn = budgeted(grad_fn, params, rows, plan, config.run)
     make = lambda key: make_optimizer(config, plan, key)  # noqa: E731
     job = Job(config, data, plan, model, grad_fn, make)
     _rehearse(job)

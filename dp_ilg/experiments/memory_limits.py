@@ -1,9 +1,17 @@
-"""Out of memory as one sentence that says which micro-batch to try."""
+"""A memory budget, and running out of memory as one sentence with the remedy."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import jax
+
+from dp_ilg.base import Params
+from dp_ilg.gradients import ClippedGradFn
+from dp_ilg.memory import fit_microbatch
+from dp_ilg.plan import PrivacyPlan
+from dp_ilg.sampling import PoissonSampler
 
 _SIGNS = ("RESOURCE_EXHAUSTED", "out of memory", "Out of memory")
 
@@ -15,6 +23,49 @@ class OutOfMemory(ValueError):
         >>> issubclass(OutOfMemory, ValueError)
         True
     """
+
+
+def budgeted(
+    grad_fn: ClippedGradFn, params: Params, rows: Any, plan: PrivacyPlan, run: Any
+) -> ClippedGradFn:
+    """The same clipped gradient in micro-batches that fit ``run.memory_mib``.
+
+    Args:
+        grad_fn: what `dp_ilg.clipped_grad` returned.
+        params: the parameters, or their shapes.
+        rows: the training examples; only shapes are read.
+        plan: says how large a batch is.
+        run: the section `run` of a configuration.
+
+    Returns:
+        The function with the largest micro-batch that fits.
+
+    Raises:
+        ValueError: if one example is too much already.
+
+    Privacy:
+        Shapes alone decide.
+
+    Example:
+        >>> import dp_ilg, jax.numpy as jnp, numpy as np
+        >>> from dp_ilg.experiments.config_run import RunConfig
+        >>> plan = dp_ilg.plan_privacy(noise_multiplier=1.0, delta=1e-5,
+        ...     num_examples=100, batch_size=20, num_steps=1)
+        >>> loss = lambda p, x: jnp.sum(jnp.tanh(x @ p))
+        >>> grad_fn = dp_ilg.clipped_grad(loss, l2_clip_norm=1.0)
+        >>> found = budgeted(grad_fn, jnp.ones((9, 9)), np.ones((100, 9)), plan,
+        ...     RunConfig(memory_mib=1.0))
+        >>> found.microbatch_size
+        44
+    """
+    sampler = PoissonSampler.for_plan(plan, key=0, chunk_size=run.chunk_size)
+    batch = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct((sampler.chunk_size, *a.shape[1:]), a.dtype),
+        rows,
+    )
+    budget = run.memory_mib * 2**20
+    size = fit_microbatch(grad_fn, params, batch, budget)
+    return dataclasses.replace(grad_fn, microbatch_size=size)
 
 
 @contextmanager
