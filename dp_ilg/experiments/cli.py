@@ -29,7 +29,11 @@ from dp_ilg.experiments.commands import (
 from dp_ilg.experiments.compare_command import compare
 from dp_ilg.experiments.config import Config, read_config
 from dp_ilg.experiments.fields import nearest
+from dp_ilg.experiments.hosts import Devices
+from dp_ilg.experiments.hosts_worker import is_worker, supervised
 from dp_ilg.experiments.study_commands import audit, reproduce
+
+_ONE_DEVICE = Devices()
 
 
 class _Mistake(Exception):
@@ -114,6 +118,7 @@ def _train_command(default: Config, args: list[str]) -> Callable:
         data_dir: str | None = None,
         resume: bool = False,
         json: bool = False,
+        devices: Devices = _ONE_DEVICE,
         settings: Annotated[Config, tyro.conf.arg(name="")] = default,
     ) -> Callable[[], None]:
         """Trains a model with differential privacy and reports it.
@@ -124,12 +129,16 @@ def _train_command(default: Config, args: list[str]) -> Callable:
             data_dir: a folder of data files (NAME.npz or IDX files).
             resume: go on with the run folder, or start it if it does not exist.
             json: print one JSON object.
+            devices: where the run is carried out.
             settings: fields of the configuration.
         """
         base = _base_config(config, run_dir, resume)
         if base != default:  # once more, over the file's values
             return _parse(args, base)
-        return lambda: _train(settings, run_dir, data_dir, resume, json)
+        if devices.processes > 1 and not is_worker():
+            return lambda: supervised(args, devices.process)
+        place = run_dir, None if data_dir is None else Path(data_dir)
+        return lambda: _train(settings, *place, resume, json, devices)
 
     return train
 
@@ -145,7 +154,12 @@ def _base_config(path: str | None, run_dir: str | None, resume: bool) -> Config:
 
 
 def _train(
-    config: Config, run_dir: str | None, data_dir: str | None, resume: bool, json: bool
+    config: Config,
+    run_dir: str | None,
+    data_dir: Path | None,
+    resume: bool,
+    json: bool,
+    devices: Devices,
 ) -> None:
     from dp_ilg.experiments.progress import progress_bar
     from dp_ilg.experiments.runner import Interrupted, run_training
@@ -171,13 +185,16 @@ def _train(
         summary = run_training(
             config,
             folder,
-            data_dir=None if data_dir is None else Path(data_dir),
+            data_dir=data_dir,
             resume=resume,
             progress=progress_bar,
+            devices=devices,
         )
     except Interrupted as stop:
         print(f"dp-ilg: {stop}", file=sys.stderr)
         raise SystemExit(130) from None
+    if devices.process:  # process 0 tells
+        return
     found = summary | {"run_dir": str(folder), "report": str(folder / "report.html")}
     show(found, json, TRAIN_ROWS)
 

@@ -26,8 +26,11 @@ _SETTINGS = (
 _PACKAGE = Path(__file__).parent.parent
 
 
-def environment() -> dict[str, str]:
+def environment(layout: str = "one device") -> dict[str, str]:
     """Names and versions of everything that may change a rounding.
+
+    Args:
+        layout: how devices and processes share the work.
 
     Returns:
         What it is to what it is called here: the digest of dp_ilg's source code,
@@ -43,17 +46,21 @@ def environment() -> dict[str, str]:
     return found | {
         "dp_ilg source": _source_digest(),
         "devices": _devices(),
+        "layout": layout,
         "processor": _processor(),
         "settings": ", ".join(f"{k}={v}" for k, v in settings.items()),
     }
 
 
-def check_repeatable(saved: Mapping[str, str] | None, step: int) -> None:
+def check_repeatable(
+    saved: Mapping[str, str] | None, step: int, layout: str = "one device"
+) -> None:
     """Refuses to repeat a step where its bits may come out otherwise.
 
     Args:
         saved: what `environment` returned where the step was taken first.
         step: the step to be repeated.
+        layout: as for `environment`.
 
     Raises:
         ValueError: naming what differs.
@@ -69,7 +76,7 @@ def check_repeatable(saved: Mapping[str, str] | None, step: int) -> None:
         ValueError: Step 3 may have been released already and would be repeated with \
 another jax (0.1 then, ...
     """
-    here = environment()
+    here = environment(layout)
     for name, value in here.items():
         before = (saved or {}).get(name)
         if before != value:

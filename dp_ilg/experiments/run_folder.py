@@ -74,6 +74,7 @@ class RunFolder:
 
     Attributes:
         path: the folder.
+        layout: how devices share the work, which checkpoints say.
 
     Privacy:
         `config.toml` leaves the seed out. Who knows the seed or reads the keys in a
@@ -84,9 +85,9 @@ class RunFolder:
         'ledger.jsonl'
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, layout: str = "one device"):
         """Names the files; touches nothing."""
-        self.path = Path(path)
+        self.path, self.layout = Path(path), layout
         self.config = self.path / "config.toml"
         self.plan = self.path / "plan.json"
         self.ledger = self.path / "ledger.jsonl"
@@ -130,9 +131,8 @@ to go on with it.
         self.check_absent()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._remove_drafts()
-        draft = RunFolder(
-            self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}")
-        )
+        name = f".{self.path.name}.{secrets.token_hex(4)}"
+        draft = RunFolder(self.path.with_name(name), self.layout)
         try:
             draft.path.mkdir(mode=0o700)
             with locked(draft.path):
@@ -181,7 +181,7 @@ to go on with it.
         Returns:
             The function; it raises OSError if the disk does not take it.
         """
-        known = dict(facts, environment=environment())
+        known = dict(facts, environment=environment(self.layout))
 
         def save(position: Position) -> None:
             names = [("/".join(p), np.shape(x)) for p, x in paths(position.params)]

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ import numpy as np
 
 from dp_ilg.experiments.checkpoints import load_checkpoint
 from dp_ilg.experiments.config import Config
+from dp_ilg.experiments.distributed import Team, deaf_to_interrupts
 from dp_ilg.experiments.environment import check_repeatable
+from dp_ilg.experiments.hosts import Devices, joined
 from dp_ilg.experiments.job import Job, build_job, run_keys
 from dp_ilg.experiments.locks import locked
 from dp_ilg.experiments.memory_limits import memory_advice
@@ -38,6 +41,7 @@ from dp_ilg.experiments.trainer import (
 )
 from dp_ilg.ledger import PrivacyLedger
 
+_ONE_DEVICE = Devices()
 _PACKAGES = ("dp_ilg", "jax", "jaxlib", "optax", "flax", "dp-accounting", "numpy")
 _FIXED_SEED = (
     "The seed was fixed: the run can be repeated, and its guarantee holds only against "
@@ -65,6 +69,7 @@ def run_training(
     data_dir: Path | None = None,
     resume: bool = False,
     progress: Callable[[Job, int], Any] | None = None,
+    devices: Devices = _ONE_DEVICE,
 ) -> dict[str, Any]:
     """Trains a model and leaves a complete run folder.
 
@@ -75,13 +80,15 @@ def run_training(
         resume: go on with the folder, or start it if it does not exist.
         progress: (job, first step) -> context manager that gives an object with
             ``stepped(step)`` and ``evaluated(record)``.
+        devices: where; of several processes only number 0 touches the folder.
 
     Returns:
-        The summary, as in ``summary.json``.
+        The summary, as in ``summary.json``; nothing in processes other than 0.
 
     Raises:
         ValueError: in one sentence, before anything is written, for a configuration,
-            data, model or folder that does not fit.
+            data, model, folder or devices that do not fit; later, if another process
+            is lost.
         Interrupted: after Ctrl-C; everything is saved.
         OSError: if the disk takes no more.
 
@@ -94,33 +101,64 @@ def run_training(
         >>> list(inspect.signature(run_training).parameters)[:2]
         ['config', 'run_dir']
     """
-    folder = RunFolder(run_dir)
-    known = resume and folder.path.exists()
-    if not known:
-        folder.check_absent()
-    if known:
-        _check_same(folder, config)
-    job = build_job(config, data_dir, folder.read_plan() if known else None)
-    if not known:
-        folder.begin(job, *_begun(job))
-    with locked(folder.path):
-        return _go_on(folder, job, progress)
+    with joined(devices) as hosts:
+        team = Team(hosts, devices)
+        if not hosts.leads:
+            return _follow(build_job(config, data_dir), team)
+        folder = RunFolder(run_dir, team.layout)
+        known = resume and folder.path.exists()
+        if not known:
+            folder.check_absent()
+        if known:
+            _check_same(folder, config)
+        job = build_job(config, data_dir, folder.read_plan() if known else None)
+        team.agree(job)
+        if not known:
+            folder.begin(job, *_begun(job))
+        with locked(folder.path):
+            return _go_on(folder, job, progress, team)
+
+
+def _follow(job: Job, team: Team) -> dict[str, Any]:
+    """The run as processes other than 0 see it: steps, and nothing written."""
+    team.agree(job)
+    position = team.begin(job, start(job, run_keys(0)))
+    if position.step >= 0:
+        with deaf_to_interrupts(team.hosts.process):
+            position = _steps(job, None, team, position, Watch())
+        if position.step < job.plan.num_steps:
+            raise Interrupted(f"Stopped after step {position.step} with process 0.")
+    return {}
+
+
+def _steps(
+    job: Job, ledger: Any, team: Team, position: Position, watch: Watch
+) -> Position:
+    """Trains on the team's devices; the position that is returned is whole here."""
+    tools, records = team.tools(job, position), team.records(ledger)
+    return team.local(train(job, position, records, team.watch(watch), tools))
 
 
 def _go_on(
-    folder: RunFolder, job: Job, progress: Callable[[Job, int], Any] | None
+    folder: RunFolder,
+    job: Job,
+    progress: Callable[[Job, int], Any] | None,
+    team: Team,
 ) -> dict[str, Any]:
     """Takes the steps that are left, from the newest checkpoint."""
     position, facts = _resumed(folder, job)
-    if position.step == job.plan.num_steps and folder.summary.exists():
+    over = position.step == job.plan.num_steps and folder.summary.exists()
+    position = team.begin(job, position, over)
+    if over:
         write_report(folder.path)
         return json.loads(folder.summary.read_text(encoding="utf-8"))
     with PrivacyLedger(folder.ledger, job.plan, key=position.sampler_key) as ledger:
-        _check_ledger(ledger, position, facts)
+        _check_ledger(ledger, position, facts, team.layout)
         folder.tidy()
         folder.cut_metrics(position.step)
         with memory_advice(lambda: _microbatch(job, position)):
-            position = _train(folder, job, position, ledger, facts, progress)
+            steps = partial(_steps, job, ledger, team)
+            position = _train(folder, job, position, facts, progress, steps)
         if position.step < job.plan.num_steps:
             raise Interrupted(
                 f"Stopped after step {position.step} of {job.plan.num_steps}; go on "
@@ -160,7 +198,7 @@ def _check_same(folder: RunFolder, config: Config) -> None:
 
 
 def _check_ledger(
-    ledger: PrivacyLedger, position: Position, facts: dict[str, Any]
+    ledger: PrivacyLedger, position: Position, facts: dict[str, Any], layout: str
 ) -> None:
     if ledger.steps < position.step:
         raise ValueError(
@@ -168,7 +206,7 @@ def _check_ledger(
             f"{position.step}, so released steps are missing; restore the ledger."
         )
     if ledger.steps > position.step:
-        check_repeatable(facts.get("environment"), position.step)
+        check_repeatable(facts.get("environment"), position.step, layout)
 
 
 def _microbatch(job: Job, position: Position) -> int:
@@ -185,9 +223,9 @@ def _train(
     folder: RunFolder,
     job: Job,
     position: Position,
-    ledger: PrivacyLedger,
     facts: dict[str, Any],
     progress: Callable[[Job, int], Any] | None,
+    steps: Callable[[Position, Watch], Position],
 ) -> Position:
     begin = progress or _silent
     with _stop_requests() as stop, begin(job, position.step) as bar:
@@ -197,7 +235,7 @@ def _train(
             bar.evaluated(record)
 
         watch = Watch(bar.stepped, evaluated, folder.saver(facts), stop)
-        return train(job, position, ledger, watch)
+        return steps(position, watch)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,6 @@ from dp_ilg.base import PrivateTransformation
 from dp_ilg.experiments.feeds import Feed
 from dp_ilg.experiments.job import Job
 from dp_ilg.experiments.train_step import TrainStep, make_train_step
-from dp_ilg.ledger import PrivacyLedger
 from dp_ilg.noise import noise_stddev
 from dp_ilg.sampling import PoissonSampler, take
 
@@ -99,20 +98,41 @@ def start(job: Job, keys: Any) -> Position:
     return Position(0, params, state, keys.sampler, 0.0)
 
 
+@runtime_checkable
+class Records(Protocol):
+    """Whatever a step is written down in before it is taken, such as a ledger.
+
+    Example:
+        >>> from dp_ilg.ledger import PrivacyLedger
+        >>> issubclass(PrivacyLedger, Records)
+        True
+    """
+
+    def record(self, step: int) -> None:
+        """Returns once the step is on disk, or raises."""
+        ...
+
+
 class Tools(NamedTuple):
     """What the loop calls; runs that differ in their keys only may share it.
 
     Attributes:
         step: ``(params, state, chunks) -> (params, state)``.
         evaluate: position -> the record of an evaluation.
+        rows: the sampler of a run -> that of the rows which are read here.
+        place: puts a batch and its mask where the step wants them.
+        local: a position -> the same one, whole on one device here.
 
     Example:
-        >>> Tools._fields
+        >>> Tools._fields[:2]
         ('step', 'evaluate')
     """
 
     step: TrainStep
     evaluate: Callable[[Position], dict[str, Any]]
+    rows: Callable[[PoissonSampler], PoissonSampler] = lambda sampler: sampler
+    place: Callable[[Any], Any] = jax.device_put
+    local: Callable[[Position], Position] = lambda position: position
 
 
 def make_tools(job: Job) -> Tools:
@@ -137,7 +157,7 @@ def make_tools(job: Job) -> Tools:
 def train(
     job: Job,
     position: Position,
-    ledger: PrivacyLedger,
+    ledger: Records,
     watch: Watch,
     tools: Tools | None = None,
 ) -> Position:
@@ -166,12 +186,14 @@ def train(
         >>> list(inspect.signature(train).parameters)
         ['job', 'position', 'ledger', 'watch', 'tools']
     """
-    step_fn, evaluate = tools or make_tools(job)
-    sampler = PoissonSampler.for_plan(job.plan, key=position.sampler_key)
+    step_fn, evaluate, rows, place, local = tools or make_tools(job)
+    sized = dict(key=position.sampler_key, chunk_size=job.config.run.chunk_size)
+    sampler = rows(PoissonSampler.for_plan(job.plan, **sized))
     every, save_every = job.config.run.eval_every, job.config.run.checkpoint_every
     began = time.perf_counter() - position.seconds
     source = (job.data.x_train, job.data.y_train)
-    with Feed(source, sampler, first=position.step, ahead=_AHEAD) as feed:
+    feed = Feed(source, sampler, first=position.step, ahead=_AHEAD, place=place)
+    with feed:
         for t in range(position.step, job.plan.num_steps):
             chunks = feed.chunks(t)
             ledger.record(t)
@@ -184,7 +206,7 @@ def train(
             if done or (t + 1) % every == 0:
                 watch.evaluated(evaluate(position))
             if done or stopped or (t + 1) % save_every == 0:
-                watch.save(position)
+                watch.save(local(position))
             if stopped:
                 break
     return position

@@ -1,0 +1,98 @@
+"""One process of several, under the eyes of another: whatever kills it is one sentence.
+
+JAX's runtime aborts a process whose coordinator is gone, from a thread of its own and
+with a page of native log. So `dp-ilg train` with several processes runs itself once
+more as a worker, whose Python speaks to the terminal and whose native log goes
+nowhere, and says in one sentence what became of it.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+
+from dp_ilg.experiments.hosts import GONE
+
+_MARK = "DP_ILG_WORKER"  # names the two file descriptors a worker is given
+
+
+def is_worker() -> bool:
+    """Whether this process was started by `supervised`.
+
+    Returns:
+        True in a worker.
+
+    Example:
+        >>> is_worker()
+        False
+    """
+    return _MARK in os.environ
+
+
+def supervised(args: Sequence[str], process: int) -> None:
+    """Runs a command line in a worker and ends as it ends.
+
+    A worker never outlives the one that watches it.
+
+    Args:
+        args: of `dp-ilg`.
+        process: its number among the run's processes.
+
+    Raises:
+        SystemExit: always, with the worker's exit code; 2 and one sentence on standard
+            error if something killed it.
+
+    Example:
+        >>> supervised.__name__
+        'supervised'
+    """
+    words, alive, ours = os.dup(2), *os.pipe()
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "dp_ilg.experiments.hosts_worker", *args],
+        env=os.environ | {_MARK: f"{words},{alive}"},
+        stderr=subprocess.DEVNULL,
+        pass_fds=(words, alive),
+    )
+    os.close(words)
+    os.close(alive)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the worker is asked, too
+    try:
+        code = worker.wait()
+    finally:
+        signal.signal(signal.SIGINT, before)
+        os.close(ours)
+    if code == -signal.SIGABRT:
+        print(f"dp-ilg: Process {process}: {GONE}", file=sys.stderr)
+    elif code < 0:
+        name = signal.Signals(-code).name
+        print(
+            f"dp-ilg: Process {process} was ended by {name}; start all processes again "
+            "with --resume.",
+            file=sys.stderr,
+        )
+    raise SystemExit(code if code >= 0 else 2)
+
+
+def _work() -> int:
+    """A worker: its Python speaks where the one that watches does."""
+    from dp_ilg.experiments.cli import main
+
+    words, alive = map(int, os.environ[_MARK].split(","))
+    sys.stderr = os.fdopen(words, "w", buffering=1)
+    threading.Thread(target=_end_with, args=(alive,), daemon=True).start()
+    return main()
+
+
+def _end_with(alive: int) -> None:
+    """Ends this process when the one that watches is gone, whatever it is doing."""
+    os.read(alive, 1)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    found = _work()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(found)  # JAX would wait at exit for processes that are gone
