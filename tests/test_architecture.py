@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).parent.parent / "dp_ilg"
 RANKS = {
-    -1: ["normal", "validation"],
+    -1: ["epsilon_cache", "loss_pairs", "normal", "truncation", "validation"],
     0: [
         "auditing",
         "base",
@@ -24,6 +24,7 @@ RANKS = {
         "sealing",
         "search",
         "secure_noise",
+        "spectra",
         "statement",
     ],
     1: ["accounting", "composition", "layers", "per_example", "rules", "wrappers"],
@@ -62,14 +63,31 @@ BOOKKEEPING = [
 BOOKKEEPING_RANK = {name: r for r, names in enumerate(BOOKKEEPING) for name in names}
 EXPERIMENTS = [
     ["data_files", "fields", "linen_models", "run_record", "svg", "train_step"]
-    + ["config_run", "pca_network", "resnet", "scattering", "text_data", "word_counts"]
+    + [
+        "config_run",
+        "gpt2",
+        "lora",
+        "pca_network",
+        "resnet",
+        "scattering",
+        "text_data",
+        "word_counts",
+    ]
     + ["environment", "feeds", "locks", "memory_limits", "mesh"],
     ["hosts", "mesh_rows"],
     ["hosts_worker"],
     ["transformer_linen"],
     ["transformer_nnx"],
-    ["data_adult", "encoder", "nnx_models", "plots", "checkpoints", "reproduce"],
-    ["data", "export", "models", "report", "table2", "table_runs"],
+    [
+        "data_adult",
+        "encoder",
+        "fine_tune",
+        "nnx_models",
+        "plots",
+        "checkpoints",
+        "reproduce",
+    ],
+    ["data", "export", "models", "text_features", "report", "table2", "table_runs"],
     ["abadi", "config", "features", "table3"],
     ["holdout", "recipe"],
     ["job", "audit_scene"],
