@@ -199,9 +199,18 @@ def _reserve(folder: Path, size: int) -> None:
         os.fsync(file.fileno())
 
 
+def _checkpointer() -> Any:
+    """Orbax, for one process: of several, only number 0 has a folder."""
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=jax.process_index(), active_processes={jax.process_index()}
+    )
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
+
+
 def _store(target: Path, saved: Any) -> None:
     try:
-        with ocp.PyTreeCheckpointer() as checkpointer:
+        with _checkpointer() as checkpointer:
             checkpointer.save(target, saved, force=True)
     except OSError:
         raise
@@ -213,7 +222,7 @@ def _store(target: Path, saved: Any) -> None:
 
 def _restore(path: Path) -> Any:
     try:
-        with ocp.PyTreeCheckpointer() as checkpointer:
+        with _checkpointer() as checkpointer:
             return checkpointer.restore(path, restore_args=None)
     except Exception as error:  # Orbax raises many types for a damaged folder
         raise _damaged(path, error) from error

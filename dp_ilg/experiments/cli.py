@@ -29,8 +29,8 @@ from dp_ilg.experiments.commands import (
 from dp_ilg.experiments.compare_command import compare
 from dp_ilg.experiments.config import Config, read_config
 from dp_ilg.experiments.fields import nearest
-from dp_ilg.experiments.hosts import Devices
-from dp_ilg.experiments.hosts_worker import is_worker, supervised
+from dp_ilg.experiments.hosts import GONE, Devices, LostProcess
+from dp_ilg.experiments.hosts_worker import LOST, is_worker, supervised
 from dp_ilg.experiments.study_commands import audit, reproduce
 
 _ONE_DEVICE = Devices()
@@ -193,6 +193,10 @@ def _train(
     except Interrupted as stop:
         print(f"dp-ilg: {stop}", file=sys.stderr)
         raise SystemExit(130) from None
+    except LostProcess as lost:
+        if is_worker() and GONE in str(lost):  # whoever watches says so, and once
+            raise SystemExit(LOST) from None
+        raise
     if devices.process:  # process 0 tells
         return
     found = summary | {"run_dir": str(folder), "report": str(folder / "report.html")}

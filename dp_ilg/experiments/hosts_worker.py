@@ -1,9 +1,10 @@
 """One process of several, under the eyes of another: whatever kills it is one sentence.
 
 JAX's runtime aborts a process whose coordinator is gone, from a thread of its own and
-with a page of native log. So `dp-ilg train` with several processes runs itself once
-more as a worker, whose Python speaks to the terminal and whose native log goes
-nowhere, and says in one sentence what became of it.
+with a page of native log; Gloo writes among the results. So `dp-ilg train` with
+several processes runs itself once more as a worker, whose Python speaks to the
+terminal and whose native code speaks to nobody, and says in one sentence what became
+of it.
 """
 
 import os
@@ -15,7 +16,9 @@ from collections.abc import Sequence
 
 from dp_ilg.experiments.hosts import GONE
 
-_MARK = "DP_ILG_WORKER"  # names the two file descriptors a worker is given
+LOST = 3
+"""Exit code of a worker whose peers are gone."""
+_MARK = "DP_ILG_WORKER"  # names the file descriptors a worker is given
 
 
 def is_worker() -> bool:
@@ -48,22 +51,25 @@ def supervised(args: Sequence[str], process: int) -> None:
         >>> supervised.__name__
         'supervised'
     """
-    words, alive, ours = os.dup(2), *os.pipe()
+    alive, ours = os.pipe()
+    given = (os.dup(1), os.dup(2), alive)
+    sys.stdout.flush()
     worker = subprocess.Popen(
         [sys.executable, "-m", "dp_ilg.experiments.hosts_worker", *args],
-        env=os.environ | {_MARK: f"{words},{alive}"},
+        env=os.environ | {_MARK: ",".join(map(str, given))},
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        pass_fds=(words, alive),
+        pass_fds=given,
     )
-    os.close(words)
-    os.close(alive)
+    for descriptor in given:
+        os.close(descriptor)
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the worker is asked, too
     try:
         code = worker.wait()
     finally:
         signal.signal(signal.SIGINT, before)
         os.close(ours)
-    if code == -signal.SIGABRT:
+    if code in (LOST, -signal.SIGABRT):
         print(f"dp-ilg: Process {process}: {GONE}", file=sys.stderr)
     elif code < 0:
         name = signal.Signals(-code).name
@@ -72,15 +78,15 @@ def supervised(args: Sequence[str], process: int) -> None:
             "with --resume.",
             file=sys.stderr,
         )
-    raise SystemExit(code if code >= 0 else 2)
+    raise SystemExit(2 if code in (LOST, *range(-64, 0)) else code)
 
 
 def _work() -> int:
     """A worker: its Python speaks where the one that watches does."""
     from dp_ilg.experiments.cli import main
 
-    words, alive = map(int, os.environ[_MARK].split(","))
-    sys.stderr = os.fdopen(words, "w", buffering=1)
+    out, words, alive = map(int, os.environ[_MARK].split(","))
+    sys.stdout, sys.stderr = os.fdopen(out, "w"), os.fdopen(words, "w", buffering=1)
     threading.Thread(target=_end_with, args=(alive,), daemon=True).start()
     return main()
 
