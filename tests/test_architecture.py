@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).parent.parent / "dp_ilg"
 RANKS = {
-    -1: ["epsilon_cache", "loss_pairs", "normal", "truncation", "validation"],
+    -1: ["epsilon_cache", "gather", "loss_pairs", "normal", "truncation", "validation"],
     0: [
         "auditing",
         "base",
@@ -18,6 +18,7 @@ RANKS = {
         "explanation",
         "groups",
         "pca",
+        "factor_pca",
         "renyi",
         "sampling",
         "schedules",
@@ -64,6 +65,7 @@ BOOKKEEPING_RANK = {name: r for r, names in enumerate(BOOKKEEPING) for name in n
 EXPERIMENTS = [
     ["data_files", "fields", "linen_models", "run_record", "svg", "train_step"]
     + [
+        "config_data",
         "config_run",
         "gpt2",
         "lora",
@@ -87,9 +89,9 @@ EXPERIMENTS = [
         "checkpoints",
         "reproduce",
     ],
-    ["data", "export", "models", "text_features", "report", "table2", "table_runs"],
-    ["abadi", "config", "features", "table3"],
-    ["holdout", "recipe"],
+    ["data", "models", "text_features", "report", "table2", "table_runs"],
+    ["abadi", "config", "features", "projection", "table3"],
+    ["export", "holdout", "recipe"],
     ["job", "audit_scene"],
     ["audit", "trainer_audit", "trainer_audit_checks", "trainer_audit_plot"],
     ["trainer_audit_residuals", "trainer_audit_sampler"],

@@ -19,6 +19,7 @@ from dp_ilg.experiments.data_files import (
     find_file,
     read_idx_folder,
     read_npz,
+    read_words,
 )
 
 NUM_IMDB_TOKENS = 10_000
@@ -48,6 +49,8 @@ class Dataset:
         note: where it came from, and what in it the guarantee does not cover.
         num_tokens: size of the vocabulary of texts, else 0.
         num_categories: number of ids of each categorical column of tables, else empty.
+        words: the vocabulary of texts, if their file has it as "vocab".
+        map_shape: (channels, positions) of inputs that are flat feature maps, or None.
 
     Privacy:
         The guarantee of a run covers `x_train` and `y_train`. What was computed from
@@ -68,6 +71,8 @@ class Dataset:
     note: str
     num_tokens: int = 0
     num_categories: tuple[int, ...] = ()
+    words: tuple[str, ...] = ()
+    map_shape: tuple[int, int] | None = None
 
 
 class _ImageSet(NamedTuple):
@@ -89,7 +94,8 @@ def load_dataset(name: str, data_dir: str | Path | None = None) -> Dataset:
 
     ``NAME.npz`` holds ``x_train``, ``y_train``, ``x_test`` and ``y_test``: uint8 pixels
     or, for imdb, uint16 token ids padded with 0 (1 starts a text, 2 is an unknown word,
-    then words by falling frequency) and integer labels. ``adult.npz`` is described at
+    then words by falling frequency) and integer labels; its ``vocab``, the words
+    themselves, is needed for vectors from elsewhere only. ``adult.npz`` is described at
     `data_adult.read_columns`.
 
     Args:
@@ -169,7 +175,8 @@ def _load_imdb(data_dir: Path | None) -> Dataset:
         f"From {path}. The vocabulary and its order by frequency were computed from "
         "the training texts and are not covered by the guarantee."
     )
-    return Dataset("imdb", *parts, num_classes=2, note=note, num_tokens=NUM_IMDB_TOKENS)
+    sizes = dict(num_classes=2, num_tokens=NUM_IMDB_TOKENS)
+    return Dataset("imdb", *parts, note=note, words=read_words(path), **sizes)
 
 
 def _load_adult(data_dir: Path | None) -> Dataset:

@@ -107,6 +107,43 @@ def read_npz(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
     return _guarded(path, read, "is no readable .npz file", "write it with numpy.savez")
 
 
+def read_words(path: Path) -> tuple[str, ...]:
+    """Reads the vocabulary ``vocab`` of an .npz file of texts, if it has one.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The words by their ids; empty if there are none in the file.
+
+    Raises:
+        DataError: as `read_npz`, or for words that are no strings.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "a.npz")
+        ...     np.savez(path, vocab=np.array(["<pad>", "good"]))
+        ...     read_words(path)
+        ('<pad>', 'good')
+    """
+
+    def names() -> list[str]:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+
+    advice = ("is no readable .npz file", "write it with numpy.savez")
+    if "vocab.npy" not in _guarded(path, names, *advice):
+        return ()
+    words = read_npz(path, ["vocab"])["vocab"]
+    if words.ndim != 1 or words.dtype.kind != "U":
+        raise DataError(
+            f"vocab in {path} is {words.dtype} of shape {words.shape}, but must be a "
+            "list of words; write it from strings."
+        )
+    return tuple(words.tolist())
+
+
 def read_idx(path: Path, num_axes: int) -> np.ndarray:
     """Reads an IDX file of unsigned bytes, gzipped if its name ends in .gz.
 

@@ -1,6 +1,7 @@
-"""Fixed features of images instead of their pixels, computed once and kept on disk.
+"""Fixed features of images or texts in their place, computed once and kept on disk.
 
-A row of `FEATURES` is a function of one batch of images that learns nothing. What it
+A row of `FEATURES` is a function of one batch of images that learns nothing, a row of
+`TEXT_FEATURES` one of texts, with public weights from elsewhere. What it
 makes of a data set is stored under a digest of pixels and row, so that the runs of a
 sweep share it, as a file that is mapped rather than read.
 """
@@ -14,7 +15,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -22,7 +23,8 @@ from jaxtyping import Array
 
 from dp_ilg.experiments.data import Dataset
 from dp_ilg.experiments.fields import nearest
-from dp_ilg.experiments.scattering import scattering_features
+from dp_ilg.experiments.scattering import NUM_COEFFICIENTS, scattering_features
+from dp_ilg.experiments.text_features import TEXT_FEATURES, text_chunks
 from dp_ilg.experiments.word_counts import word_counts
 
 try:
@@ -39,6 +41,7 @@ FEATURES: dict[str, tuple[Callable[[Array], Array], str]] = {
     RAW: (lambda images: images, ""),
     "scattering": (scattering_features, "scattering J2 L8 groups 27 float16"),
 }
+_CHANNELS = {"scattering": NUM_COEFFICIENTS}  # feature maps of one colour
 _DTYPE = np.dtype(np.float16)  # normalised features: rounding moves them by 5e-4
 _CHUNK_PIXELS = 50_000  # what fits a processor's cache on its way through
 _CHECKSUM_BYTES = 4
@@ -46,11 +49,13 @@ _DRAFT_SECONDS = 86_400  # nobody writes for a day
 
 
 def with_features(data: Dataset, name: str, cache: Path | None = None) -> Dataset:
-    """Replaces the images of a data set by a row of `FEATURES`, or texts by counts.
+    """Replaces images by a row of `FEATURES`, texts by counts or `TEXT_FEATURES`.
 
     Args:
         data: images, float32[N, height, width, channels], or token ids.
-        name: the row; "raw" leaves the data as they are, "word_counts" is for texts.
+        name: the row; "raw" leaves the data as they are, "word_counts" is for texts,
+            and so are "word_vectors" and "sentence_encoder", whose weights come inside
+            packages of their own.
         cache: the folder for results; by default `cache_folder()`. One that cannot be
             written to is done without.
 
@@ -60,7 +65,7 @@ def with_features(data: Dataset, name: str, cache: Path | None = None) -> Datase
 
     Raises:
         ValueError: for an unknown row, data that are no images (or no texts with one
-            label), or images of a shape the row cannot take.
+            label), images of a shape the row cannot take, or a package that is absent.
 
     Privacy:
         Row i is a function of image i alone and of public constants, so the guarantee
@@ -83,6 +88,8 @@ def with_features(data: Dataset, name: str, cache: Path | None = None) -> Datase
         return data
     if name == COUNTS:
         return _counted(data)
+    if name in TEXT_FEATURES:
+        return _encoded(data, name, cache or cache_folder())
     if not isinstance(data.x_train, np.ndarray) or data.x_train.ndim != 4:
         raise ValueError(
             f"data.features is {name!r}, which is made of images, but {data.name} has "
@@ -91,7 +98,14 @@ def with_features(data: Dataset, name: str, cache: Path | None = None) -> Datase
     folder = cache or cache_folder()
     x_train, x_test = (_features(x, name, folder) for x in (data.x_train, data.x_test))
     note = f"{data.note} Inputs are fixed {name} features, each of its own image alone."
-    return dataclasses.replace(data, x_train=x_train, x_test=x_test, note=note)
+    maps = _CHANNELS[name] * data.x_train.shape[-1]
+    return dataclasses.replace(
+        data,
+        x_train=x_train,
+        x_test=x_test,
+        note=note,
+        map_shape=(maps, x_train.shape[1] // maps),
+    )
 
 
 def feature_names() -> tuple[str, ...]:
@@ -99,21 +113,49 @@ def feature_names() -> tuple[str, ...]:
 
     Example:
         >>> feature_names()
-        ('raw', 'scattering', 'word_counts')
+        ('raw', 'scattering', 'word_counts', 'word_vectors', 'sentence_encoder')
     """
-    return (*FEATURES, COUNTS)
+    return (*FEATURES, COUNTS, *TEXT_FEATURES)
 
 
 def _counted(data: Dataset) -> Dataset:
+    _check_texts(data, COUNTS)
     texts = (data.x_train, data.x_test)
-    if not data.num_tokens or data.y_train.ndim != 1:
-        raise ValueError(
-            f"data.features is {COUNTS!r}, which is made of texts with one label, but "
-            f"{data.name} has none; set data.features to {RAW!r}."
-        )
     x_train, x_test = (word_counts(np.asarray(x), data.num_tokens) for x in texts)
     note = f"{data.note} Inputs are counts of words, their order is not used."
     return dataclasses.replace(data, x_train=x_train, x_test=x_test, note=note)
+
+
+def _encoded(data: Dataset, name: str, folder: Path) -> Dataset:
+    """Texts as public vectors; ids and vocabulary are not needed any more."""
+    _check_texts(data, name)
+    if not data.words:
+        raise ValueError(
+            f"data.features is {name!r}, which needs the words themselves, but the "
+            f"file of {data.name} has no vocab; add it, or choose {COUNTS!r}."
+        )
+    row = TEXT_FEATURES[name]
+    words = hashlib.sha256("\n".join(data.words).encode()).hexdigest()
+    x_train, x_test = (
+        _kept(
+            np.asarray(x),
+            _Kind(name, f"{row.tag} {words}", row.width),
+            lambda x=x: text_chunks(name, np.asarray(x), data.words),
+            folder,
+        )
+        for x in (data.x_train, data.x_test)
+    )
+    note = f"{data.note} Inputs are public {name} of each text alone."
+    vectors = dict(x_train=x_train, x_test=x_test, num_tokens=0, words=())
+    return dataclasses.replace(data, note=note, **vectors)
+
+
+def _check_texts(data: Dataset, name: str) -> None:
+    if not data.num_tokens or data.y_train.ndim != 1:
+        raise ValueError(
+            f"data.features is {name!r}, which is made of texts with one label, but "
+            f"{data.name} has none; set data.features to {RAW!r}."
+        )
 
 
 def cache_folder() -> Path:
@@ -137,11 +179,25 @@ def cache_folder() -> Path:
     return Path(base) / "dp_ilg"
 
 
+class _Kind(NamedTuple):
+    """Which features: their name, what decides them, how many there are."""
+
+    name: str
+    tag: str
+    width: int
+
+
 def _features(images: Any, name: str, folder: Path) -> np.ndarray:
+    compute, tag = FEATURES[name]
+    width = jax.eval_shape(compute, images[:1]).shape[1]
+    kind = _Kind(name, tag, width)
+    return _kept(images, kind, lambda: _chunks(images, name), folder)
+
+
+def _kept(inputs: Any, kind: _Kind, chunks: Callable, folder: Path) -> np.ndarray:
     """Mapped from the cache; computed first if it is not there whole."""
-    width = jax.eval_shape(FEATURES[name][0], images[:1]).shape[1]
-    path = folder / f"{name}-{_digest(images, name)}.npy"
-    shape = (len(images), width)
+    path = folder / f"{kind.name}-{_digest(inputs, kind.tag)}.npy"
+    shape = (len(inputs), kind.width)
     found = _read(path, shape)
     if found is not None:
         return found
@@ -149,19 +205,19 @@ def _features(images: Any, name: str, folder: Path) -> np.ndarray:
         with _alone(folder):
             found = _read(path, shape)  # another run may have been there first
             if found is None:
-                _write(path, shape, _chunks(images, name))
+                _write(path, shape, chunks())
     except OSError:  # no room, no right: then without
-        return np.concatenate([np.empty((0, width), _DTYPE), *_chunks(images, name)])
+        return np.concatenate([np.empty((0, kind.width), _DTYPE), *chunks()])
     found = found if found is not None else _read(path, shape)
     if found is None:
         raise OSError(f"The file {path} cannot be read back; check its disk.")
     return found
 
 
-def _digest(images: np.ndarray, name: str) -> str:
+def _digest(inputs: np.ndarray, tag: str) -> str:
     digest = hashlib.sha256()
-    digest.update(f"{FEATURES[name][1]} {images.dtype} {images.shape} ".encode())
-    for part in images:
+    digest.update(f"{tag} {inputs.dtype} {inputs.shape} ".encode())
+    for part in inputs:
         digest.update(np.ascontiguousarray(part).data)
     return digest.hexdigest()[:32]
 
@@ -217,7 +273,7 @@ def _write(path: Path, shape: tuple[int, int], chunks: Iterator[np.ndarray]) -> 
             np.lib.format.write_array_header_1_0(file, header)
             checksum = 0
             for chunk in chunks:
-                content = chunk.tobytes()
+                content = chunk.astype(_DTYPE).tobytes()
                 checksum = zlib.crc32(content, checksum)
                 file.write(content)
             file.write(checksum.to_bytes(_CHECKSUM_BYTES, "little"))

@@ -1,0 +1,177 @@
+"""Public vectors in place of words: what a private head is trained upon.
+
+A row of `TEXT_FEATURES` turns texts into vectors with weights that come inside a Python
+package and were learnt on other texts. Row i is a function of text i alone.
+"""
+
+import functools
+import heapq
+import importlib.util
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from dp_ilg.experiments.data_files import DataError
+from dp_ilg.experiments.encoder import BLOCKS, encode_texts, read_safetensors
+from dp_ilg.experiments.word_counts import word_counts
+
+_TEXTS = 500  # turned into vectors at once
+_VECTORS = ("wordllama", "l2_supercat_256.safetensors")
+_PIECES = "l2_supercat_tokenizer_config.json"
+
+
+class TextFeatures(NamedTuple):
+    """One way of turning texts into vectors.
+
+    Attributes:
+        compute: ``(texts [N, length], words) -> float [N, width]``.
+        width: of a vector.
+        tag: names what is computed; a change of that needs another.
+
+    Example:
+        >>> TEXT_FEATURES["word_vectors"].width
+        256
+    """
+
+    compute: Callable[[np.ndarray, Sequence[str]], np.ndarray]
+    width: int
+    tag: str
+
+
+def mean_vectors(texts: np.ndarray, words: Sequence[str]) -> np.ndarray:
+    """The mean of the words' vectors of WordLlama, each scaled to norm 1.
+
+    Args:
+        texts: ``[N, length]`` indices of `words`; 0 is padding.
+        words: the vocabulary.
+
+    Returns:
+        float32 ``[N, 256]``, with root mean square entry about 1.
+
+    Raises:
+        DataError: if the package wordllama is not installed.
+
+    Privacy: row i is a function of text i alone; the vectors are public.
+
+    Example:
+        >>> mean_vectors.__name__
+        'mean_vectors'
+
+    Reference: the package wordllama (MIT): token vectors of several language models,
+    concatenated and trained as a sentence encoder of 256 dimensions.
+    """
+    vectors = word_table(tuple(words))
+    counts = word_counts(texts, len(words)).astype(np.float32)
+    known = (vectors != 0).any(1).astype(np.float32)
+    means = (counts @ vectors) / np.maximum(counts @ known, 1)[:, None]
+    return means * np.float32(_SPREAD)
+
+
+_SPREAD = 64.0  # a mean of some hundred unit vectors in 256 dimensions
+
+
+@functools.lru_cache(maxsize=1)
+def word_table(words: tuple[str, ...]) -> np.ndarray:
+    """Vectors of words, of norm 1: sums of the vectors of their pieces.
+
+    Args:
+        words: in lower case; those in ``<...>`` have none.
+
+    Returns:
+        float32 ``[words, 256]``.
+
+    Raises:
+        DataError: if the package is not installed, or not as expected.
+
+    Example:
+        >>> word_table.cache_parameters()["maxsize"]
+        1
+    """
+    found = importlib.util.find_spec(_VECTORS[0])
+    if found is None or not found.submodule_search_locations:
+        raise DataError(
+            'The word vectors are not installed; pip install "dp_ilg[encoders]".'
+        )
+    folder = Path(next(iter(found.submodule_search_locations)))
+    try:
+        table = read_safetensors(folder / "weights" / _VECTORS[1])["embedding.weight"]
+        text = (folder / "tokenizers" / _PIECES).read_text(encoding="utf-8")
+        model = json.loads(text)["model"]
+        ids, order = model["vocab"], {m: i for i, m in enumerate(model["merges"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"The word vectors in {folder} cannot be read ({error}); install them "
+            "again."
+        ) from None
+    vectors = np.zeros((len(words), table.shape[1]), np.float32)
+    for index, word in enumerate(words):
+        if not (word.startswith("<") and word.endswith(">")):
+            own = [
+                ids[piece] for piece in merged("\u2581" + word, order) if piece in ids
+            ]
+            vectors[index] = table[own].astype(np.float32).sum(0)
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.maximum(norms, 1e-6)
+
+
+def merged(word: str, order: dict[str, int]) -> list[str]:
+    """Joins a word's letters into pieces, the pair that was learnt first at a time.
+
+    Args:
+        word: the word, its start marked as the pieces mark it.
+        order: "left right" -> rank of the pair.
+
+    Returns:
+        The pieces.
+
+    Example:
+        >>> merged("abab", {"a b": 0, "ab ab": 1, "b a": 2})
+        ['abab']
+
+    Reference: Sennrich et al. 2016 (byte-pair encoding).
+    """
+    parts = list(word)
+    while len(parts) > 1:
+        pairs = [
+            (order[f"{a} {b}"], i)
+            for i, (a, b) in enumerate(zip(parts, parts[1:], strict=False))
+            if f"{a} {b}" in order
+        ]
+        if not pairs:
+            break
+        _, i = heapq.nsmallest(1, pairs)[0]
+        parts[i : i + 2] = [parts[i] + parts[i + 1]]
+    return parts
+
+
+def text_chunks(
+    name: str, texts: np.ndarray, words: Sequence[str]
+) -> Iterator[np.ndarray]:
+    """The vectors of some hundred texts at a time.
+
+    Args:
+        name: a row of `TEXT_FEATURES`.
+        texts: ``[N, length]`` indices of `words`.
+        words: the vocabulary.
+
+    Yields:
+        ``[up to 500, width]``.
+
+    Example:
+        >>> list(text_chunks("word_vectors", np.zeros((0, 3), np.uint16), ["<pad>"]))
+        []
+    """
+    for begin in range(0, len(texts), _TEXTS):
+        yield TEXT_FEATURES[name].compute(texts[begin : begin + _TEXTS], words)
+
+
+# The width of the encoder's blocks is 384.
+TEXT_FEATURES: dict[str, TextFeatures] = {
+    "word_vectors": TextFeatures(mean_vectors, 256, "wordllama l2 256 unit mean"),
+    "sentence_encoder": TextFeatures(
+        encode_texts, 384 * len(BLOCKS), f"MiniLM-L6-v2 blocks {BLOCKS} window 128"
+    ),
+}
