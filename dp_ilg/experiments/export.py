@@ -9,6 +9,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.lib import format as npy
 
+from dp_ilg.experiments import projection
 from dp_ilg.experiments.checkpoints import read_checkpoint
 from dp_ilg.experiments.locks import locked
 from dp_ilg.experiments.run_record import read_run
@@ -23,7 +24,8 @@ def export_parameters(
         run_dir: the folder of a training run, finished or not.
         out: the file; its name must end in .npz. It holds one array a parameter, by
             its path (``hidden_0/kernel``); those of 16 bits that NumPy does not know
-            (bfloat16) become float32, which is exact.
+            (bfloat16) become float32, which is exact. A projection of the inputs comes
+            along, as ``projection/mean`` and so on.
         overwrite: whether a file that exists may be replaced.
 
     Returns:
@@ -54,7 +56,7 @@ def export_parameters(
     with locked(Path(run_dir)):
         step, leaves, facts = read_checkpoint(Path(run_dir) / "checkpoints")
     names, first = facts.get("parameters"), facts.get("parameters_from", 0)
-    arrays = _named(leaves, names, first)
+    arrays = _named(leaves, names, first) | _projection(Path(run_dir))
     _write(out, arrays)
     return {
         "run_dir": str(run_dir),
@@ -80,6 +82,15 @@ def _named(
         name: _plain(leaves.get(str(i), np.zeros(shape, np.float32)))
         for i, (name, shape) in enumerate(names, first)
     }
+
+
+def _projection(run_dir: Path) -> dict[str, np.ndarray]:
+    """The arrays of the projection, if the run made one; it is public."""
+    path = run_dir / projection.FILE
+    if not path.exists():
+        return {}
+    basis = projection.from_bytes(path.read_bytes())
+    return {f"projection/{k}": np.asarray(v) for k, v in basis._asdict().items()}
 
 
 def _plain(array: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ A mistake in the configuration, the data or the model must cost nothing: no fold
 no step of the budget.
 """
 
+import dataclasses
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,12 +17,13 @@ import numpy as np
 import dp_ilg
 from dp_ilg.base import PrivateTransformation
 from dp_ilg.baselines import BASELINES
+from dp_ilg.experiments import projection
 from dp_ilg.experiments.config import Config
 from dp_ilg.experiments.data import LOADERS, Dataset, load_dataset
 from dp_ilg.experiments.features import feature_names, with_features
 from dp_ilg.experiments.holdout import hold_out
-from dp_ilg.experiments.models import Facts, Model, build_model
 from dp_ilg.experiments.memory_limits import budgeted
+from dp_ilg.experiments.models import Facts, Model, build_model
 from dp_ilg.experiments.recipe import (
     build_schedule,
     check_row,
@@ -29,6 +31,7 @@ from dp_ilg.experiments.recipe import (
     make_plan,
     method_options,
 )
+from dp_ilg.factor_pca import FactorPca
 from dp_ilg.plan import PrivacyPlan
 from dp_ilg.rules import RULES
 
@@ -58,6 +61,7 @@ class Job:
     Attributes:
         config: what was asked for.
         data: the data set.
+        raw: the data before their projection, while it is not made: see `ready`.
         plan: every number that decides the guarantee.
         model: the network.
         grad_fn: the clipped gradient of a batch.
@@ -75,6 +79,23 @@ class Job:
     model: Model
     grad_fn: Any
     make_optimizer: Callable[[Any], PrivateTransformation]
+    raw: Dataset | None = None
+
+    def rows(self) -> tuple[Any, Any]:
+        """Returns inputs and labels to train on.
+
+        Raises:
+            ValueError: if the inputs are not projected yet.
+
+        Example:
+            >>> [len(a) for a in build_job(Config()).rows()]
+            [1437, 1437]
+        """
+        if self.raw is not None:
+            raise ValueError(
+                "The inputs are not projected yet; pass what job.ready(job, key) gives."
+            )
+        return self.data.x_train, self.data.y_train
 
 
 def run_keys(seed: int | None) -> RunKeys:
@@ -167,6 +188,9 @@ def build_job(
     build_schedule(config.privacy.schedule)  # wrong names come before missing files
     data = data or load_data(config, data_dir)
     plan = plan or make_plan(config, len(data.y_train))
+    raw = data if config.data.projection.wanted else None
+    if raw is not None:
+        data = projection.stand_in(raw, config.data.projection)
     facts = Facts(
         jax.tree.map(lambda a: np.zeros(a.shape[1:], a.dtype), data.x_train),
         data.num_classes,
@@ -191,9 +215,35 @@ def build_job(
         rows = (data.x_train, data.y_train)
         grad_fn = budgeted(grad_fn, params, rows, plan, config.run)
     make = lambda key: make_optimizer(config, plan, key)  # noqa: E731
-    job = Job(config, data, plan, model, grad_fn, make)
+    job = Job(config, data, plan, model, grad_fn, make, raw)
     _rehearse(job)
     return job
+
+
+def ready(job: Job, sampler_key: Any, basis: FactorPca | None = None) -> Job:
+    """Makes the private projection of a job that has one.
+
+    Args:
+        job: the run.
+        sampler_key: of its keys; the noise of the projection is drawn under it.
+        basis: a projection that was released already.
+
+    Returns:
+        The job with projected data; the same job if nothing is projected.
+
+    Privacy:
+        The release is in the plan of the job. Whoever asks twice with one key gets the
+        same release.
+
+    Example:
+        >>> job = build_job(Config())
+        >>> ready(job, jax.random.key(0)) is job
+        True
+    """
+    if job.raw is None:
+        return job
+    basis = basis or projection.fit(job.raw, job.config.data.projection, sampler_key)
+    return dataclasses.replace(job, data=projection.apply(job.raw, basis), raw=None)
 
 
 def _rehearse(job: Job) -> None:

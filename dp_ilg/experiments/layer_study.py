@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dp_ilg.engines import ENGINES
-from dp_ilg.experiments.job import Job, RunKeys
+from dp_ilg.experiments.job import Job, RunKeys, ready
 from dp_ilg.experiments.trainer import Position, Watch, start, train
 from dp_ilg.geometry import Geometry, scaled_to_profile
 from dp_ilg.groups import Groups
@@ -148,6 +148,7 @@ def study(job: Job, keys: RunKeys, stop: int, rows: int = 2048) -> list[dict[str
     """
     run = dataclasses.replace(job.config.run, eval_every=10**9, checkpoint_every=10**9)
     job = dataclasses.replace(job, config=dataclasses.replace(job.config, run=run))
+    job = ready(job, keys.sampler)
     position = start(job, keys)
     found = [measure(job, position, rows)]
     taken: list[int] = [0]

@@ -14,12 +14,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from dp_ilg.experiments import projection
 from dp_ilg.experiments.checkpoints import save_checkpoint
 from dp_ilg.experiments.config import Config, config_to_toml, read_config
 from dp_ilg.experiments.environment import environment
 from dp_ilg.experiments.job import Job
 from dp_ilg.experiments.locks import locked
 from dp_ilg.experiments.trainer import Position
+from dp_ilg.factor_pca import FactorPca
 from dp_ilg.layers import paths
 from dp_ilg.ledger import PrivacyLedger
 from dp_ilg.plan import PrivacyPlan
@@ -27,12 +29,12 @@ from dp_ilg.plan import PrivacyPlan
 _DRAFT = re.compile(r"\..+\.[0-9a-f]{8}|\.report-.*")
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str | bytes) -> None:
     """Writes a file so that a reader sees the old one or the whole new one.
 
     Args:
         path: the file.
-        text: its content.
+        text: its content; text is encoded as UTF-8.
 
     Raises:
         OSError: if it cannot be written; nothing is left behind.
@@ -46,8 +48,8 @@ def write_atomically(path: Path, text: str) -> None:
     """
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with open(draft, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(draft, "wb") as file:
+            file.write(text.encode() if isinstance(text, str) else text)
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, path)
@@ -94,6 +96,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.summary = self.path / "summary.json"
         self.checkpoints = self.path / "checkpoints"
+        self.projection = self.path / projection.FILE
 
     def check_absent(self) -> None:
         """Raises if something is there already.
@@ -149,6 +152,10 @@ to go on with it.
         write_atomically(self.plan, job.plan.to_json() + "\n")
         self.metrics.touch()
         PrivacyLedger(self.ledger, job.plan, key=position.sampler_key).close()
+        if job.raw is not None:
+            chosen = job.config.data.projection
+            basis = projection.fit(job.raw, chosen, position.sampler_key)
+            write_atomically(self.projection, projection.to_bytes(basis))
         self.saver(dict(identity(job), seed_fixed=seed_fixed))(position)
 
     def _remove_drafts(self) -> None:
@@ -193,6 +200,24 @@ to go on with it.
             save_checkpoint(self.checkpoints, position.step, tree, found)
 
         return save
+
+    def read_projection(self) -> FactorPca | None:
+        """Reads the projection that was released when the run began.
+
+        Returns:
+            The projection, or None if the run has none.
+
+        Raises:
+            ValueError: if it is damaged, or absent although the run needs it.
+        """
+        if not self.read_config().data.projection.wanted:
+            return None
+        try:
+            return projection.from_bytes(self.projection.read_bytes())
+        except OSError:
+            raise ValueError(
+                f"{self.projection} cannot be read; restore it from a copy."
+            ) from None
 
     def read_plan(self) -> PrivacyPlan:
         """Reads the plan the run was begun with.

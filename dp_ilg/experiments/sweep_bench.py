@@ -17,7 +17,7 @@ import jax
 from dp_ilg.experiments.config import Config, DataConfig
 from dp_ilg.experiments.data import Dataset
 from dp_ilg.experiments.data_files import DataError
-from dp_ilg.experiments.job import Job, build_job, load_data, run_keys
+from dp_ilg.experiments.job import Job, build_job, load_data, ready, run_keys
 from dp_ilg.experiments.recipe import make_optimizer, make_plan
 from dp_ilg.experiments.train_step import Chunks, make_train_step
 from dp_ilg.experiments.trainer import (
@@ -103,8 +103,11 @@ class Bench:
     def _done(self, config: Config, name: str) -> dict[str, Any]:
         begun = time.perf_counter()
         group = self._prepared(config, name)
-        job = group.job
-        position = start(job, run_keys(config.run.seed))
+        keys = run_keys(config.run.seed)
+        job = ready(group.job, keys.sampler)
+        if job is not group.job:  # its data are of this run alone
+            group = group._replace(job=job, measures=_measures(job))
+        position = start(job, keys)
         position, found = _train(group, position, config.optimizer.learning_rate)
         plan = job.plan
         return {
@@ -125,9 +128,7 @@ class Bench:
         if self._group is None or self._group.name != name:
             data = self._loaded(config)
             job = build_job(config, plan=_plan(config, data), data=data)
-            found = {"accuracy": accuracy_fn(job), "perplexity": perplexity_fn(job)}
-            measures = {key: measure for key, measure in found.items() if measure}
-            self._group = _Group(name, job, _step_fn(job), measures)
+            self._group = _Group(name, job, _step_fn(job), _measures(job))
         return self._group
 
     def _loaded(self, config: Config) -> Dataset:
@@ -141,6 +142,11 @@ class Bench:
                 self._group, self._data = None, {}
             self._data[data] = load_data(config, self._data_dir)
         return self._data[data]
+
+
+def _measures(job: Job) -> dict[str, Callable[[Any], float]]:
+    found = {"accuracy": accuracy_fn(job), "perplexity": perplexity_fn(job)}
+    return {key: measure for key, measure in found.items() if measure}
 
 
 def _plan(config: Config, data: Dataset) -> PrivacyPlan:

@@ -22,7 +22,7 @@ import dp_ilg
 from dp_ilg.base import ClippedGrad, LossFn, Params, PrivateTransformation
 from dp_ilg.experiments.checkpoints import load_checkpoint, save_checkpoint
 from dp_ilg.experiments.config import Config, LearningRateConfig
-from dp_ilg.experiments.job import build_job
+from dp_ilg.experiments.job import build_job, ready, run_keys
 from dp_ilg.ledger import PrivacyLedger
 from dp_ilg.plan import PrivacyPlan
 from dp_ilg.sampling import PoissonSampler
@@ -109,6 +109,7 @@ def audited_trainer(
     small = scene_plan(full.plan, max_steps)
     steady = replace(config.optimizer, learning_rate_schedule=LearningRateConfig())
     job = build_job(replace(config, optimizer=steady), data_dir, small)
+    job = ready(job, run_keys(seed).sampler)
     rows = lambda a: np.asarray(a[: small.num_examples])  # noqa: E731
     return AuditedTrainer(
         plan=small,
@@ -135,8 +136,9 @@ def scene_plan(plan: PrivacyPlan, max_steps: int) -> PrivacyPlan:
         max_steps: at most so many steps, their multipliers spread over the plan's.
 
     Returns:
-        The plan; its rate is the nearest fraction with a batch size of 6 to 16, and
-        prior releases are left out. Its epsilon is what an audit compares with.
+        The plan; its rate is the nearest fraction with a batch size of 6 to 16, prior
+        releases are left out, and draws are not cut (that is for tests of the sampler:
+        cut draws are no Poisson sample). Its epsilon is what an audit compares with.
 
     Example:
         >>> plan = dp_ilg.plan_privacy(noise_multiplier=1.0, delta=1e-5, num_steps=300,
@@ -164,6 +166,7 @@ def scene_plan(plan: PrivacyPlan, max_steps: int) -> PrivacyPlan:
         stages=tuple(zip(counts, values, strict=True)),
         target_epsilon=None,
         prior_releases=(),
+        max_batch_size=None,
     )
 
 

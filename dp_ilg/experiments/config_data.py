@@ -1,0 +1,73 @@
+"""The data section of a configuration: which data, and what is made of them."""
+
+from dataclasses import dataclass
+
+from dp_ilg.experiments.fields import required
+from dp_ilg.validation import fraction, positive, whole
+
+
+@dataclass(frozen=True)
+class ProjectionConfig:
+    """A private projection of feature maps: `dp_ilg.factor_pca`, paid from epsilon.
+
+    Left out, nothing is projected. `channels` and `positions` are how many directions
+    are kept over each axis; `noise_multiplier` is that of each of the three releases.
+
+    Example:
+        >>> ProjectionConfig().wanted
+        False
+        >>> ProjectionConfig(channels=48, positions=36, noise_multiplier=40.0).wanted
+        True
+    """
+
+    channels: int | None = None
+    positions: int | None = None
+    noise_multiplier: float | None = None
+    whitening: float = 0.2
+
+    def __post_init__(self):
+        parts = (self.channels, self.positions, self.noise_multiplier)
+        if all(part is None for part in parts):
+            return
+        if any(part is None for part in parts):
+            raise ValueError(
+                f"data.projection has channels = {self.channels}, positions = "
+                f"{self.positions} and noise_multiplier = {self.noise_multiplier}, but "
+                "needs all three or none."
+            )
+        whole("data.projection.channels", self.channels)
+        whole("data.projection.positions", self.positions)
+        positive("data.projection.noise_multiplier", self.noise_multiplier)
+        if not 0 <= self.whitening <= 0.5:
+            raise ValueError(
+                f"data.projection.whitening is {self.whitening}, but must lie in "
+                "[0, 0.5]."
+            )
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anything is projected."""
+        return self.channels is not None
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which data: `name` is a row of the table of loaders.
+
+    `validation` is the share of training examples to hold out: they are then what the
+    model is evaluated on, and the test part is not kept. `features` is a row of
+    `dp_ilg.experiments.features.FEATURES`: what images are turned into beforehand.
+
+    Example:
+        >>> DataConfig(name="mnist").name
+        'mnist'
+    """
+
+    name: str = required("digits")
+    validation: float | None = None
+    features: str = "raw"
+    projection: ProjectionConfig = ProjectionConfig()
+
+    def __post_init__(self):
+        if self.validation is not None:
+            fraction("data.validation", self.validation)

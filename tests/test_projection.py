@@ -1,0 +1,182 @@
+"""A run whose inputs are projected privately: price, folder, resuming and refusals."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from dp_ilg.experiments import projection, runner, trainer
+from dp_ilg.experiments.cli import main
+from dp_ilg.experiments.config import Config, config_from_mapping
+from dp_ilg.experiments.config_data import DataConfig, ProjectionConfig
+from dp_ilg.experiments.export import export_parameters
+from dp_ilg.experiments.job import build_job, ready, run_keys
+from dp_ilg.factor_pca import factor_releases
+from dp_ilg.sampling import PoissonSampler
+
+CHOSEN = ProjectionConfig(channels=12, positions=3, noise_multiplier=40.0)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("features")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(cache, monkeypatch):
+    monkeypatch.setenv("DP_ILG_CACHE", str(cache))
+
+
+def config(steps=6, **run):
+    base = Config()
+    return dataclasses.replace(
+        base,
+        data=DataConfig("digits", features="scattering", projection=CHOSEN),
+        model=dataclasses.replace(base.model, name="linear"),
+        privacy=dataclasses.replace(base.privacy, num_steps=steps, accountant="rdp"),
+        run=dataclasses.replace(base.run, seed=1, **run),
+    )
+
+
+def test_the_plan_pays_for_the_projection_first():
+    plan = build_job(config()).plan
+    assert plan.prior_releases == factor_releases(40.0)
+    assert 0 < plan.epsilon(0) < plan.epsilon(1) <= plan.epsilon() <= 8.0
+    names = plan.statement().text
+    assert "channel moments" in names
+
+
+def test_the_inputs_of_a_run_are_projections_of_its_maps():
+    job = build_job(config())
+    assert job.data.x_train.shape == (1437, 36) and job.raw is not None
+    key = run_keys(1).sampler
+    done = ready(job, key)
+    basis = projection.fit(job.raw, CHOSEN, key)
+    np.testing.assert_array_equal(
+        done.data.x_train, basis.project(np.asarray(job.raw.x_train))
+    )
+    np.testing.assert_array_equal(done.data.x_test, basis.project(job.raw.x_test))
+    np.testing.assert_array_equal(done.data.y_train, job.data.y_train)
+    other = ready(job, run_keys(2).sampler)
+    assert not np.array_equal(other.data.x_train, done.data.x_train)
+
+
+def test_its_noise_is_under_a_key_of_its_own():
+    """No step of the sampler and no use of the run's keys derives the same key."""
+    key = run_keys(1).sampler
+    own = jax.random.fold_in(key, projection._USE)
+    steps = jax.vmap(lambda t: jax.random.key_data(jax.random.fold_in(key, t)))(
+        np.arange(100_000)
+    )
+    assert not (np.asarray(steps) == np.asarray(jax.random.key_data(own))).all(1).any()
+
+
+def test_inputs_that_are_not_projected_are_not_trained_on(tmp_path):
+    job = build_job(config())
+    assert not np.asarray(job.data.x_train).any()
+    with pytest.raises(ValueError, match="not projected"):
+        trainer.train(job, trainer.start(job, run_keys(1)), _Nobody(), trainer.Watch())
+
+
+class _Nobody:
+    def record(self, step):
+        raise AssertionError("a step was charged")
+
+
+def test_a_run_resumes_with_the_projection_in_its_folder(tmp_path, monkeypatch):
+    whole = runner.run_training(config(), tmp_path / "whole")
+    asked = iter([False, False, True])
+    monkeypatch.setattr(
+        runner, "_stop_requests", lambda: _Context(lambda: next(asked, True))
+    )
+    with pytest.raises(runner.Interrupted):
+        runner.run_training(config(), tmp_path / "cut")
+    monkeypatch.undo()
+    monkeypatch.setattr(projection, "fit", _forbidden)
+    again = runner.run_training(config(), tmp_path / "cut", resume=True)
+    assert again["params_sha256"] == whole["params_sha256"]
+    assert whole["test_accuracy"] > 0.2 and "factor PCA" in whole["data_note"]
+    out = export_parameters(tmp_path / "whole", tmp_path / "out.npz")
+    with np.load(tmp_path / "out.npz") as file:
+        assert file["projection/mean"].shape == (81, 4)
+        assert out["arrays"] == len(file.files) == 2 + 5
+
+
+def _forbidden(*_):
+    raise AssertionError("released twice")
+
+
+class _Context:
+    def __init__(self, value):
+        self.value = value
+
+    def __enter__(self):
+        return self.value
+
+    def __exit__(self, *_):
+        return None
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PK nonsense"])
+def test_a_damaged_projection_is_refused(tmp_path, content):
+    runner.run_training(config(2), tmp_path / "run")
+    (tmp_path / "run" / "summary.json").unlink()
+    path = tmp_path / "run" / projection.FILE
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(ValueError, match="restore it from a copy"):
+        runner.run_training(config(2), tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        (dict(channels=3), "needs all three or none"),
+        (dict(channels=3, positions=2, noise_multiplier=0.0), "noise_multiplier"),
+        (dict(channels=0, positions=2, noise_multiplier=9.0), "channels"),
+        (dict(whitening=0.9, channels=3, positions=2, noise_multiplier=9.0), "0.9"),
+    ],
+)
+def test_wrong_fields(fields, words):
+    with pytest.raises(ValueError, match=words):
+        config_from_mapping(
+            {"data": {"name": "digits", "projection": fields}}, source="c"
+        )
+
+
+MAPS = ["--data.features", "scattering"]
+
+
+def sizes(channels, positions):
+    given = {"channels": channels, "positions": positions}
+    flags = [(f"--data.projection.{name}", str(n)) for name, n in given.items()]
+    return [word for pair in flags for word in pair]
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        ([], "needs all three or none"),
+        (sizes(9, 3), "needs feature maps"),
+        ([*sizes(9, 5), *MAPS], "have 4; choose at most 4"),
+        ([*sizes(9, 3), *MAPS, "--epsilon", "0.01"], "epsilon"),
+    ],
+)
+def test_the_command_refuses_in_one_sentence(tmp_path, capsys, flags, words):
+    noise = ["--data.projection.noise-multiplier", "5"]
+    code = main(["train", "--run-dir", str(tmp_path / "r"), *noise, *flags])
+    assert code == 2 and not (tmp_path / "r").exists()
+    said = capsys.readouterr().err
+    assert words in said and "Traceback" not in said
+
+
+def test_the_sampler_is_that_of_a_run_without_projection():
+    """The projection's key is derived, so batches are the same with and without it."""
+    job = build_job(config())
+    key = run_keys(1).sampler
+    ready(job, key)
+    chunks = list(PoissonSampler.for_plan(job.plan, key=key).chunks(0))
+    again = list(PoissonSampler.for_plan(job.plan, key=run_keys(1).sampler).chunks(0))
+    np.testing.assert_array_equal(chunks[0].indices, again[0].indices)
+    assert json.loads(job.plan.to_json())["prior_releases"]
