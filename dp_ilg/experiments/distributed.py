@@ -75,11 +75,10 @@ class Team:
         facts["number of devices"] = str(jax.local_device_count())
         self.hosts.agree(facts)
 
-    def begin(self, job: Job, position: Position, over: bool = False) -> Position:
+    def begin(self, position: Position, over: bool = False) -> Position:
         """Brings everybody to one position, that of process 0.
 
         Args:
-            job: the run.
             position: of process 0; of the others any fresh one.
             over: whether nothing is left to do, as process 0 knows.
 

@@ -22,7 +22,7 @@ from dp_ilg.experiments.mesh import make_mesh
 from dp_ilg.validation import positive, whole
 
 _POLL_MILLISECONDS = 500
-_FAREWELL_SECONDS = 1.5  # others read what went wrong before the coordinator is gone
+_FAREWELL_SECONDS = 5.0  # for others to read what went wrong, before it is gone
 _SHUTDOWN_SECONDS = 300  # process 0 still evaluates and writes when the others are done
 GONE = (
     "the other processes cannot be reached any more, so one of them has ended; every "
@@ -169,14 +169,17 @@ class Hosts:
                 if "DEADLINE_EXCEEDED" not in str(error):
                     raise
             for _, told in _client().key_value_dir_get("failed/"):
+                self.say(f"heard/{self.process}", told)
                 raise LostProcess(told)
 
     def fail(self, why: str) -> None:
         """Tells the others that this process ends, and why."""
+        words, until = " ".join(why.split()), time.monotonic() + _FAREWELL_SECONDS
         with contextlib.suppress(jax.errors.JaxRuntimeError):
-            words = " ".join(why.split())
             self.say(f"failed/{self.process}", f"Process {self.process} ended: {words}")
-            time.sleep(_FAREWELL_SECONDS)
+            for other in set(range(self.count)) - {self.process}:
+                left = max(1, round(1000 * (until - time.monotonic())))
+                _client().blocking_key_value_get(f"heard/{other}", left)
 
     def agree(self, facts: Mapping[str, str]) -> None:
         """Compares facts that all processes must share.

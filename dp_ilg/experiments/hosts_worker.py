@@ -60,10 +60,12 @@ def supervised(args: Sequence[str], process: int) -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         pass_fds=given,
+        start_new_session=True,  # or Ctrl-C would reach it twice
     )
     for descriptor in given:
         os.close(descriptor)
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the worker is asked, too
+    ask = lambda number, frame: worker.send_signal(number)  # noqa: E731
+    before = signal.signal(signal.SIGINT, ask)
     try:
         code = worker.wait()
     finally:

@@ -231,7 +231,7 @@ def spread(grad_fn: Callable, mesh: Mesh) -> Callable:
 
         def local(params: Any, geometry: Any, batch: Any, mask: Any) -> Any:
             own = grad_fn(params, batch, geometry=geometry, is_padding_example=mask)
-            sums = jax.tree.map(lambda s, x: _added(x, s), specs, own.gradients)
+            sums = jax.tree.map(lambda s, x: _added(x, s, mesh), specs, own.gradients)
             small = lax.psum((own.layer_shares, own.fits), AXES)
             return sums, small, own.l2_clip_norm
 
@@ -296,13 +296,13 @@ def _shapes(tree: Any) -> list[tuple[int, ...]]:
     return [tuple(np.shape(x)) for x in jax.tree.leaves(tree)]
 
 
-def _added(value: Array, spec: P) -> Array:
+def _added(value: Array, spec: P, mesh: Mesh) -> Array:
     """The sum over the mesh: all of it, or of a parameter that is cut its piece."""
     if not spec:
         return lax.psum(value, AXES)
     axis = len(spec) - 1
     own = lax.psum_scatter(value, "shards", scatter_dimension=axis, tiled=True)
-    return lax.psum(own, "replicas")
+    return lax.psum(own, "replicas") if mesh.shape["replicas"] > 1 else own
 
 
 def _check_rows(rows: int, mesh: Mesh) -> None:

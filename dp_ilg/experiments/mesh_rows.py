@@ -47,6 +47,7 @@ class OwnRows(PoissonSampler):
             devices: of this process, which share a chunk evenly.
         """
         vars(self).update(vars(whole))
+        self._whole = whole
         self._edges = np.arange(processes + 1) * whole.num_examples // processes
         self.owned = (int(self._edges[process]), int(self._edges[process + 1]))
         size = whole.chunk_size
@@ -73,7 +74,7 @@ class OwnRows(PoissonSampler):
             >>> OwnRows(nobody, 0, 2, devices=1).chunks(0)[0].indices.tolist()
             [-1]
         """
-        drawn = self.indices(step)
+        drawn = self._whole.indices(step)
         places = np.searchsorted(drawn, self._edges)
         most = int(np.diff(places).max())
         first, last = np.searchsorted(drawn, self.owned)

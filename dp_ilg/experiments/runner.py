@@ -20,7 +20,7 @@ from dp_ilg.experiments.config import Config
 from dp_ilg.experiments.distributed import Team, deaf_to_interrupts
 from dp_ilg.experiments.environment import check_repeatable
 from dp_ilg.experiments.hosts import Devices, joined
-from dp_ilg.experiments.job import Job, build_job, run_keys
+from dp_ilg.experiments.job import Job, build_job, ready, run_keys
 from dp_ilg.experiments.locks import locked
 from dp_ilg.experiments.memory_limits import memory_advice
 from dp_ilg.experiments.report import write_report
@@ -122,10 +122,11 @@ def run_training(
 def _follow(job: Job, team: Team) -> dict[str, Any]:
     """The run as processes other than 0 see it: steps, and nothing written."""
     team.agree(job)
-    position = team.begin(job, start(job, run_keys(0)))
+    position = team.begin(start(job, run_keys(0)))
     if position.step >= 0:
         with deaf_to_interrupts(team.hosts.process):
-            position = _steps(job, None, team, position, Watch())
+            ready_job = ready(job, position.sampler_key)
+            position = _steps(ready_job, None, team, position, Watch())
         if position.step < job.plan.num_steps:
             raise Interrupted(f"Stopped after step {position.step} with process 0.")
     return {}
@@ -147,13 +148,14 @@ def _go_on(
 ) -> dict[str, Any]:
     """Takes the steps that are left, from the newest checkpoint."""
     position, facts = _resumed(folder, job)
-    over = position.step == job.plan.num_steps and folder.summary.exists()
-    position = team.begin(job, position, over)
-    if over:
+    if position.step == job.plan.num_steps and folder.summary.exists():
+        team.begin(position, over=True)
         write_report(folder.path)
         return json.loads(folder.summary.read_text(encoding="utf-8"))
+    job = ready(job, position.sampler_key, folder.read_projection())
     with PrivacyLedger(folder.ledger, job.plan, key=position.sampler_key) as ledger:
         _check_ledger(ledger, position, facts, team.layout)
+        position = team.begin(position)
         folder.tidy()
         folder.cut_metrics(position.step)
         with memory_advice(lambda: _microbatch(job, position)):
