@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dp_ilg import renyi
+from dp_ilg import epsilon_cache, renyi, spectra, truncation
+from dp_ilg.spectra import Kind
 
 if TYPE_CHECKING:
     import dp_accounting
 
-# (sampling probability, noise multiplier, number of times); 1.0 means unsampled.
-_Gaussians = tuple[tuple[float, float, int], ...]
+_Kinds = tuple[Kind, ...]
 
 # Below this noise multiplier one step costs an epsilon above 1e11: call it infinite.
 _NO_NOISE = 1e-6
@@ -76,8 +76,7 @@ def epsilon(
     check_names(accountant, neighboring_relation)
     if not 0 < delta < 1:
         raise ValueError(f"delta is {delta!r}, but must lie between 0 and 1.")
-    gaussians = _gaussians(event)
-    return _epsilon(gaussians, float(delta), accountant, neighboring_relation)
+    return _epsilon(_kinds(event), float(delta), accountant, neighboring_relation)
 
 
 def check_names(accountant: Any, neighboring_relation: Any) -> None:
@@ -158,72 +157,84 @@ def estimate(
         True
     """
     check_names(accountant, neighboring_relation)
-    gaussians = _gaussians(event)
+    kinds = _kinds(event)
     if accountant == "zcdp":
-        return _epsilon(gaussians, delta, accountant, neighboring_relation)
-    return _estimate(gaussians, delta, neighboring_relation)
+        return _epsilon(kinds, delta, accountant, neighboring_relation)
+    return _estimate(kinds, delta, neighboring_relation)
 
 
-def _gaussians(event: dp_accounting.DpEvent) -> _Gaussians:
+def _kinds(event: dp_accounting.DpEvent) -> _Kinds:
     """Merges an event into distinct Gaussians; order never matters to composition."""
-    counts: dict[tuple[float, float], int] = {}
+    counts: dict[tuple[float, float, float], int] = {}
     _collect(event, 1, counts)
-    return tuple((q, z, n) for (q, z), n in sorted(counts.items()) if n and q)
+    found = (Kind(*key, count) for key, count in sorted(counts.items()))
+    return tuple(kind for kind in found if kind.count and kind.sampling_prob)
 
 
-def _collect(event, count: int, counts: dict[tuple[float, float], int]) -> None:
+def _collect(event, count: int, counts: dict[tuple[float, float, float], int]) -> None:
     import dp_accounting
 
     match event:
         case dp_accounting.NoOpDpEvent():
-            pass
+            return
         case dp_accounting.SelfComposedDpEvent():
-            _collect(event.event, count * event.count, counts)
+            return _collect(event.event, count * event.count, counts)
         case dp_accounting.ComposedDpEvent():
             for part in event.events:
                 _collect(part, count, counts)
+            return
         case dp_accounting.GaussianDpEvent():
-            key = (1.0, float(event.noise_multiplier))
-            counts[key] = counts.get(key, 0) + count
+            key = (1.0, float(event.noise_multiplier), 0.0)
         case dp_accounting.PoissonSampledDpEvent(
             event=dp_accounting.GaussianDpEvent() as inner
         ):
-            key = (float(event.sampling_probability), float(inner.noise_multiplier))
-            counts[key] = counts.get(key, 0) + count
+            q = float(event.sampling_probability)
+            key = (q, float(inner.noise_multiplier), 0.0)
+        case dp_accounting.dp_event.TruncatedSubsampledGaussianDpEvent():
+            q, most = float(event.sampling_probability), event.truncated_batch_size
+            cut = truncation.cut_probability(event.dataset_size, q, most)
+            key = (q, float(event.noise_multiplier), cut)
         case _:
             raise ValueError(
                 f"The event {event!r} is not supported; compose Gaussians and Poisson "
                 "samples of one Gaussian, made with effective_noise_multiplier()."
             )
+    counts[key] = counts.get(key, 0) + count
 
 
 @functools.lru_cache(maxsize=4096)
-def _epsilon(
-    gaussians: _Gaussians, delta: float, accountant: str, relation: str
-) -> float:
-    if not gaussians:
+def _epsilon(kinds: _Kinds, delta: float, accountant: str, relation: str) -> float:
+    if not kinds:
         return 0.0
-    if any(z < _NO_NOISE for _, z, _ in gaussians):
+    if any(kind.noise_multiplier < _NO_NOISE for kind in kinds):
         return math.inf
-    return ACCOUNTANTS[accountant](gaussians, delta, relation)
+    question = (tuple(map(tuple, kinds)), delta, accountant, relation)
+    compute = functools.partial(ACCOUNTANTS[accountant], kinds, delta, relation)
+    return epsilon_cache.remembered(question, compute)
 
 
 # --- Privacy loss distributions -----------------------------------------------------
 
 _RELATIVE_ERROR = 2e-4
 _MAX_GRID = 2**19
+_FEW_KINDS, _FEW_STEPS = 16, 100_000
 
 
-def _pld_epsilon(gaussians: _Gaussians, delta: float, relation: str) -> float:
-    """dp_accounting's own number; the Renyi bound only chooses the grid.
+def _pld_epsilon(kinds: _Kinds, delta: float, relation: str) -> float:
+    """Chooses who composes; the Renyi bound sets the grid.
 
-    Where the range of losses is beyond any grid (epsilon above about 1e6), that bound
-    itself is the answer.
+    Runs of few stages are dp_accounting's, which stores one distribution a stage. Many
+    stages, many steps and cut draws are composed as spectra. Where the range of losses
+    is beyond any grid (epsilon above about 1e6), the bound itself is the answer.
     """
-    if all(q == 1 for q, _, _ in gaussians):
-        return _gaussian_epsilon(gaussians, delta, relation)
-    bound = _estimate(gaussians, delta, relation)
-    interval = _interval(gaussians, bound, relation)
+    if all(q == 1 and not truncated for q, _, truncated, _ in kinds):
+        return _gaussian_epsilon(kinds, delta, relation)
+    bound = _estimate(kinds, delta, relation)
+    steps = sum(kind.count for kind in kinds)
+    cut = any(kind.truncated for kind in kinds)
+    if cut or len(kinds) > _FEW_KINDS or steps > _FEW_STEPS:
+        return spectra.epsilon(kinds, delta, NEIGHBORING_RELATIONS[relation], bound)
+    interval = _interval(kinds, bound, relation)
     if interval is None:
         return bound
     import dp_accounting
@@ -231,35 +242,35 @@ def _pld_epsilon(gaussians: _Gaussians, delta: float, relation: str) -> float:
 
     neighbors = dp_accounting.NeighboringRelation[relation.upper()]
     accountant = pld.PLDAccountant(neighbors, interval)
-    for q, z, count in gaussians:
+    for q, z, _, count in kinds:
         gaussian = dp_accounting.GaussianDpEvent(z)
         event = dp_accounting.PoissonSampledDpEvent(q, gaussian) if q < 1 else gaussian
         accountant.compose(event, count)
     return float(accountant.get_epsilon(delta))
 
 
-def _gaussian_epsilon(gaussians: _Gaussians, delta: float, relation: str) -> float:
+def _gaussian_epsilon(kinds: _Kinds, delta: float, relation: str) -> float:
     """Unsampled Gaussians compose to one Gaussian, whose epsilon is analytic."""
     import dp_accounting
 
-    z = sum(count * z**-2.0 for _, z, count in gaussians) ** -0.5
+    z = sum(kind.count * kind.noise_multiplier**-2.0 for kind in kinds) ** -0.5
     relative = z / NEIGHBORING_RELATIONS[relation]
     return float(dp_accounting.get_epsilon_gaussian(relative, delta))
 
 
-def _interval(gaussians: _Gaussians, bound: float, relation: str) -> float | None:
+def _interval(kinds: _Kinds, bound: float, relation: str) -> float | None:
     """The coarsest grid with a relative error of about 2e-4 in epsilon.
 
     Connecting the dots at interval d costs about 0.5 d^2 a step (measured, 0.3 to
     0.6); too fine a grid for the range of losses is coarsened to bound memory.
     """
-    steps = sum(count for _, _, count in gaussians)
+    steps = sum(kind.count for kind in kinds)
     interval = math.sqrt(2 * _RELATIVE_ERROR * max(bound, 1e-3) / steps)
-    loss_range = max(_largest_loss(q, z, relation) for q, z, _ in gaussians)
+    loss_range = max(_largest_loss(q, z, relation) for q, z, _, _ in kinds)
     span = 2 * bound + 4 * loss_range
     if span > 50 * _MAX_GRID:  # exp(interval) must stay far from overflow
         return None
-    return max(interval, span * max(1, len(gaussians) / 4) / _MAX_GRID)
+    return max(interval, span * max(1, len(kinds) / 4) / _MAX_GRID)
 
 
 def _largest_loss(q: float, z: float, relation: str) -> float:
@@ -279,38 +290,49 @@ _ORDERS = (
 _FEW_ORDERS = (1.1, 1.25, 1.5, 1.75, *range(2, 9), 10, 12, 16, 24, 32, 64, 128, 512)
 
 
-def _rdp_epsilon(gaussians: _Gaussians, delta: float, relation: str) -> float:
-    return _renyi_epsilon(gaussians, delta, relation, _ORDERS)
+_RDP_KINDS, _ROUGH_KINDS = 512, 16
 
 
-def _estimate(gaussians: _Gaussians, delta: float, relation: str) -> float:
-    if any(z < _NO_NOISE for _, z, _ in gaussians):
+def _rdp_epsilon(kinds: _Kinds, delta: float, relation: str) -> float:
+    few = spectra.merged(kinds, _RDP_KINDS)
+    return _renyi_epsilon(few, delta, relation, _ORDERS)
+
+
+def _estimate(kinds: _Kinds, delta: float, relation: str) -> float:
+    if any(kind.noise_multiplier < _NO_NOISE for kind in kinds):
         return math.inf
-    return _renyi_epsilon(gaussians, delta, relation, _FEW_ORDERS)
+    few = spectra.merged(kinds, _ROUGH_KINDS)
+    return _renyi_epsilon(few, delta, relation, _FEW_ORDERS)
 
 
-def _renyi_epsilon(gaussians, delta: float, relation: str, orders) -> float:
+def _renyi_epsilon(kinds, delta: float, relation: str, orders) -> float:
     from dp_accounting import rdp
 
     total = np.zeros(len(orders))
     sensitivity = NEIGHBORING_RELATIONS[relation]
-    for q, z, count in gaussians:
-        total += count * renyi.step_divergences(q, z, orders, sensitivity)
+    for q, z, truncated, count in kinds:
+        step = renyi.step_divergences(q, z, orders, sensitivity)
+        if truncated:
+            worse = renyi.step_divergences(q, z / 2, orders, sensitivity)
+            step = renyi.mixture(step, worse, truncated, orders)
+        total += count * step
     return float(rdp.compute_epsilon(orders, total.tolist(), delta)[0])
 
 
 # --- Zero concentrated differential privacy -----------------------------------------
 
 
-def _zcdp_epsilon(gaussians: _Gaussians, delta: float, relation: str) -> float:
+def _zcdp_epsilon(kinds: _Kinds, delta: float, relation: str) -> float:
     """The best order of the tight conversion, without amplification by sampling.
 
     rho-zCDP is Renyi divergence a rho at every order a (Bun and Steinke 2016); the
-    conversion is Proposition 12 of Canonne, Kamath and Steinke 2020.
+    conversion is Proposition 12 of Canonne, Kamath and Steinke 2020. If draws may be
+    cut, every one counts as cut.
     """
     from scipy import optimize
 
-    z = sum(count * z**-2.0 for _, z, count in gaussians) ** -0.5
+    halved = ((k.noise_multiplier / (2 if k.truncated else 1), k.count) for k in kinds)
+    z = sum(count * z**-2.0 for z, count in halved) ** -0.5
     rho = 0.5 * (NEIGHBORING_RELATIONS[relation] / z) ** 2
 
     def at(log_excess: float) -> float:

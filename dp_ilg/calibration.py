@@ -39,6 +39,7 @@ def plan_privacy(
     neighboring_relation: str = "add_or_remove_one",
     num_stages: SupportsIndex = 16,
     prior_releases: PriorReleases = (),
+    max_batch_size: SupportsIndex | None = None,
 ) -> PrivacyPlan:
     """Plans a run: finds the noise for a target epsilon, or takes it as given.
 
@@ -63,6 +64,8 @@ def plan_privacy(
             with it.
         prior_releases: pairs of a name and a noise multiplier, for noisy sums over all
             training examples that share the budget (`dp_ilg.pca.private_pca`).
+        max_batch_size: cut larger draws to this size, so that every batch fits one
+            compiled shape; costs little where cuts are rare (`dp_ilg.truncation`).
 
     Returns:
         The plan.
@@ -100,6 +103,7 @@ def plan_privacy(
         neighboring_relation=neighboring_relation,
         target_epsilon=epsilon,
         prior_releases=prior_releases,
+        max_batch_size=max_batch_size,
     )
     _warn_of_delta(plan)
     plan = _with_shape(plan, schedule, num_stages)
@@ -132,6 +136,7 @@ def steps_for_epsilon(
     neighboring_relation: str = "add_or_remove_one",
     num_stages: SupportsIndex = 16,
     prior_releases: PriorReleases = (),
+    max_batch_size: SupportsIndex | None = None,
 ) -> PrivacyPlan:
     """Plans the longest run that a target epsilon allows at a given noise.
 
@@ -148,6 +153,7 @@ def steps_for_epsilon(
         neighboring_relation: as in `plan_privacy`.
         num_stages: as in `plan_privacy`.
         prior_releases: as in `plan_privacy`.
+        max_batch_size: as in `plan_privacy`.
 
     Returns:
         The plan; its `num_steps` is the answer, to about 0.1 %.
@@ -189,6 +195,7 @@ def batch_size_for_epsilon(
     neighboring_relation: str = "add_or_remove_one",
     num_stages: SupportsIndex = 16,
     prior_releases: PriorReleases = (),
+    max_batch_size: SupportsIndex | None = None,
 ) -> PrivacyPlan:
     """Plans the largest expected batch that a target epsilon allows at a given noise.
 
@@ -206,6 +213,7 @@ def batch_size_for_epsilon(
         neighboring_relation: as in `plan_privacy`.
         num_stages: as in `plan_privacy`.
         prior_releases: as in `plan_privacy`.
+        max_batch_size: as in `plan_privacy`.
 
     Returns:
         The plan; its `batch_size` is the answer, to about 0.1 %, at most
@@ -223,7 +231,9 @@ def batch_size_for_epsilon(
         >>> 950 < plan.batch_size < 1024
         True
     """
-    plan = _largest("batch_size", num_examples, **locals())
+    most = num_examples if max_batch_size is None else min(num_examples, max_batch_size)
+    facts = {name: value for name, value in locals().items() if name != "most"}
+    plan = _largest("batch_size", most, **facts)
     _warn_of_delta(plan)
     return plan
 

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 
-from dp_ilg import accounting, validation
+from dp_ilg import accounting, truncation, validation
 from dp_ilg.statement import Statement, describe
 
 if TYPE_CHECKING:
     import dp_accounting
+
+_LATER_FIELDS = ("prior_releases", "max_batch_size")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,8 @@ class PrivacyPlan:
         prior_releases: pairs of a name and a noise multiplier, one for each noisy sum
             over *all* the training examples released beside the steps (a DP-PCA, say);
             `event`, `epsilon`, statement and ledger charge them from the start.
+        max_batch_size: a draw of more examples is cut to so many, at random; None cuts
+            none. What that costs is charged, see `dp_ilg.truncation`.
 
     Raises:
         ValueError: on construction, for any value that makes no valid plan.
@@ -77,6 +81,7 @@ class PrivacyPlan:
     neighboring_relation: str = "add_or_remove_one"
     target_epsilon: float | None = None
     prior_releases: tuple[tuple[str, float], ...] = ()
+    max_batch_size: int | None = None
 
     def __post_init__(self):
         _check(self)
@@ -86,6 +91,8 @@ class PrivacyPlan:
             object.__setattr__(self, name, float(getattr(self, name)))
         if self.target_epsilon is not None:
             object.__setattr__(self, "target_epsilon", float(self.target_epsilon))
+        if self.max_batch_size is not None:
+            object.__setattr__(self, "max_batch_size", int(self.max_batch_size))
         stages = tuple((int(count), float(z)) for count, z in self.stages)
         object.__setattr__(self, "stages", stages)
         prior = tuple((str(name), float(z)) for name, z in self.prior_releases)
@@ -121,7 +128,7 @@ class PrivacyPlan:
 
         Returns:
             The prior releases, each one Gaussian, then one Poisson-sampled Gaussian a
-            step, self-composed by stage.
+            step, self-composed by stage; truncated ones with `max_batch_size`.
 
         Raises:
             ValueError: for a negative number of steps or one past the plan.
@@ -143,10 +150,18 @@ class PrivacyPlan:
             taken = min(left, count)
             left -= taken
             if taken:
-                gaussian = dp_accounting.GaussianDpEvent(z)
-                step = dp_accounting.PoissonSampledDpEvent(self.sampling_prob, gaussian)
+                step = self._step_event(z)
                 events.append(dp_accounting.SelfComposedDpEvent(step, taken))
         return dp_accounting.ComposedDpEvent(events)
+
+    def _step_event(self, z: float) -> dp_accounting.DpEvent:
+        import dp_accounting
+
+        rate, most = self.sampling_prob, self.max_batch_size
+        if most is not None:
+            return truncation.truncated_event(self.num_examples, rate, most, z)
+        gaussian = dp_accounting.GaussianDpEvent(z)
+        return dp_accounting.PoissonSampledDpEvent(rate, gaussian)
 
     def epsilon(self, steps: SupportsIndex | None = None) -> float:
         """Returns epsilon after some steps; asked again, it answers from a cache.
@@ -195,12 +210,13 @@ class PrivacyPlan:
     def to_json(self) -> str:
         """Returns the plan as one line of JSON, the same for equal plans.
 
-        Prior releases are left out where there are none, so that plans and digests
-        written before they existed stay as they are.
+        Later fields are left out where there is nothing in them, so that plans and
+        digests written before they existed stay as they are.
         """
         fields = dataclasses.asdict(self)
-        if not self.prior_releases:
-            del fields["prior_releases"]
+        for name in _LATER_FIELDS:
+            if not fields[name]:
+                del fields[name]
         return json.dumps(fields, sort_keys=True)
 
     @classmethod
@@ -208,8 +224,8 @@ class PrivacyPlan:
         """Reads what `to_json` wrote.
 
         Args:
-            text: a JSON object with exactly the plan's fields; prior releases may
-                be absent.
+            text: a JSON object with exactly the plan's fields; prior releases and the
+                largest batch may be absent.
 
         Returns:
             A plan equal to the one written.
@@ -257,6 +273,8 @@ def _check(plan: PrivacyPlan) -> None:
             f"batch_size is {plan.batch_size}, but there are only {plan.num_examples} "
             "examples; choose a batch size of at most num_examples."
         )
+    if plan.max_batch_size is not None:
+        validation.whole("max_batch_size", plan.max_batch_size, plan.batch_size)
     validation.fraction("delta", plan.delta)
     validation.positive("l2_clip_norm", plan.l2_clip_norm)
     validation.fraction("score_budget", plan.score_budget, include_zero=True)
@@ -322,7 +340,7 @@ def _fields_from_json(cls: type, text: str) -> dict[str, Any]:
                 f"{', '.join(known)}."
             )
     for name in known:
-        if name not in fields and name != "prior_releases":
+        if name not in fields and name not in _LATER_FIELDS:
             raise ValueError(f"The plan lacks the field {name!r}; write it again.")
     for name in ("stages", "prior_releases"):
         if isinstance(fields.get(name), list):

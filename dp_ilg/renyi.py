@@ -56,6 +56,29 @@ def step_divergences(
     return unsampled
 
 
+def mixture(
+    one: np.ndarray, other: np.ndarray, share: float, orders: tuple[float, ...]
+) -> np.ndarray:
+    """Divergences of a step that is one of two, by a coin whose result is told.
+
+    Args:
+        one: divergences of the first at each order.
+        other: those of the second.
+        share: the probability of the second, the same for both neighbours.
+        orders: the orders, above 1.
+
+    Returns:
+        The divergences of the whole: exp((a - 1) D_a) is the mean of those of the two.
+
+    Example:
+        >>> mixture(np.array([1.0]), np.array([2.0]), 0.5, (2.0,)).round(2)
+        array([1.62])
+    """
+    excess = np.array(orders) - 1
+    first = excess * one + math.log1p(-share) if share < 1 else -np.inf
+    return np.logaddexp(first, excess * other + math.log(share)) / excess
+
+
 def _moment(q: float, z: float, order: float, sensitivity: int) -> float:
     """The log of E_Q[(P / Q)^order] of the worst pair P, Q of neighbours."""
     if sensitivity == 1 and order == int(order):

@@ -8,7 +8,7 @@ fixed size, so it travels as chunks of one compiled size, with a mask for the pa
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple, SupportsIndex
 
 import jax
@@ -16,10 +16,11 @@ import numpy as np
 from jax.core import Tracer
 
 from dp_ilg import validation
+from dp_ilg.gather import PADDING
+from dp_ilg.gather import take as take
 
 _DOMAIN = b"dp_ilg.sampling1"  # separates these bits from every other use of the key
 _BLOCK = 1 << 20  # 64-bit words drawn at once, which bounds memory for any data size
-_PADDING = -1
 
 
 class Chunk(NamedTuple):
@@ -51,6 +52,7 @@ class PoissonSampler:
         sampling_prob: q, the probability of each example in each step.
         num_steps: the number of steps of the plan, or None for no end.
         chunk_size: rows of every chunk.
+        max_batch_size: a larger draw is cut to as many examples; None cuts none.
 
     Privacy:
         The sampling that a Poisson event of `dp_accounting` describes, under either
@@ -59,6 +61,8 @@ class PoissonSampler:
         whose draw fits the default chunk, six deviations above the expected size, has
         the shape of every other; one that does not takes longer by a chunk, which who
         can time it may see (in 2,000 steps of 256 of 60,000: with probability 1e-5).
+        With `max_batch_size` who is cut is chosen uniformly at random, which couples
+        the examples: that is another event (`dp_ilg.truncation`), with another cost.
 
     Example:
         >>> sampler = PoissonSampler(1000, 0.01, key=jax.random.key(0), num_steps=50)
@@ -81,6 +85,7 @@ class PoissonSampler:
         key: Any,
         num_steps: int | None = None,
         chunk_size: int | None = None,
+        max_batch_size: int | None = None,
     ):
         """Checks the facts and hides the key.
 
@@ -89,7 +94,9 @@ class PoissonSampler:
             sampling_prob: q, above 0 and at most 1.
             key: a typed JAX key, a raw uint32[2] key, or an integer seed of at least 0.
             num_steps: refuse steps from here on; None for no end.
-            chunk_size: rows of a chunk; by default q N plus six standard deviations.
+            chunk_size: rows of a chunk; by default q N plus six standard deviations,
+                or `max_batch_size`.
+            max_batch_size: cut larger draws to this size, at random; None never does.
 
         Raises:
             ValueError: for a number out of its range, a negative seed included.
@@ -98,10 +105,11 @@ class PoissonSampler:
         validation.whole("num_examples", num_examples)
         if sampling_prob != 1:
             validation.fraction("sampling_prob", sampling_prob)
-        if num_steps is not None:
-            validation.whole("num_steps", num_steps)
-        if chunk_size is not None:
-            validation.whole("chunk_size", chunk_size)
+        sizes = dict(num_steps=num_steps, chunk_size=chunk_size)
+        for name, size in dict(sizes, max_batch_size=max_batch_size).items():
+            if size is not None:
+                validation.whole(name, size)
+        self.max_batch_size = None if max_batch_size is None else int(max_batch_size)
         self.num_examples = int(num_examples)
         self.sampling_prob = float(sampling_prob)
         self.num_steps = None if num_steps is None else int(num_steps)
@@ -115,7 +123,8 @@ class PoissonSampler:
         """Builds the sampler that the plan's accountant assumes (law 6).
 
         Args:
-            plan: a `PrivacyPlan`, for its num_examples, sampling_prob and num_steps.
+            plan: a `PrivacyPlan`, for its num_examples, sampling_prob, num_steps and
+                max_batch_size, if it has one.
             key: as for the constructor.
             chunk_size: as for the constructor.
 
@@ -129,12 +138,14 @@ class PoissonSampler:
             5
         """
         sizes = dict(num_steps=plan.num_steps, chunk_size=chunk_size)
+        sizes["max_batch_size"] = getattr(plan, "max_batch_size", None)
         return cls(plan.num_examples, plan.sampling_prob, key=key, **sizes)
 
     def __repr__(self) -> str:
+        most = f", max_batch_size={self.max_batch_size}" if self.max_batch_size else ""
         return (
             f"PoissonSampler({self.num_examples}, {self.sampling_prob}, key=<hidden>, "
-            f"num_steps={self.num_steps}, chunk_size={self.chunk_size})"
+            f"num_steps={self.num_steps}, chunk_size={self.chunk_size}{most})"
         )
 
     def indices(self, step: SupportsIndex) -> np.ndarray:
@@ -163,15 +174,16 @@ class PoissonSampler:
                 f"step is {step}, but the sampler has {self.num_steps} steps: "
                 f"stop at step {self.num_steps - 1}."
             )
+        bits = self._bits(step)
         if self.sampling_prob == 1:
-            return np.arange(self.num_examples)
-        return self._draw(self._bits(step).random_raw)
+            return self._cut(np.arange(self.num_examples), bits)
+        return self._cut(self._draw(bits.random_raw), bits)
 
     def chunks(self, step: SupportsIndex) -> list[Chunk]:
         """Returns the examples of one step, cut into chunks of one size.
 
-        A draw is never cut short (law 8): what does not fit goes into the next chunk.
-        Sum the clipped gradients of all chunks, then add noise once.
+        A draw is never cut short for its chunks (law 8): what does not fit goes into
+        the next one. Sum the clipped gradients of all chunks, then add noise once.
 
         Args:
             step: which step, from 0.
@@ -189,11 +201,13 @@ class PoissonSampler:
         """
         drawn = self.indices(step)
         count = max(1, math.ceil(len(drawn) / self.chunk_size))
-        rows = np.full((count, self.chunk_size), _PADDING, np.int64)
+        rows = np.full((count, self.chunk_size), PADDING, np.int64)
         rows.flat[: len(drawn)] = drawn
-        return [Chunk(row, row == _PADDING) for row in rows]
+        return [Chunk(row, row == PADDING) for row in rows]
 
     def _usual_chunk_size(self) -> int:
+        if self.max_batch_size is not None:
+            return min(self.num_examples, self.max_batch_size)
         mean = self.num_examples * self.sampling_prob
         stddev = math.sqrt(mean * (1 - self.sampling_prob))
         return min(self.num_examples, math.ceil(mean + 6 * stddev))
@@ -211,128 +225,13 @@ class PoissonSampler:
             blocks.append(np.flatnonzero(words < threshold) + start)
         return np.concatenate(blocks).astype(np.int64)
 
-
-def take(source: Any, indices: Any) -> Any:
-    """Gathers the rows of a chunk into one batch.
-
-    Args:
-        source: an array (NumPy, memory map, JAX), a dict or tuple of sources, or any
-            object with `len` and `source[int]` (a list of examples, a Hugging Face
-            `Dataset`, a Grain source); its `__getitems__(list)` is used if it has one.
-        indices: integers, -1 for padding: `Chunk.indices`.
-
-    Returns:
-        The batch in NumPy arrays, in the structure of the source or of its examples,
-        with a leading axis; rows of padding are zero.
-
-    Raises:
-        ValueError: for an empty source, parts of unequal length, an index out of range
-            or examples that differ in shape.
-        TypeError: for indices that are no integers, or a source without positions.
-
-    Privacy:
-        Zeros are not absence: pass `is_padding_example` to the gradient, too (law 4).
-
-    Example:
-        >>> take({"x": np.eye(3), "y": np.array([4, 5, 6])}, [2, -1])["y"].tolist()
-        [6, 0]
-        >>> take([("a", 1.0), ("b", 2.0)], [1])[1].tolist()
-        [2.0]
-    """
-    wanted = np.asarray(indices)
-    if wanted.ndim != 1 or (wanted.size and wanted.dtype.kind not in "iu"):
-        raise TypeError(
-            f"indices must be a list of integers, not {wanted.dtype} of shape "
-            f"{wanted.shape}; pass Chunk.indices."
-        )
-    return _take(source, wanted.astype(np.int64), _length(source))
-
-
-def _take(source: Any, wanted: np.ndarray, length: int) -> Any:
-    if isinstance(source, Mapping):
-        return {name: _take(part, wanted, length) for name, part in source.items()}
-    if isinstance(source, tuple):
-        return _like(source, [_take(part, wanted, length) for part in source])
-    if wanted.size and not _PADDING <= wanted.min() <= wanted.max() < length:
-        bad = wanted[(wanted < _PADDING) | (wanted >= length)][0]
-        raise ValueError(
-            f"index {bad} is outside a source of {length} examples; build the sampler "
-            f"with num_examples={length}."
-        )
-    is_drawn = wanted != _PADDING
-    # With nobody drawn, example 0 lends its shape; none of its values is kept.
-    picked = wanted[is_drawn] if is_drawn.any() else np.zeros(1, np.int64)
-    return _spread(_rows(source, picked), is_drawn)
-
-
-def _length(source: Any) -> int:
-    """Returns the common length of all parts of a source, or raises."""
-    if isinstance(source, Mapping | tuple):
-        parts = source.values() if isinstance(source, Mapping) else source
-        lengths = sorted({_length(part) for part in parts}) or [0]
-        if len(lengths) > 1:
-            raise ValueError(
-                f"the source's parts hold {lengths[0]} and {lengths[-1]} examples; "
-                "give every part the same number."
-            )
-        length = lengths[0]
-    else:
-        try:
-            length = len(source)
-        except TypeError as error:
-            raise TypeError(
-                f"a source needs len and indexing, not so {type(source).__name__}; "
-                "pass arrays, a dict of arrays or a list of examples."
-            ) from error
-    if not length:
-        raise ValueError("the source holds no examples; pass at least one.")
-    return length
-
-
-def _rows(source: Any, picked: np.ndarray) -> Any:
-    """Returns the picked examples, stacked; `picked` is never empty."""
-    if hasattr(source, "iloc"):  # pandas would look labels up, not positions
-        raise TypeError(
-            f"{type(source).__name__} is indexed by label; pass its to_numpy() instead."
-        )
-    if hasattr(source, "shape") and hasattr(source, "dtype"):
-        return np.asarray(source[picked])
-    if hasattr(source, "__getitems__"):
-        return _stack(source.__getitems__(picked.tolist()))
-    return _stack([source[i] for i in picked.tolist()])
-
-
-def _stack(examples: Sequence[Any]) -> Any:
-    """Stacks examples leaf by leaf; a list inside an example is one array."""
-    first = examples[0]
-    if isinstance(first, Mapping):
-        return {name: _stack([e[name] for e in examples]) for name in first}
-    if isinstance(first, tuple):
-        return _like(first, [_stack(part) for part in zip(*examples, strict=True)])
-    arrays = [np.asarray(example) for example in examples]
-    shapes = sorted({array.shape for array in arrays})
-    if len(shapes) > 1:
-        raise ValueError(
-            f"examples have shapes {shapes[0]} and {shapes[-1]}; "
-            "pad or crop them to one shape."
-        )
-    return np.stack(arrays)
-
-
-def _spread(rows: Any, is_drawn: np.ndarray) -> Any:
-    """Puts the rows where somebody was drawn and zeros elsewhere."""
-
-    def spread(leaf: np.ndarray) -> np.ndarray:
-        full = np.zeros((len(is_drawn), *leaf.shape[1:]), leaf.dtype)
-        full[is_drawn] = leaf[: is_drawn.sum()]
-        return full
-
-    return jax.tree.map(spread, rows)
-
-
-def _like(example: tuple[Any, ...], parts: list[Any]) -> tuple[Any, ...]:
-    """Returns the parts as a tuple of the example's own type."""
-    return type(example)(*parts) if hasattr(example, "_fields") else tuple(parts)
+    def _cut(self, drawn: np.ndarray, bits: np.random.Philox) -> np.ndarray:
+        """Keeps those with the smallest of fresh words, one for each that was drawn."""
+        most = self.max_batch_size
+        if most is None or len(drawn) <= most:
+            return drawn
+        words = bits.random_raw(len(drawn))
+        return np.sort(drawn[np.argsort(words, kind="stable")[:most]])
 
 
 def _key_bytes(key: Any) -> bytes:

@@ -120,12 +120,21 @@ def _mechanism(plan) -> str:
         f"Training takes {plan.num_steps:,} {steps}. In each step every one of the "
         f"{plan.num_examples:,} examples takes part independently of all others with "
         f"probability {plan.sampling_prob:.6g} (Poisson sampling), {plan.batch_size:,} "
-        "on average; sums are divided by this average and never by the number drawn, "
-        "and rows that only fill up a batch count as absent. The gradient of each "
-        f"example is limited to a norm of {plan.l2_clip_norm:g} before it enters the "
-        "sum, and normally distributed noise is added whose standard deviation, "
-        f"relative to that limit and over all that a step releases, is {noise} (the "
-        "noise multiplier)."
+        f"on average{_cut(plan)}; sums are divided by this average and never by the "
+        "number drawn, and rows that only fill up a batch count as absent. The "
+        f"gradient of each example is limited to a norm of {plan.l2_clip_norm:g} "
+        "before it enters the sum, and normally distributed noise is added whose "
+        "standard deviation, relative to that limit and over all that a step releases, "
+        f"is {noise} (the noise multiplier)."
+    )
+
+
+def _cut(plan) -> str:
+    if plan.max_batch_size is None:
+        return ""
+    return (
+        f", and a batch of more than {plan.max_batch_size:,} is cut to that number by "
+        "leaving out examples chosen at random, whose cost epsilon includes"
     )
 
 
@@ -167,10 +176,11 @@ def _facts(plan, epsilon: float, text: str) -> dict[str, Any]:
         "unit_of_privacy": "one training example",
         "neighboring_relation": plan.neighboring_relation,
         "neighboring_relation_in_words": RELATIONS[plan.neighboring_relation],
-        "sampling": "poisson",
+        "sampling": "poisson" if plan.max_batch_size is None else "truncated poisson",
         "sampling_probability": plan.sampling_prob,
         "num_examples": plan.num_examples,
         "expected_batch_size": plan.batch_size,
+        "max_batch_size": plan.max_batch_size,
         "num_steps": plan.num_steps,
         "l2_clip_norm": plan.l2_clip_norm,
         "smallest_noise_multiplier": float(plan.noise_multipliers.min()),

@@ -3,6 +3,7 @@
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("DP_ILG_CACHE", "")  # every epsilon is computed anew
 
 from jaxtyping import install_import_hook
 

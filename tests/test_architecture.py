@@ -65,7 +65,6 @@ BOOKKEEPING_RANK = {name: r for r, names in enumerate(BOOKKEEPING) for name in n
 EXPERIMENTS = [
     ["data_files", "fields", "linen_models", "run_record", "svg", "train_step"]
     + [
-        "config_data",
         "config_run",
         "gpt2",
         "lora",
@@ -76,9 +75,9 @@ EXPERIMENTS = [
         "word_counts",
     ]
     + ["environment", "feeds", "locks", "memory_limits", "mesh"],
-    ["hosts", "mesh_rows"],
+    ["config_data", "hosts", "mesh_rows"],
     ["hosts_worker"],
-    ["transformer_linen"],
+    ["transformer_linen", "shards"],
     ["transformer_nnx"],
     [
         "data_adult",
@@ -101,7 +100,7 @@ EXPERIMENTS = [
     ["trainer_audit_command"],
     ["study_commands"],
     ["progress", "trainer", "commands"],
-    ["layer_study", "layer_study_plot", "run_folder"],
+    ["layer_study", "layer_study_plot", "run_folder", "shard_command"],
     ["distributed"],
     ["runner"],
     ["sweep", "sweep_bench", "compare_cost"],

@@ -31,6 +31,7 @@ from dp_ilg.experiments.config import Config, read_config
 from dp_ilg.experiments.fields import nearest
 from dp_ilg.experiments.hosts import GONE, Devices, LostProcess
 from dp_ilg.experiments.hosts_worker import LOST, is_worker, supervised
+from dp_ilg.experiments.shard_command import shards
 from dp_ilg.experiments.study_commands import audit, reproduce
 
 _ONE_DEVICE = Devices()
@@ -89,6 +90,7 @@ def _parse(args: list[str], default: Config) -> Callable[[], None]:
         "reproduce": reproduce,
         "audit": audit,
         "compare": compare,
+        "shards": shards,
     }
     if args and not args[0].startswith("-") and args[0] not in commands:
         advice = nearest(args[0], commands)
@@ -168,7 +170,7 @@ def _train(
         raise ValueError("--resume needs --run-dir, the folder to go on with.")
     chosen = config.optimizer.importance
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    folder = Path(run_dir or f"runs/{config.data.name}-{chosen}-{stamp}")
+    folder = Path(run_dir or f"runs/{Path(config.data.name).name}-{chosen}-{stamp}")
     if config.run.show_private_loss:
         warnings.warn(
             "--show-private-loss shows the training loss, which is computed from the "

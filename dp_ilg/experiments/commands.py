@@ -3,6 +3,7 @@
 import json as json_lib
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,6 +30,7 @@ def calibrate(
     score_budget: float = 0.01,
     accountant: Accountant = "pld",
     neighboring_relation: Relation = "add_or_remove_one",
+    max_batch_size: int | None = None,
     json: bool = False,
 ) -> Callable[[], None]:
     """Finds the noise for an epsilon; or, for a noise, the steps or the batch size.
@@ -46,6 +48,7 @@ def calibrate(
         score_budget: share of each step's budget for layer scores.
         accountant: how privacy loss is composed.
         neighboring_relation: what two data sets may differ in.
+        max_batch_size: cut larger draws to this size, at random.
         json: print one JSON object.
 
     Returns:
@@ -62,6 +65,7 @@ def calibrate(
         score_budget=score_budget,
         accountant=accountant,
         neighboring_relation=neighboring_relation,
+        max_batch_size=max_batch_size,
     )
     sought = dict(
         noise_multiplier=noise_multiplier, num_steps=num_steps, batch_size=batch_size
@@ -96,6 +100,7 @@ def epsilon(
     schedule: ScheduleConfig = _CONSTANT,
     accountant: Accountant = "pld",
     neighboring_relation: Relation = "add_or_remove_one",
+    max_batch_size: int | None = None,
     json: bool = False,
 ) -> Callable[[], None]:
     """Computes the epsilon of a noise multiplier.
@@ -109,6 +114,7 @@ def epsilon(
         schedule: the shape of the noise over the steps.
         accountant: how privacy loss is composed.
         neighboring_relation: what two data sets may differ in.
+        max_batch_size: cut larger draws to this size, at random.
         json: print one JSON object.
 
     Returns:
@@ -131,6 +137,7 @@ def epsilon(
             score_budget=0.0,
             accountant=accountant,
             neighboring_relation=neighboring_relation,
+            max_batch_size=max_batch_size,
         )
         _show_plan(plan, json)
 
@@ -220,6 +227,8 @@ _PLAN_ROWS: Rows = {
     "last_noise_multiplier": ("Noise multiplier of the last step", "{:.4f}"),
     "num_steps": ("Steps", "{:,}"),
     "batch_size": ("Expected batch size", "{:,}"),
+    "max_batch_size": ("Draws are cut to", "{:,}"),
+    "uncut_epsilon": ("Epsilon if none were cut", "{:.4f}"),
     "num_examples": ("Training examples", "{:,}"),
     "accountant": ("Accountant", "{}"),
     "neighboring_relation": ("Neighbouring relation", "{}"),
@@ -252,6 +261,9 @@ def _show_plan(plan: PrivacyPlan, json: bool) -> None:
         "neighboring_relation": plan.neighboring_relation,
         "statement": plan.statement().text,
     }
+    if plan.max_batch_size is not None:
+        found["max_batch_size"] = plan.max_batch_size
+        found["uncut_epsilon"] = replace(plan, max_batch_size=None).epsilon()
     show(found, json, _PLAN_ROWS)
 
 

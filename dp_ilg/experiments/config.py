@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
+from dp_ilg.experiments.config_data import DataConfig
 from dp_ilg.experiments.config_run import RunConfig, flag
 from dp_ilg.experiments.fields import (
     assignments,
@@ -20,28 +21,6 @@ from dp_ilg.experiments.fields import (
     required,
 )
 from dp_ilg.validation import fraction, positive, whole
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Which data: `name` is a row of the table of loaders.
-
-    `validation` is the share of training examples to hold out: they are then what the
-    model is evaluated on, and the test part is not kept. `features` is a row of
-    `dp_ilg.experiments.features.FEATURES`: what images are turned into beforehand.
-
-    Example:
-        >>> DataConfig(name="mnist").name
-        'mnist'
-    """
-
-    name: str = required("digits")
-    validation: float | None = None
-    features: str = "raw"
-
-    def __post_init__(self):
-        if self.validation is not None:
-            fraction("data.validation", self.validation)
 
 
 @dataclass(frozen=True)
@@ -106,7 +85,8 @@ class PrivacyConfig:
 
     Privacy:
         These fields, the number of training examples and the sampler decide
-        (epsilon, delta); the batch size is the expected one of a Poisson sample.
+        (epsilon, delta); the batch size is the expected one of a Poisson sample, which
+        `max_batch_size` cuts where it is larger, at a cost that epsilon includes.
 
     Example:
         >>> PrivacyConfig(epsilon=-1.0)
@@ -127,6 +107,7 @@ class PrivacyConfig:
     )
     schedule: ScheduleConfig = ScheduleConfig()
     num_stages: int = 16
+    max_batch_size: int | None = None
 
     def __post_init__(self):
         positive("privacy.epsilon", self.epsilon)
@@ -136,6 +117,8 @@ class PrivacyConfig:
         positive("privacy.l2_clip_norm", self.l2_clip_norm)
         fraction("privacy.score_budget", self.score_budget, include_zero=True)
         whole("privacy.num_stages", self.num_stages)
+        if self.max_batch_size is not None:
+            whole("privacy.max_batch_size", self.max_batch_size, self.batch_size)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ _ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 _SYSTEM_FOLDER = Path("/usr/share/datasets")  # where Debian installs Fashion-MNIST
 _PIXELS = "Nothing is computed from the data: pixels are divided by their range."
 
-Inputs = np.ndarray | tuple[np.ndarray, ...]
+Inputs = Any  # an array or a tuple of arrays, in memory, mapped or in shards
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Dataset:
 
     name: str
     x_train: Inputs
-    y_train: np.ndarray
+    y_train: Any
     x_test: Inputs
     y_test: np.ndarray
     num_classes: int

@@ -31,6 +31,7 @@ from dp_ilg.experiments.recipe import (
     make_plan,
     method_options,
 )
+from dp_ilg.experiments.sources import is_folder_name, load_folder
 from dp_ilg.factor_pca import FactorPca
 from dp_ilg.plan import PrivacyPlan
 from dp_ilg.rules import RULES
@@ -146,11 +147,20 @@ def load_data(config: Config, data_dir: Path | None = None) -> Dataset:
         >>> len(load_data(Config()).y_train)
         1437
     """
-    check_row("data.name", config.data.name, LOADERS)
+    _check_name(config.data.name)
     check_row("data.features", config.data.features, feature_names())
-    data = with_features(load_dataset(config.data.name, data_dir), config.data.features)
+    data = with_features(_loaded(config.data.name, data_dir), config.data.features)
     share = config.data.validation
     return data if share is None else hold_out(data, share)
+
+
+def _check_name(name: str) -> None:
+    if not is_folder_name(name):
+        check_row("data.name", name, LOADERS)
+
+
+def _loaded(name: str, data_dir: Path | None) -> Dataset:
+    return load_folder(name) if is_folder_name(name) else load_dataset(name, data_dir)
 
 
 def build_job(
@@ -181,7 +191,7 @@ def build_job(
         >>> build_job(Config()).plan.epsilon() <= 8.0
         True
     """
-    check_row("data.name", config.data.name, LOADERS)
+    _check_name(config.data.name)
     check_row("optimizer.importance", config.optimizer.importance, RULES)
     check_row("optimizer.method", config.optimizer.method, BASELINES)
     options = method_options(config)

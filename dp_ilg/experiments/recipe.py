@@ -19,6 +19,7 @@ from dp_ilg.experiments.config import (
     ScheduleConfig,
 )
 from dp_ilg.experiments.fields import given, nearest
+from dp_ilg.factor_pca import factor_releases
 from dp_ilg.plan import PrivacyPlan
 
 
@@ -163,7 +164,15 @@ def make_plan(config: Config, num_examples: int) -> PrivacyPlan:
         accountant=privacy.accountant,
         neighboring_relation=privacy.neighboring_relation,
         num_stages=privacy.num_stages,
+        max_batch_size=privacy.max_batch_size,
+        prior_releases=_prior(config),
     )
+
+
+def _prior(config: Config) -> tuple[tuple[str, float], ...]:
+    """What is released before the first step."""
+    sigma = config.data.projection.noise_multiplier
+    return () if sigma is None else factor_releases(sigma)
 
 
 def make_optimizer(

@@ -20,6 +20,7 @@ from dp_ilg.experiments.config import Config, config_to_toml, read_config
 from dp_ilg.experiments.environment import environment
 from dp_ilg.experiments.job import Job
 from dp_ilg.experiments.locks import locked
+from dp_ilg.experiments.shards import ShardedArray
 from dp_ilg.experiments.trainer import Position
 from dp_ilg.factor_pca import FactorPca
 from dp_ilg.layers import paths
@@ -309,7 +310,10 @@ def _data_digest(job: Job) -> str:
     digest = hashlib.sha256()
     for array in jax.tree.leaves((job.data.x_train, job.data.y_train)):
         digest.update(f"{array.dtype} {array.shape} ".encode())
-        digest.update(np.ascontiguousarray(array).data)
+        if isinstance(array, ShardedArray):  # never whole in memory
+            digest.update(array.content_digest().encode())
+        else:
+            digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 

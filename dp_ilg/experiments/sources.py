@@ -1,0 +1,177 @@
+"""Where training rows come from: one interface for memory, files and other libraries.
+
+A source has a length and gives rows by position. Whatever `dp_ilg.sampling.take` reads
+becomes one: arrays, memory maps, folders of shards, a ``datasets.Dataset``, a Grain
+source or ``MapDataset``, a list. Positions come from the Poisson sampler alone, so a
+loader's own shuffling and batching stay unused: they would not be the sample that is
+accounted.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from dp_ilg.experiments.data import Dataset
+from dp_ilg.experiments.data_files import DataError
+from dp_ilg.experiments.shards import open_shards, read_index, write_shards
+from dp_ilg.sampling import take
+
+
+@runtime_checkable
+class Source(Protocol):
+    """What a `Feed` reads.
+
+    Privacy:
+        An error of `rows` may name rows or quote them; the feed drops its words.
+
+    Example:
+        >>> isinstance(GatheredSource([1.0, 2.0]), Source)
+        True
+    """
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        ...
+
+    def rows(self, indices: np.ndarray) -> Any:
+        """Gives rows by position.
+
+        Args:
+            indices: int64[rows]; -1 is padding.
+
+        Returns:
+            A tree of arrays with a leading axis of that length; what padding rows hold
+            does not matter.
+        """
+        ...
+
+
+class GatheredSource:
+    """Rows of anything that has a length and positions, made into examples.
+
+    Example:
+        >>> people = [{"age": 31, "name": "a"}, {"age": 47, "name": "b"}]
+        >>> source = GatheredSource(people, lambda rows: rows["age"] / 100)
+        >>> len(source), source.rows(np.array([1, -1])).tolist()
+        (2, [0.47, 0.0])
+    """
+
+    def __init__(self, data: Any, make: Callable[[Any], Any] = lambda rows: rows):
+        """Takes the rows and what to make of a batch of them.
+
+        Args:
+            data: what `dp_ilg.sampling.take` reads.
+            make: a batch of rows -> what the loss takes; row i of its result must
+                depend on row i alone, or one example would reach the others'
+                gradients.
+        """
+        self._data, self._make = data, make
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def rows(self, indices: np.ndarray) -> Any:
+        """Gathers rows; see `Source.rows`."""
+        return self._make(take(self._data, indices))
+
+
+def is_folder_name(name: str) -> bool:
+    """Whether a data set's name is the path of a folder.
+
+    Args:
+        name: as in ``data.name``.
+
+    Returns:
+        True if there is a slash in it, as in ``./rows``.
+
+    Example:
+        >>> is_folder_name("digits"), is_folder_name("data/rows")
+        (False, True)
+    """
+    return "/" in name or "\\" in name
+
+
+def save_dataset(data: Dataset, folder: str | Path, rows_per_shard: int | None) -> Path:
+    """Writes a data set as a folder that ``dp-ilg train --data.name FOLDER`` takes.
+
+    Args:
+        data: the data set.
+        folder: where to; must not exist.
+        rows_per_shard: as for `write_shards`.
+
+    Returns:
+        The folder; its own shards are the training rows, ``test`` in it the test rows.
+
+    Raises:
+        DataError: if the folder exists.
+        OSError: if it cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> from dp_ilg.experiments.data import load_dataset
+        >>> folder = Path(tempfile.mkdtemp()) / "digits"
+        >>> path = save_dataset(load_dataset("digits"), folder, 500)
+        >>> sorted(p.name for p in path.iterdir())[:3]
+        ['index.json', 'test', 'x-00000.npy']
+    """
+    folder = Path(folder)
+    facts = {
+        "name": data.name,
+        "num_classes": data.num_classes,
+        "note": data.note,
+        "num_tokens": data.num_tokens,
+        "num_categories": list(data.num_categories),
+    }
+    rows = {"x": data.x_train, "y": data.y_train}
+    test = {"test": {"x": data.x_test, "y": data.y_test}}
+    sizes = dict(rows_per_shard=rows_per_shard, facts=facts)
+    return write_shards(rows, folder, parts=test, **sizes)
+
+
+def load_folder(folder: str | Path) -> Dataset:
+    """Opens a folder that `save_dataset` wrote; training rows stay on the disk.
+
+    Args:
+        folder: the training rows; the test rows in its part ``test`` are read into
+            memory.
+
+    Returns:
+        The data set; ``x_train`` and ``y_train`` are `ShardedArray`.
+
+    Raises:
+        DataError: for a folder that is absent, damaged or holds something else.
+
+    Example:
+        >>> load_folder("no/such/folder")
+        Traceback (most recent call last):
+        dp_ilg.experiments.data_files.DataError: no/such/folder/index.json cannot ...
+    """
+    folder = Path(folder)
+    facts = read_index(folder)["facts"]
+    train, test = open_shards(folder), open_shards(folder / "test")
+    if "num_classes" not in facts or "y" not in train or set(train) != set(test):
+        raise DataError(
+            f"{folder} holds no training and test rows x and y; write it with "
+            "`dp-ilg shards`."
+        )
+    whole = {name: np.asarray(array) for name, array in test.items()}
+    return Dataset(
+        facts["name"],
+        _inputs(train),
+        train["y"],
+        _inputs(whole),
+        whole["y"],
+        num_classes=facts["num_classes"],
+        note=f"{facts['note']} Read from shards in {folder}.",
+        num_tokens=facts["num_tokens"],
+        num_categories=tuple(facts["num_categories"]),
+    )
+
+
+def _inputs(arrays: dict[str, Any]) -> Any:
+    """One array, or a tuple of those that are called x.0, x.1 and so on."""
+    if "x" in arrays:
+        return arrays["x"]
+    return tuple(arrays[f"x.{i}"] for i in range(len(arrays) - 1))
