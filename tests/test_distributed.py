@@ -19,6 +19,7 @@ from dp_ilg.sampling import PoissonSampler
 
 ROOT = Path(__file__).parent.parent
 ROUNDING = 1e-5
+PATIENCE = 900  # seconds; a process starts in 5 s where it has a core to itself
 TINY = ["--seed", "3", "--privacy.accountant", "rdp", "--run.engine", "vmap"]
 TINY += ["--model.hidden", "8", "--batch-size", "64", "--json"]
 
@@ -56,7 +57,7 @@ def begin(folder, count, *args, own=(), **options):
     return found
 
 
-def end(processes, seconds=300):
+def end(processes, seconds=PATIENCE):
     """Exit codes and what was said, once all have ended; none is left behind."""
     told = []
     try:
@@ -88,7 +89,7 @@ def recorded(folder):
 
 
 def wait_for(folder, steps, processes):
-    until = time.monotonic() + 300
+    until = time.monotonic() + PATIENCE
     while recorded(folder) < steps:
         assert time.monotonic() < until, "no steps are taken"
         assert all(p.poll() is None for p in processes), end(processes)
