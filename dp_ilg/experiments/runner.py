@@ -101,22 +101,39 @@ def run_training(
         >>> list(inspect.signature(run_training).parameters)[:2]
         ['config', 'run_dir']
     """
+    stopped = None
     with joined(devices) as hosts:
-        team = Team(hosts, devices)
-        if not hosts.leads:
-            return _follow(build_job(config, data_dir), team)
-        folder = RunFolder(run_dir, team.layout)
-        known = resume and folder.path.exists()
-        if not known:
-            folder.check_absent()
-        if known:
-            _check_same(folder, config)
-        job = build_job(config, data_dir, folder.read_plan() if known else None)
-        team.agree(job)
-        if not known:
-            folder.begin(job, *_begun(job))
-        with locked(folder.path):
-            return _go_on(folder, job, progress, team)
+        try:
+            team = Team(hosts, devices)
+            if not hosts.leads:
+                return _follow(build_job(config, data_dir), team)
+            folder = RunFolder(run_dir, team.layout)
+            return _lead(config, folder, data_dir, resume, team, progress)
+        except Interrupted as stop:  # no failure: all processes leave together
+            stopped = stop
+    raise stopped
+
+
+def _lead(
+    config: Config,
+    folder: RunFolder,
+    data_dir: Path | None,
+    resume: bool,
+    team: Team,
+    progress: Callable[[Job, int], Any] | None,
+) -> dict[str, Any]:
+    """The run as process 0 sees it, which has the folder."""
+    known = resume and folder.path.exists()
+    if known:
+        _check_same(folder, config)
+    else:
+        folder.check_absent()
+    job = build_job(config, data_dir, folder.read_plan() if known else None)
+    team.agree(job)
+    if not known:
+        folder.begin(job, *_begun(job))
+    with locked(folder.path):
+        return _go_on(folder, job, progress, team)
 
 
 def _follow(job: Job, team: Team) -> dict[str, Any]:
