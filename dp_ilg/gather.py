@@ -46,7 +46,7 @@ def take(source: Any, indices: Any) -> Any:
             f"indices must be a list of integers, not {wanted.dtype} of shape "
             f"{wanted.shape}; pass Chunk.indices."
         )
-    return _take(source, wanted.astype(np.int64), _length(source))
+    return _take(source, wanted.astype(np.int64), length(source))
 
 
 def _take(source: Any, wanted: np.ndarray, length: int) -> Any:
@@ -66,28 +66,43 @@ def _take(source: Any, wanted: np.ndarray, length: int) -> Any:
     return _spread(_rows(source, picked), is_drawn)
 
 
-def _length(source: Any) -> int:
-    """Returns the common length of all parts of a source, or raises."""
+def length(source: Any) -> int:
+    """Counts the rows of anything that `take` reads.
+
+    Args:
+        source: as for `take`.
+
+    Returns:
+        The common length of all its parts.
+
+    Raises:
+        ValueError: for an empty source, or parts of unequal length.
+        TypeError: for a source without positions.
+
+    Example:
+        >>> length({"x": np.eye(3), "y": [4, 5, 6]})
+        3
+    """
     if isinstance(source, Mapping | tuple):
         parts = source.values() if isinstance(source, Mapping) else source
-        lengths = sorted({_length(part) for part in parts}) or [0]
+        lengths = sorted({length(part) for part in parts}) or [0]
         if len(lengths) > 1:
             raise ValueError(
                 f"the source's parts hold {lengths[0]} and {lengths[-1]} examples; "
                 "give every part the same number."
             )
-        length = lengths[0]
+        count = lengths[0]
     else:
         try:
-            length = len(source)
+            count = len(source)
         except TypeError as error:
             raise TypeError(
                 f"a source needs len and indexing, not so {type(source).__name__}; "
                 "pass arrays, a dict of arrays or a list of examples."
             ) from error
-    if not length:
+    if not count:
         raise ValueError("the source holds no examples; pass at least one.")
-    return length
+    return count
 
 
 def _rows(source: Any, picked: np.ndarray) -> Any:

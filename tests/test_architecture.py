@@ -74,7 +74,7 @@ EXPERIMENTS = [
         "text_data",
         "word_counts",
     ]
-    + ["environment", "feeds", "locks", "memory_limits", "mesh"],
+    + ["environment", "compiling", "feeds", "locks", "memory_limits", "mesh"],
     ["config_data", "hosts", "mesh_rows"],
     ["hosts_worker"],
     ["transformer_linen", "shards"],
@@ -89,7 +89,7 @@ EXPERIMENTS = [
         "reproduce",
     ],
     ["data", "models", "text_features", "report", "table2", "table_runs"],
-    ["abadi", "config", "features", "projection", "table3"],
+    ["abadi", "config", "features", "projection", "sources", "table3"],
     ["export", "holdout", "recipe"],
     ["job", "audit_scene"],
     ["audit", "trainer_audit", "trainer_audit_checks", "trainer_audit_plot"],

@@ -163,11 +163,13 @@ def _train(
     json: bool,
     devices: Devices,
 ) -> None:
+    from dp_ilg.experiments.compiling import use_compile_cache
     from dp_ilg.experiments.progress import progress_bar
     from dp_ilg.experiments.runner import Interrupted, run_training
 
     if resume and run_dir is None:
         raise ValueError("--resume needs --run-dir, the folder to go on with.")
+    use_compile_cache(config.run.compile_cache)
     chosen = config.optimizer.importance
     stamp = time.strftime("%Y%m%d-%H%M%S")
     folder = Path(run_dir or f"runs/{Path(config.data.name).name}-{chosen}-{stamp}")

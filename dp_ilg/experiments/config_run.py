@@ -28,7 +28,8 @@ class RunConfig:
 
     `memory_mib` bounds what a gradient holds beside the model and the gathered rows:
     the largest micro-batch that fits is taken, unless `microbatch_size` is given.
-    `chunk_size` rows are gathered at a time, by default a whole draw.
+    `chunk_size` rows are gathered at a time, by default a whole draw. `compile_cache`
+    is a folder in which compiled programs are kept for the next start.
 
     Example:
         >>> RunConfig().seed is None
@@ -42,6 +43,7 @@ class RunConfig:
     memory_mib: float | None = None
     chunk_size: int | None = None
     engine: str = "auto"
+    compile_cache: str | None = None
     show_private_loss: Annotated[bool, flag("--show-private-loss")] = False
 
     def __post_init__(self):

@@ -16,7 +16,7 @@ import numpy as np
 from dp_ilg.experiments.data import Dataset
 from dp_ilg.experiments.data_files import DataError
 from dp_ilg.experiments.shards import open_shards, read_index, write_shards
-from dp_ilg.sampling import take
+from dp_ilg.gather import length, take
 
 
 @runtime_checkable
@@ -70,7 +70,7 @@ class GatheredSource:
         self._data, self._make = data, make
 
     def __len__(self) -> int:
-        return len(self._data)
+        return length(self._data)
 
     def rows(self, indices: np.ndarray) -> Any:
         """Gathers rows; see `Source.rows`."""

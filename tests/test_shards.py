@@ -1,0 +1,302 @@
+"""Folders of shards: the rows that were written, or none; in constant memory."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from dp_ilg.experiments import shards
+from dp_ilg.experiments.data import load_dataset
+from dp_ilg.experiments.data_files import DataError
+from dp_ilg.experiments.shards import ShardedArray, open_shards, write_shards
+from dp_ilg.experiments.sources import (
+    GatheredSource,
+    Source,
+    is_folder_name,
+    load_folder,
+    save_dataset,
+)
+from dp_ilg.sampling import take
+
+N = 23
+X = np.arange(N * 6, dtype=np.float32).reshape(N, 2, 3)
+Y = np.arange(N, dtype=np.uint16)
+TREE = {"x": (X, Y), "y": Y + 1}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_shards(TREE, tmp_path / "rows", rows_per_shard=5)
+
+
+@pytest.mark.parametrize("indices", [[0], [22, 0, 7, 7], list(range(N)), [4, -1, 5]])
+def test_rows_come_back_from_any_shard_in_any_order(folder, indices):
+    found = take(open_shards(folder), np.array(indices))
+    known = take({"x.0": X, "x.1": Y, "y": Y + 1}, np.array(indices))
+    assert found.keys() == known.keys()
+    for name, rows in known.items():
+        assert found[name].dtype == rows.dtype and np.array_equal(found[name], rows)
+
+
+def test_shards_look_like_an_array(folder):
+    x = open_shards(folder)["x.0"]
+    assert x.shape == X.shape and x.dtype == X.dtype and x.ndim == 3 and len(x) == N
+    assert np.array_equal(x[3:17:2], X[3:17:2]) and np.array_equal(np.asarray(x), X)
+    with pytest.raises(TypeError):
+        x[np.ones(N, bool)]
+    with pytest.raises(IndexError):
+        x[np.array([N])]
+
+
+@pytest.mark.parametrize("per", [1, 5, 23, 100, None])
+def test_any_number_of_rows_a_file(tmp_path, per):
+    path = write_shards({"x": X}, tmp_path / "rows", rows_per_shard=per)
+    count = -(-N // per) if per else 1
+    assert len(list(path.glob("x-*.npy"))) == count
+    assert np.array_equal(np.asarray(open_shards(path)["x"]), X)
+
+
+def test_the_digest_is_that_of_the_rows_and_damage_is_found(folder, tmp_path):
+    digest = open_shards(folder)["y"].content_digest()
+    again = write_shards(TREE, tmp_path / "again", rows_per_shard=5)
+    assert open_shards(again)["y"].content_digest() == digest
+    other = write_shards({"y": Y + 2}, tmp_path / "other", rows_per_shard=5)
+    assert open_shards(other)["y"].content_digest() != digest
+    path = folder / "y-00002.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="y-00002.npy is not what its index says"):
+        open_shards(folder)["y"].content_digest()
+
+
+def edit_index(folder, **changes):
+    path = folder / "index.json"
+    index = json.loads(path.read_text()) | changes
+    del index["sha256"]
+    index["sha256"] = shards._seal(index)
+    path.write_text(json.dumps(index))
+
+
+def cut(folder):
+    path = folder / "x.0-00001.npy"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+DAMAGE = {
+    "cut file": cut,
+    "no file": lambda f: (f / "y-00000.npy").unlink(),
+    "no index": lambda f: (f / "index.json").unlink(),
+    "cut index": lambda f: (f / "index.json").write_text('{"rows": 3'),
+    "list": lambda f: (f / "index.json").write_text("[]"),
+    "deep": lambda f: (f / "index.json").write_text("[" * 100_000),
+    "changed": lambda f: (f / "index.json").write_text(
+        (f / "index.json").read_text().replace("23", "22")
+    ),
+    "format": lambda f: edit_index(f, dp_ilg_shards=2),
+}
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_a_damaged_folder_is_refused_in_one_sentence(folder, how):
+    DAMAGE[how](folder)
+    with pytest.raises(DataError) as caught:
+        open_shards(folder)["x.0"][np.arange(5, 10)]
+    assert str(caught.value).endswith(".") and ". " not in str(caught.value)
+
+
+def test_a_file_of_another_shape_or_with_objects_is_not_read(folder):
+    np.save(folder / "y-00000.npy", np.arange(40.0))
+    with pytest.raises(DataError, match="not what its index"):
+        open_shards(folder)["y"][:1]
+    np.save(folder / "y-00000.npy", np.array([{}] * 50), allow_pickle=True)
+    with pytest.raises(DataError, match="cannot be read"):
+        open_shards(folder)["y"][:1]
+
+
+def test_a_folder_that_exists_is_not_touched(folder):
+    before = sorted(path.name for path in folder.iterdir())
+    with pytest.raises(DataError, match="exists"):
+        write_shards(TREE, folder)
+    assert sorted(path.name for path in folder.iterdir()) == before
+
+
+def test_only_the_owner_may_look(folder):
+    assert folder.stat().st_mode & 0o077 == 0
+
+
+class Failing:
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, index):
+        if index == 7:
+            raise OSError("no more")
+        return X[0]
+
+
+def test_a_failing_source_leaves_nothing(tmp_path):
+    with pytest.raises(OSError):
+        write_shards(Failing(), tmp_path / "rows", rows_per_shard=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+KILLED = """
+import sys, time
+import numpy as np
+from dp_ilg.experiments.shards import write_shards
+class Slow:
+    def __len__(self): return 1000
+    def __getitem__(self, i):
+        if i == 500:
+            print("half", flush=True)
+            time.sleep(60)
+        return np.ones(3)
+write_shards(Slow(), sys.argv[1], rows_per_shard=100)
+"""
+
+
+def test_a_killed_writer_leaves_no_folder_and_the_next_one_tidies_up(tmp_path):
+    path = tmp_path / "rows"
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout and process.stdout.readline() == b"half\n"
+        process.kill()
+    assert not path.exists() and len(list(tmp_path.iterdir())) == 1
+    write_shards({"x": X}, path)
+    assert [p.name for p in tmp_path.iterdir()] == ["rows"]
+
+
+MEMORY = """
+import resource, sys
+import numpy as np
+from dp_ilg.experiments.shards import open_shards, write_shards
+class Many:
+    shape, dtype = (200_000, 256), np.dtype(np.float32)
+    def __len__(self): return self.shape[0]
+    def __getitem__(self, rows): return np.ones((len(rows), 256), np.float32)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+write_shards(Many(), sys.argv[1] + "/rows", rows_per_shard=50_000)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+def test_200_mb_are_written_in_constant_memory(tmp_path):
+    out = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert float(out.stdout) < 40  # MiB more than before; the rows are 195
+    assert open_shards(tmp_path / "rows")["rows"].shape == (200_000, 256)
+
+
+# --- data sets ----------------------------------------------------------------------
+
+
+def test_a_data_set_comes_back_as_it_was(tmp_path):
+    digits = load_dataset("digits")
+    path = save_dataset(digits, tmp_path / "digits", 400)
+    found = load_folder(path)
+    assert isinstance(found.x_train, ShardedArray)
+    assert np.array_equal(np.asarray(found.x_train), digits.x_train)
+    assert np.array_equal(np.asarray(found.y_train), digits.y_train)
+    assert np.array_equal(found.x_test, digits.x_test)
+    assert np.array_equal(found.y_test, digits.y_test)
+    assert found.num_classes == 10 and "Read from shards" in found.note
+
+
+def test_a_feed_of_shards_has_the_batches_of_memory(tmp_path):
+    """The small form of the next test."""
+    from dp_ilg.experiments.feeds import Feed
+    from dp_ilg.sampling import PoissonSampler
+
+    digits = load_dataset("digits")
+    found = load_folder(save_dataset(digits, tmp_path / "digits", 400))
+    sampler = PoissonSampler(len(digits.y_train), 0.05, key=3, num_steps=3)
+    with (
+        Feed((digits.x_train, digits.y_train), sampler) as memory,
+        Feed((found.x_train, found.y_train), sampler) as files,
+    ):
+        for step in range(3):
+            (known, _), (rows, _) = memory.chunks(step)[0], files.chunks(step)[0]
+            assert np.array_equal(known[0], rows[0])
+            assert np.array_equal(known[1], rows[1])
+
+
+@pytest.mark.slow
+def test_a_run_from_shards_has_the_bits_of_a_run_from_memory(tmp_path):
+    from dp_ilg.experiments.config import config_from_mapping
+    from dp_ilg.experiments.runner import run_training
+
+    path = save_dataset(load_dataset("digits"), tmp_path / "digits", 400)
+
+    def run(name, out, resume=False, steps=4):
+        config = config_from_mapping(
+            {
+                "data": {"name": str(name)},
+                "model": {"name": "mlp", "hidden": (4,)},
+                "privacy": {
+                    "epsilon": 8.0,
+                    "delta": 1e-5,
+                    "batch_size": 64,
+                    "num_steps": steps,
+                    "accountant": "rdp",
+                    "schedule": {"name": "constant"},
+                },
+                "optimizer": {
+                    "learning_rate": 0.02,
+                    "learning_rate_schedule": {"name": "constant"},
+                },
+                "run": {"seed": 5, "eval_every": 100},
+            }
+        )
+        return run_training(config, tmp_path / out, resume=resume)
+
+    known = run("digits", "memory")
+    found = run(path, "shards")
+    assert found["params_sha256"] == known["params_sha256"]
+    content = bytearray((path / "x-00001.npy").read_bytes())
+    content[-3] ^= 1
+    (path / "x-00001.npy").write_bytes(content)
+    with pytest.raises(ValueError, match="not what its index says"):
+        run(path, "shards", resume=True)
+
+
+def test_names_of_folders():
+    assert is_folder_name("./digits") and not is_folder_name("digits")
+
+
+def test_sources_of_other_libraries_have_one_interface():
+    rows = [{"image": x, "label": int(y)} for x, y in zip(X, Y, strict=True)]
+    source = GatheredSource(rows, lambda batch: (batch["image"], batch["label"]))
+    assert isinstance(source, Source) and len(source) == N
+    images, labels = source.rows(np.array([3, -1, 8]))
+    assert np.array_equal(images[[0, 2]], X[[3, 8]]) and labels.tolist() == [3, 0, 8]
+
+
+@pytest.mark.parametrize("library", ["grain", "datasets"])
+def test_grain_and_datasets_through_a_feed(library):
+    """Both are in the extra ``data``; see tests/test_sampling.py for their rows."""
+    module = pytest.importorskip(library, reason=f"{library} is not installed")
+    from dp_ilg.experiments.feeds import Feed
+    from dp_ilg.sampling import PoissonSampler
+
+    rows = [{"x": x, "y": int(y)} for x, y in zip(X, Y, strict=True)]
+    if library == "grain":
+        data = module.MapDataset.source(rows).map(lambda row: row | {"y": row["y"] + 1})
+    else:
+        table = {"x": X.tolist(), "y": (Y + 1).tolist()}
+        data = module.Dataset.from_dict(table).with_format("numpy")
+    sampler = PoissonSampler(N, 0.5, key=3, num_steps=3)
+    with Feed(GatheredSource(data), sampler) as feed:
+        for step in range(3):
+            batch, mask = feed.chunks(step)[0]
+            drawn = sampler.indices(step)
+            keep = ~np.asarray(mask)
+            assert np.array_equal(np.asarray(batch["x"])[keep], X[drawn])
+            assert np.array_equal(np.asarray(batch["y"])[keep], Y[drawn] + 1)
