@@ -8,7 +8,6 @@ import dataclasses
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +32,7 @@ from dp_ilg.experiments.trainer import (
 from dp_ilg.ledger import PrivacyLedger
 from dp_ilg.plan import PrivacyPlan
 
+_KEPT = 6  # projected data sets of one task: tuning's and one for each seed
 _MEMORY = Path("/dev/shm")  # a ledger that need not outlive its run is not synced
 
 
@@ -79,6 +79,7 @@ class Bench:
         self._data_dir = data_dir
         self._data: dict[DataConfig, Dataset] = {}
         self._group: _Group | None = None
+        self._projections: dict[tuple[DataConfig, int | None], Dataset] = {}
 
     def run(self, config: Config, group: str) -> dict[str, Any]:
         """Trains and evaluates once.
@@ -104,9 +105,10 @@ class Bench:
         begun = time.perf_counter()
         group = self._prepared(config, name)
         keys = run_keys(config.run.seed)
-        job = ready(group.job, keys.sampler)
-        if job is not group.job:  # its data are of this run alone
+        if group.job.raw is not None:
+            job = self._projected(group.job, config, keys.sampler)
             group = group._replace(job=job, measures=_measures(job))
+        job = group.job
         position = start(job, keys)
         position, found = _train(group, position, config.optimizer.learning_rate)
         plan = job.plan
@@ -131,6 +133,16 @@ class Bench:
             self._group = _Group(name, job, _step_fn(job), _measures(job))
         return self._group
 
+    def _projected(self, job: Job, config: Config, sampler_key: Any) -> Job:
+        """A seed's projection is the same in all its runs: the last few are kept."""
+        key = (config.data, config.run.seed)
+        if key not in self._projections:
+            done = ready(job, sampler_key)
+            self._projections[key] = done.data
+            if len(self._projections) > _KEPT:
+                del self._projections[next(iter(self._projections))]
+        return dataclasses.replace(job, data=self._projections[key], raw=None)
+
     def _loaded(self, config: Config) -> Dataset:
         """The data of a run; that of one task is kept, whole and split."""
         data = config.data
@@ -139,7 +151,7 @@ class Bench:
             if not any(
                 dataclasses.replace(k, validation=None) == bare for k in self._data
             ):
-                self._group, self._data = None, {}
+                self._group, self._data, self._projections = None, {}, {}
             self._data[data] = load_data(config, self._data_dir)
         return self._data[data]
 
@@ -171,7 +183,7 @@ def _train(
 ) -> tuple[Position, dict[str, Any]]:
     found: dict[str, Any] = {}
     tools = Tools(
-        partial(group.step, rate),
+        lambda params, state, chunks: group.step(rate, params, state, list(chunks)),
         lambda at: {key: f(at.kept) for key, f in group.measures.items()},
     )
     place = _MEMORY if _MEMORY.is_dir() else None
