@@ -151,7 +151,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rows", nargs="+", default=list(ROWS), help="tuning:batch")
+    parser.add_argument("--rows", nargs="+", help="tuning:batch")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--toy", action="store_true", help="a tiny network, one step")
     parser.add_argument("--out", type=Path, help="file of JSON lines")
@@ -178,7 +178,7 @@ def main() -> None:
         for line in (args.out or RESULTS).read_text().splitlines():
             print(predicted(json.loads(line), args))
         return
-    for row in ("lora:2", "all:2") if args.toy else args.rows:
+    for row in args.rows or (("lora:2", "all:2") if args.toy else ROWS):
         command = [sys.executable, __file__, "--child", row, "--steps", str(args.steps)]
         command += ["--toy"] if args.toy else []
         done = subprocess.run(command, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""Adam whose second moment is rid of the noise that is known to be in it."""
+"""Adam with moments of at least float32, plain or without the noise known in them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array
 
 from dp_ilg import validation
@@ -15,6 +16,45 @@ from dp_ilg.groups import accumulator
 from dp_ilg.layers import group
 from dp_ilg.noise import noise_stddev
 from dp_ilg.plan import PrivacyPlan
+
+
+def scale_by_wide_adam(
+    b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-8
+) -> optax.GradientTransformation:
+    """Optax's Adam with moments and updates of float32 where parameters are narrower.
+
+    Optax keeps moments in the parameters' dtype. In bfloat16 a second moment stands
+    still: a thousandth of a square is less than its last bit.
+
+    Args:
+        b1: decay of the first moment.
+        b2: decay of the second moment.
+        eps: added to the root.
+
+    Returns:
+        A transformation with Optax's ``ScaleByAdamState``; for float32 parameters it is
+        ``optax.scale_by_adam``, bit for bit.
+
+    Privacy: post-processing of the releases.
+
+    Example:
+        >>> tx = scale_by_wide_adam()
+        >>> state = tx.init({"w": jnp.ones(3, jnp.bfloat16)})
+        >>> str(state.nu["w"].dtype)
+        'float32'
+
+    Reference: Kingma and Ba 2015, Algorithm 1.
+    """
+    inner = optax.scale_by_adam(b1, b2, eps)
+    wide = lambda x: x.astype(accumulator(x.dtype))  # noqa: E731
+
+    def init(params: Params) -> Any:
+        return inner.init(jax.tree.map(wide, params))
+
+    def update(updates: Params, state: Any, params: Any = None) -> tuple[Any, Any]:
+        return inner.update(jax.tree.map(wide, updates), state, params)
+
+    return optax.GradientTransformation(init, update)
 
 
 class ScaleByNoiseCorrectedAdamState(NamedTuple):

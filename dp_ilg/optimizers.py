@@ -10,7 +10,7 @@ import optax
 from jax.core import Tracer
 
 from dp_ilg import validation
-from dp_ilg.adam import scale_by_noise_corrected_adam
+from dp_ilg.adam import scale_by_noise_corrected_adam, scale_by_wide_adam
 from dp_ilg.base import ClippedGrad, Params, PrivateTransformation
 from dp_ilg.clipping import ClipMode, as_clip_mode, clip_per_example
 from dp_ilg.geometry import Geometry
@@ -226,7 +226,7 @@ def _release(
 
 def _adam(adam: str, plan: PrivacyPlan, layers: Any, moments: dict[str, Any]) -> Any:
     rows: dict[str, Callable[[], Any]] = {
-        "plain": lambda: optax.scale_by_adam(**moments),
+        "plain": lambda: scale_by_wide_adam(**moments),
         "noise_corrected": lambda: scale_by_noise_corrected_adam(
             plan, layers=layers, **moments
         ),

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from dp_ilg import validation
-from dp_ilg.adam import scale_by_noise_corrected_adam
+from dp_ilg.adam import scale_by_noise_corrected_adam, scale_by_wide_adam
 from dp_ilg.base import PrivateTransformation
 from dp_ilg.clipping import clip_per_example, normalize
 from dp_ilg.importance import set_layer_importance
@@ -258,7 +258,7 @@ def keys(key: Any) -> Any:
 
 
 def scale_by_adam(b1: Any, b2: Any, eps: Any) -> optax.GradientTransformation:
-    """Optax's Adam, its numbers checked.
+    """Optax's Adam with moments of at least float32, its numbers checked.
 
     Raises:
         ValueError: for decays outside [0, 1) or an epsilon that is not positive.
@@ -266,7 +266,7 @@ def scale_by_adam(b1: Any, b2: Any, eps: Any) -> optax.GradientTransformation:
     validation.fraction("b1", b1, include_zero=True)
     validation.fraction("b2", b2, include_zero=True)
     validation.positive("eps", eps)
-    return optax.scale_by_adam(b1, b2, eps)
+    return scale_by_wide_adam(b1, b2, eps)
 
 
 def heavy_ball(momentum: Any) -> tuple[optax.GradientTransformation, ...]:

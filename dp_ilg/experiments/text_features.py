@@ -42,14 +42,14 @@ class TextFeatures(NamedTuple):
 
 
 def mean_vectors(texts: np.ndarray, words: Sequence[str]) -> np.ndarray:
-    """The mean of the words' vectors of WordLlama, each scaled to norm 1.
+    """The mean of the words' vectors, scaled to norm 1; see `word_table`.
 
     Args:
         texts: ``[N, length]`` indices of `words`; 0 is padding.
         words: the vocabulary.
 
     Returns:
-        float32 ``[N, 256]``, with root mean square entry about 1.
+        float32 ``[N, 256]``; zero for a text without words.
 
     Raises:
         DataError: if the package wordllama is not installed.
@@ -59,26 +59,83 @@ def mean_vectors(texts: np.ndarray, words: Sequence[str]) -> np.ndarray:
     Example:
         >>> mean_vectors.__name__
         'mean_vectors'
-
-    Reference: the package wordllama (MIT): token vectors of several language models,
-    concatenated and trained as a sentence encoder of 256 dimensions.
     """
-    vectors = word_table(tuple(words))
     counts = word_counts(texts, len(words)).astype(np.float32)
-    known = (vectors != 0).any(1).astype(np.float32)
-    means = (counts @ vectors) / np.maximum(counts @ known, 1)[:, None]
-    return means * np.float32(_SPREAD)
+    means = counts @ word_table(tuple(words))
+    return means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-6)
 
 
-_SPREAD = 64.0  # a mean of some hundred unit vectors in 256 dimensions
+def encoded_texts(texts: np.ndarray, words: Sequence[str]) -> np.ndarray:
+    """The frozen encoder's vectors less what random words give, which all share.
+
+    The centre is the mean over 96 made-up texts of 120 words each, drawn from the
+    vocabulary by Zipf's law, so that it needs no private text.
+
+    Args:
+        texts: ``[N, length]`` indices of `words`; 0 is padding.
+        words: the vocabulary, by falling frequency.
+
+    Returns:
+        float32 ``[N, 768]``, of norm about 1.
+
+    Raises:
+        DataError: if the encoder's package is not installed.
+
+    Privacy: row i is a function of text i and of the vocabulary alone.
+
+    Example:
+        >>> encoded_texts.__name__
+        'encoded_texts'
+    """
+    return (encode_texts(texts, words) - _centre(tuple(words))) / np.float32(_SPREAD)
+
+
+_SPREAD = 3.0  # the norm of reviews' vectors around the centre is about 3
+
+
+@functools.lru_cache(maxsize=1)
+def _centre(words: tuple[str, ...]) -> np.ndarray:
+    weights = zipf(words)
+    dice = np.random.default_rng(0)
+    texts = dice.choice(len(words), (96, 120), p=weights / weights.sum())
+    return encode_texts(texts, words).astype(np.float32).mean(0)
+
+
+def zipf(words: Sequence[str]) -> np.ndarray:
+    """Zipf's law: the frequency of a vocabulary's words, by their order alone.
+
+    Args:
+        words: by falling frequency; those in ``<...>`` are none.
+
+    Returns:
+        float64 ``[words]``, 1 over the rank of each word; sums to 1.
+
+    Example:
+        >>> (6 * zipf(["<pad>", "the", "movie"])).tolist()
+        [0.0, 4.0, 2.0]
+
+    Reference: Zipf 1935.
+    """
+    real = np.array([not _is_mark(word) for word in words])
+    weights = np.where(real, 1 / np.maximum(np.cumsum(real), 1), 0.0)
+    return weights / max(weights.sum(), 1e-9)
+
+
+def _is_mark(word: str) -> bool:
+    return word.startswith("<") and word.endswith(">")
 
 
 @functools.lru_cache(maxsize=1)
 def word_table(words: tuple[str, ...]) -> np.ndarray:
-    """Vectors of words, of norm 1: sums of the vectors of their pieces.
+    """WordLlama's vectors of words: centred and partly whitened by Zipf's law.
+
+    A word's vector is the sum of those of its pieces, scaled to norm 1. What all words
+    share tells texts apart badly and hides the rest in noise: their mean, weighted as
+    `zipf` says, is taken off, and directions are scaled by the covariance under the
+    same weights, with 0.3 of the mean variance added.
 
     Args:
-        words: in lower case; those in ``<...>`` have none.
+        words: in lower case, by falling frequency; those in ``<...>`` have none.
 
     Returns:
         float32 ``[words, 256]``.
@@ -86,9 +143,14 @@ def word_table(words: tuple[str, ...]) -> np.ndarray:
     Raises:
         DataError: if the package is not installed, or not as expected.
 
+    Privacy: a function of the vocabulary and its order alone.
+
     Example:
         >>> word_table.cache_parameters()["maxsize"]
         1
+
+    Reference: the package wordllama (MIT): token vectors of several language models,
+    concatenated and trained as a sentence encoder of 256 dimensions.
     """
     found = importlib.util.find_spec(_VECTORS[0])
     if found is None or not found.submodule_search_locations:
@@ -108,13 +170,21 @@ def word_table(words: tuple[str, ...]) -> np.ndarray:
         ) from None
     vectors = np.zeros((len(words), table.shape[1]), np.float32)
     for index, word in enumerate(words):
-        if not (word.startswith("<") and word.endswith(">")):
+        if not _is_mark(word):
             own = [
                 ids[piece] for piece in merged("\u2581" + word, order) if piece in ids
             ]
             vectors[index] = table[own].astype(np.float32).sum(0)
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.maximum(norms, 1e-6)
+    return _whitened(vectors / np.maximum(norms, 1e-6), zipf(words))
+
+
+def _whitened(vectors: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Centred and scaled along the directions of the weighted covariance."""
+    centred = np.where(weights[:, None] > 0, vectors - weights @ vectors, 0.0)
+    values, directions = np.linalg.eigh((centred * weights[:, None]).T @ centred)
+    scales = np.sqrt(np.maximum(values, 0) + 0.3 * values.mean() + 1e-12)
+    return (centred @ directions / scales).astype(np.float32)
 
 
 def merged(word: str, order: dict[str, int]) -> list[str]:
@@ -170,8 +240,8 @@ def text_chunks(
 
 # The width of the encoder's blocks is 384.
 TEXT_FEATURES: dict[str, TextFeatures] = {
-    "word_vectors": TextFeatures(mean_vectors, 256, "wordllama l2 256 unit mean"),
+    "word_vectors": TextFeatures(mean_vectors, 256, "wordllama l2 256 white unit"),
     "sentence_encoder": TextFeatures(
-        encode_texts, 384 * len(BLOCKS), f"MiniLM-L6-v2 blocks {BLOCKS} window 128"
+        encoded_texts, 384 * len(BLOCKS), f"MiniLM-L6-v2 {BLOCKS} 128 centred"
     ),
 }

@@ -1,0 +1,139 @@
+"""Fine-tuning: what is trained moves, what is frozen stays, adapters start as none."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import dp_ilg
+from dp_ilg.experiments.fine_tune import TUNINGS, make_tuning_step, tune
+from dp_ilg.experiments.gpt2 import Gpt2, Gpt2Size, gpt2_loss, random_params
+from dp_ilg.experiments.lora import adapters, merge, with_adapters
+
+MODULE = Gpt2(Gpt2Size(vocabulary=13, context=8, width=8, depth=1, heads=2))
+LOSS = gpt2_loss(MODULE)
+TEXTS = jax.random.randint(jax.random.key(0), (4, 6), 0, 13, "int32")
+KEY = jax.random.key(1)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return random_params(MODULE, 5)
+
+
+def named(name, params):
+    return tune(name, LOSS, params, TEXTS[0], key=KEY, rank=2, head="ln_f")
+
+
+def moved(own):
+    """Adapters that do something."""
+    return jax.tree.map(lambda x: x + 0.1, own)
+
+
+def test_adapters_change_nothing_until_they_are_trained(params):
+    tuning = named("lora", params)
+    losses = [float(LOSS(params, text)) for text in TEXTS]
+    start = [float(tuning.loss_fn(params, tuning.trained, text)) for text in TEXTS]
+    assert start == losses
+    after = float(tuning.loss_fn(params, moved(tuning.trained), TEXTS[0]))
+    assert after != losses[0]
+
+
+def test_merged_adapters_are_the_same_network(params):
+    tuning = named("lora", params)
+    own, before = moved(tuning.trained), jax.tree.leaves(params)
+    merged = merge(params, own)
+    expected = float(tuning.loss_fn(params, own, TEXTS[0]))
+    np.testing.assert_allclose(float(LOSS(merged, TEXTS[0])), expected, rtol=1e-5)
+    for one, other in zip(before, jax.tree.leaves(params), strict=True):
+        assert one is other  # the base is as it was
+
+
+def test_layers_with_several_axes_have_adapters_too():
+    module = nn.MultiHeadDotProductAttention(2)
+    x = jnp.ones((3, 4))
+    params = module.init(jax.random.key(0), x)["params"]
+    loss = lambda p, x: jnp.sum(module.apply({"params": p}, x) ** 2)  # noqa: E731
+    own = moved(adapters(loss, params, x, key=KEY, rank=2))
+    assert {k: v["a"].shape for k, v in own.items()} == {
+        "query": (4, 2),
+        "key": (4, 2),
+        "value": (4, 2),
+        "out": (2, 2, 2),
+    }
+    value = with_adapters(loss, 0.5)(params, own, x)
+    np.testing.assert_allclose(value, loss(merge(params, own, 0.5), x), rtol=1e-4)
+
+
+def test_adapters_and_biases_have_the_paths_they_should(params):
+    tuning = named("lora", params)
+    grad_fn = dp_ilg.clipped_grad(
+        lambda p, text: tuning.loss_fn(params, p, text), l2_clip_norm=1.0
+    )
+    rows = grad_fn.explain(tuning.trained, TEXTS)
+    assert len(rows) == 8 and all("dot_general" in row.why for row in rows)
+    assert {row.path for row in rows} <= {"gram", "formed"}
+
+
+@pytest.mark.parametrize("name", ["lora", "bias"])
+def test_engines_agree_on_what_is_tuned(name, params):
+    tuning = named(name, params)
+    own = moved(tuning.trained)
+    geometry = dp_ilg.Geometry.uniform(own)
+    found = []
+    for engine in ("bookkeeping", "vmap"):
+        grad_fn = dp_ilg.clipped_grad(
+            lambda p, text: tuning.loss_fn(tuning.frozen, p, text),
+            l2_clip_norm=0.05,
+            engine=engine,
+        )
+        found.append(jax.jit(grad_fn)(own, TEXTS, geometry=geometry).gradients)
+    for one, other in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-7)
+    assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(found[0])) > 1e-4
+
+
+def test_rows_divide_the_parameters(params):
+    every = {"/".join(p) for p, _ in dp_ilg.layers.paths(params)}
+    sizes = {}
+    for name in TUNINGS:
+        tuning = named(name, params)
+        sizes[name] = sum(x.size for x in jax.tree.leaves(tuning.trained))
+        if name != "lora":
+            assert set(tuning.trained) | set(tuning.frozen) == every
+            assert not set(tuning.trained) & set(tuning.frozen)
+    assert sizes["head"] < sizes["bias"] < sizes["all"] == 13 * 8 + 8 * 8 + 872 + 16
+    with pytest.raises(ValueError, match="no way of tuning 'loar'"):
+        tune("loar", LOSS, params, TEXTS[0], key=KEY)
+    with pytest.raises(ValueError, match="No parameter is picked"):
+        tune("head", LOSS, params, TEXTS[0], key=KEY, head="top")
+
+
+def test_a_step_trains_the_adapters_and_holds_the_base_once(params):
+    tuning = named("lora", params)
+    plan = dp_ilg.plan_privacy(
+        noise_multiplier=1.0, delta=1e-5, num_examples=40, batch_size=4, num_steps=2
+    )
+    tx = dp_ilg.dp_adam_ilg(1e-2, plan, key=jax.random.key(2))
+    step = make_tuning_step(tuning.loss_fn, tx, l2_clip_norm=plan.l2_clip_norm)
+    own = jax.tree.map(jnp.copy, tuning.trained)
+    lowered = step.lower(params, own, tx.init(own), TEXTS, None)
+    longest = max(map(len, lowered.as_text().splitlines()))
+    assert longest < 20_000  # a table of 13 x 8 as a constant would be longer
+    trained, _ = lowered.compile()(params, own, tx.init(own), TEXTS, None)
+    change = [
+        float(jnp.abs(a - b).max())
+        for a, b in zip(*map(jax.tree.leaves, (trained, tuning.trained)), strict=True)
+    ]
+    assert min(change) > 1e-3
+
+
+def test_an_adapter_that_is_not_reached_is_refused(params):
+    tuning = named("lora", params)
+    jitted = jax.jit(LOSS)
+    jitted(params, TEXTS[0])  # its trace is kept, and calls no layer again
+    with pytest.raises(ValueError, match="is not reached; pass the loss without"):
+        with_adapters(jitted)(params, tuning.trained, TEXTS[0])
+    with pytest.raises(ValueError, match="No dense layer matches 'h9"):
+        adapters(LOSS, params, TEXTS[0], key=KEY, where="h9*")
