@@ -71,9 +71,10 @@ def measure(row: dict[str, Any], mesh: Any) -> dict[str, Any]:
     from dp_ilg.experiments.mesh_rows import place_rows
 
     params = model(row["widths"])
-    step, tx = private_step(mesh)
+    tx = optimizer()
     state = tx.init(params)
     at = Shardings.of(params, state, mesh)
+    step = private_step(tx, mesh, at)
     compiled = jax.jit(step, donate_argnums=(0, 1), **at.jit_options()[0])
     dice = np.random.default_rng(0)
     share = row["batch"] // row["processes"]
@@ -118,12 +119,10 @@ def loss(params: Any, example: Any) -> Any:
     return optax.softmax_cross_entropy_with_integer_labels(logits, y)
 
 
-def private_step(mesh: Any) -> tuple[Any, Any]:
+def optimizer() -> Any:
     import jax
-    import optax
 
     import dp_ilg
-    from dp_ilg.experiments.mesh import spread
 
     plan = dp_ilg.plan_privacy(
         noise_multiplier=1.0,
@@ -133,16 +132,25 @@ def private_step(mesh: Any) -> tuple[Any, Any]:
         num_steps=1000,
         accountant="rdp",
     )
-    tx = dp_ilg.dp_adam_ilg(1e-3, plan, key=jax.random.key(0))
+    return dp_ilg.dp_adam_ilg(1e-3, plan, key=jax.random.key(0))
+
+
+def private_step(tx: Any, mesh: Any, at: Any) -> Any:
+    import optax
+
+    import dp_ilg
+    from dp_ilg.experiments.mesh import spread
+
     grad_fn = spread(dp_ilg.clipped_grad(loss, l2_clip_norm=1.0), mesh)
 
     def step(params: Any, state: Any, batch: Any, mask: Any) -> Any:
         geometry = tx.geometry(state)
         clipped = grad_fn(params, batch, geometry=geometry, is_padding_example=mask)
-        updates, state = tx.update(clipped, state, params)
+        with at.draws():
+            updates, state = tx.update(clipped, state, params)
         return optax.apply_updates(params, updates), state
 
-    return step, tx
+    return step
 
 
 def ordinary_sent(params: Any, batch: Any, mask: Any, mesh: Any) -> dict[str, int]:

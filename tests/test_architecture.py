@@ -113,6 +113,7 @@ EXPERIMENTS = [
     ["compare"],
     ["compare_command"],
     ["cli"],
+    ["worker"],
 ]
 EXPERIMENT_RANK = {name: r for r, names in enumerate(EXPERIMENTS) for name in names}
 PACKAGES = ("dp_ilg", "dp_ilg.bookkeeping", "dp_ilg.experiments")

@@ -36,6 +36,8 @@ from dp_ilg.experiments.trainer import (
     make_tools,
 )
 
+_PATIENCE_SECONDS = 5.0  # for others to hear of a failure between two steps
+
 
 class Team:
     """The devices and processes of a run; on one device all of it does nothing.
@@ -87,6 +89,7 @@ class Team:
         """
         if self.hosts.count > 1:
             position = _send(self.hosts, position, over)
+            self.hosts.patience = _PATIENCE_SECONDS
         if self.mesh is None or position.step < 0:
             return position
         at = Shardings.of(position.params, position.state, self.mesh)

@@ -22,7 +22,7 @@ from dp_ilg.experiments.mesh import make_mesh
 from dp_ilg.validation import positive, whole
 
 _POLL_MILLISECONDS = 500
-_FAREWELL_SECONDS = 5.0  # for others to read what went wrong, before it is gone
+_PATIENCE_SECONDS = 60.0  # for others, perhaps still loading, to hear what went wrong
 _SHUTDOWN_SECONDS = 300  # process 0 still evaluates and writes when the others are done
 GONE = (
     "the other processes cannot be reached any more, so one of them has ended; every "
@@ -131,6 +131,8 @@ class Hosts:
     Attributes:
         process: which one this is; 0 decides and writes.
         count: how many there are.
+        patience: seconds that a process which fails waits until the others have heard
+            why; less once they take steps, since they listen less often then.
 
     Example:
         >>> Hosts(0, 1).leads
@@ -140,6 +142,7 @@ class Hosts:
     def __init__(self, process: int, count: int):
         """Remembers which process this is."""
         self.process, self.count = process, count
+        self.patience = _PATIENCE_SECONDS
 
     @property
     def leads(self) -> bool:
@@ -174,7 +177,7 @@ class Hosts:
 
     def fail(self, why: str) -> None:
         """Tells the others that this process ends, and why."""
-        words, until = " ".join(why.split()), time.monotonic() + _FAREWELL_SECONDS
+        words, until = " ".join(why.split()), time.monotonic() + self.patience
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             self.say(f"failed/{self.process}", f"Process {self.process} ended: {words}")
             for other in set(range(self.count)) - {self.process}:

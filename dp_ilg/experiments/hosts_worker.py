@@ -11,14 +11,14 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Sequence
 
 from dp_ilg.experiments.hosts import GONE
 
 LOST = 3
 """Exit code of a worker whose peers are gone."""
-_MARK = "DP_ILG_WORKER"  # names the file descriptors a worker is given
+MARK = "DP_ILG_WORKER"
+"""Environment variable that names the file descriptors a worker is given."""
 
 
 def is_worker() -> bool:
@@ -31,7 +31,7 @@ def is_worker() -> bool:
         >>> is_worker()
         False
     """
-    return _MARK in os.environ
+    return MARK in os.environ
 
 
 def supervised(args: Sequence[str], process: int) -> None:
@@ -55,8 +55,8 @@ def supervised(args: Sequence[str], process: int) -> None:
     given = (os.dup(1), os.dup(2), alive)
     sys.stdout.flush()
     worker = subprocess.Popen(
-        [sys.executable, "-m", "dp_ilg.experiments.hosts_worker", *args],
-        env=os.environ | {_MARK: ",".join(map(str, given))},
+        [sys.executable, "-m", "dp_ilg.experiments.worker", *args],
+        env=os.environ | {MARK: ",".join(map(str, given))},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         pass_fds=given,
@@ -81,26 +81,3 @@ def supervised(args: Sequence[str], process: int) -> None:
             file=sys.stderr,
         )
     raise SystemExit(2 if code in (LOST, *range(-64, 0)) else code)
-
-
-def _work() -> int:
-    """A worker: its Python speaks where the one that watches does."""
-    from dp_ilg.experiments.cli import main
-
-    out, words, alive = map(int, os.environ[_MARK].split(","))
-    sys.stdout, sys.stderr = os.fdopen(out, "w"), os.fdopen(words, "w", buffering=1)
-    threading.Thread(target=_end_with, args=(alive,), daemon=True).start()
-    return main()
-
-
-def _end_with(alive: int) -> None:
-    """Ends this process when the one that watches is gone, whatever it is doing."""
-    os.read(alive, 1)
-    os._exit(1)
-
-
-if __name__ == "__main__":
-    found = _work()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(found)  # JAX would wait at exit for processes that are gone
