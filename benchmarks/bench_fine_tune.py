@@ -78,7 +78,7 @@ def measure(name: str, batch: int, toy: bool, steps: int) -> dict[str, Any]:
     shape = (batch, length + 1)
     texts = jax.random.randint(jax.random.key(0), shape, 0, size.vocabulary, "int32")
     keys = jax.random.split(jax.random.key(1))
-    options = dict(key=keys[0], rank=RANK, head="ln_f")
+    options: Any = dict(key=keys[0], rank=RANK, head="ln_f")
     tuning = tune(name, loss_fn, params, texts[0], **options)
     frozen, trained, rows = tuning.frozen, tuning.trained, tuning.loss_fn
     del params, tuning
