@@ -340,7 +340,7 @@ def _zcdp_epsilon(kinds: _Kinds, delta: float, relation: str) -> float:
         order = 1 + excess
         return order * rho - math.log(delta * order) / excess + math.log1p(-1 / order)
 
-    best = optimize.minimize_scalar(at, bounds=(-25, 25), method="bounded")
+    best: Any = optimize.minimize_scalar(at, bounds=(-25, 25), method="bounded")
     return max(0.0, float(best.fun))
 
 

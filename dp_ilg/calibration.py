@@ -231,9 +231,11 @@ def batch_size_for_epsilon(
         >>> 950 < plan.batch_size < 1024
         True
     """
-    most = num_examples if max_batch_size is None else min(num_examples, max_batch_size)
-    facts = {name: value for name, value in locals().items() if name != "most"}
-    plan = _largest("batch_size", most, **facts)
+    facts: dict[str, Any] = locals()
+    if max_batch_size is not None:
+        validation.whole("max_batch_size", max_batch_size)
+    limits = [x for x in (facts["num_examples"], facts["max_batch_size"]) if x]
+    plan = _largest("batch_size", min(limits, default=1), **facts)
     _warn_of_delta(plan)
     return plan
 

@@ -216,7 +216,9 @@ def _tilt(places, unit, counts, raw, delta) -> _Tilted:
         return (total - math.log(delta)) / tilt
 
     steepest = math.log(_MOST_EXPONENT / losses[-1])
-    best = optimize.minimize_scalar(excess, bounds=(-12, steepest), method="bounded")
+    best: Any = optimize.minimize_scalar(
+        excess, bounds=(-12, steepest), method="bounded"
+    )
     tilt = math.exp(float(best.x))
     moments, top = log_moments(tilt)
     probabilities = raw * np.exp(tilt * losses - top) / moments[:, None]

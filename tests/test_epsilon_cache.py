@@ -3,6 +3,7 @@
 import json
 import os
 import stat
+from typing import Any
 
 import pytest
 
@@ -136,7 +137,9 @@ def test_quick_answers_are_not_kept(tmp_path, monkeypatch):
 
 
 def test_a_plans_epsilon_comes_from_the_disk_in_the_next_process(folder, monkeypatch):
-    facts = dict(delta=1e-5, num_examples=1000, batch_size=100, num_steps=9)
+    facts: dict[str, Any] = dict(
+        delta=1e-5, num_examples=1000, batch_size=100, num_steps=9
+    )
     plan = plan_privacy(noise_multiplier=1.0, **facts)
     accounting._epsilon.cache_clear()
     known = plan.epsilon()

@@ -165,6 +165,7 @@ def test_digest_depends_on_every_field(name):
         "neighboring_relation": "replace_one",
         "target_epsilon": 2.0,
         "prior_releases": (("DP-PCA", 16.0),),
+        "max_batch_size": 700,
     }
     changes = {name: other.get(name, 1e-6)}
     if name == "num_steps":

@@ -1,6 +1,7 @@
 """Truncated Poisson batches: the draw, its event and what it costs."""
 
 import math
+from typing import Any
 
 import dp_accounting
 import jax
@@ -18,7 +19,7 @@ N, B, MOST = 400, 40, 48
 
 
 def plan(**changes):
-    facts = dict(
+    facts: dict[str, Any] = dict(
         num_examples=N,
         batch_size=B,
         num_steps=30,
@@ -95,7 +96,8 @@ def test_everybody_drawn_and_cut():
 
 def test_the_plan_has_its_own_event_and_digest():
     ours, plain = plan(), plan(max_batch_size=None)
-    step = ours.event().events[0].event
+    event: Any = ours.event()
+    step = event.events[0].event
     kind = dp_accounting.dp_event.TruncatedSubsampledGaussianDpEvent
     assert step == kind(N, B / N, MOST, 1.5)
     assert ours.digest() != plain.digest()
@@ -178,7 +180,9 @@ def exact_delta(epsilon, others, most, q, z, removed):
 def test_one_step_against_its_worst_case_and_the_plain_claim_is_refuted(
     z, most, removed
 ):
-    facts = dict(num_steps=1, batch_size=30, noise_multiplier=z, delta=1e-4)
+    facts: dict[str, Any] = dict(
+        num_steps=1, batch_size=30, noise_multiplier=z, delta=1e-4
+    )
     ours = plan(max_batch_size=most, **facts)
     q = ours.sampling_prob
     for others in (N - 1, N):  # one example removed, one added
@@ -217,7 +221,9 @@ def test_calibration_reaches_the_target_with_more_noise():
 
 
 def test_the_largest_batch_stays_within_the_cut():
-    facts = dict(epsilon=50.0, noise_multiplier=2.0, delta=1e-5, num_examples=N)
+    facts: dict[str, Any] = dict(
+        epsilon=50.0, noise_multiplier=2.0, delta=1e-5, num_examples=N
+    )
     found = dp_ilg.batch_size_for_epsilon(**facts, num_steps=3, max_batch_size=MOST)
     assert found.batch_size == MOST and found.max_batch_size == MOST
 

@@ -126,8 +126,9 @@ def save_dataset(data: Dataset, folder: str | Path, rows_per_shard: int | None) 
     }
     rows = {"x": data.x_train, "y": data.y_train}
     test = {"test": {"x": data.x_test, "y": data.y_test}}
-    sizes = dict(rows_per_shard=rows_per_shard, facts=facts)
-    return write_shards(rows, folder, parts=test, **sizes)
+    return write_shards(
+        rows, folder, rows_per_shard=rows_per_shard, facts=facts, parts=test
+    )
 
 
 def load_folder(folder: str | Path) -> Dataset:
