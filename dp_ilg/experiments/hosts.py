@@ -23,6 +23,7 @@ from dp_ilg.validation import positive, whole
 
 _POLL_MILLISECONDS = 500
 _PATIENCE_SECONDS = 60.0  # for others, perhaps still loading, to hear what went wrong
+_FAREWELL_SECONDS = 2.0  # for those who have heard to end before the coordinator does
 _SHUTDOWN_SECONDS = 300  # process 0 still evaluates and writes when the others are done
 GONE = (
     "the other processes cannot be reached any more, so one of them has ended; every "
@@ -183,6 +184,7 @@ class Hosts:
             for other in set(range(self.count)) - {self.process}:
                 left = max(1, round(1000 * (until - time.monotonic())))
                 _client().blocking_key_value_get(f"heard/{other}", left)
+            time.sleep(_FAREWELL_SECONDS)
 
     def agree(self, facts: Mapping[str, str]) -> None:
         """Compares facts that all processes must share.
