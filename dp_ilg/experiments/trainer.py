@@ -175,6 +175,7 @@ def train(
 
     Raises:
         BudgetExhausted: past the plan.
+        ValueError: if the inputs have not been projected, see `job.ready`.
         OSError: if ledger or checkpoint cannot be written.
 
     Privacy:
@@ -191,8 +192,7 @@ def train(
     sampler = rows(PoissonSampler.for_plan(job.plan, **sized))
     every, save_every = job.config.run.eval_every, job.config.run.checkpoint_every
     began = time.perf_counter() - position.seconds
-    source = (job.data.x_train, job.data.y_train)
-    feed = Feed(source, sampler, first=position.step, ahead=_AHEAD, place=place)
+    feed = Feed(job.rows(), sampler, first=position.step, ahead=_AHEAD, place=place)
     with feed:
         for t in range(position.step, job.plan.num_steps):
             chunks = feed.chunks(t)
