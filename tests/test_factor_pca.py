@@ -1,5 +1,7 @@
 """Factor PCA: sensitivity of the three sums, noise, absent rows, and the price."""
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -157,7 +159,8 @@ def test_half_precision_is_taken():
 
 
 def test_the_price_is_three_gaussians_in_the_plan():
-    facts = dict(delta=1e-5, num_examples=1000, batch_size=100, num_steps=10)
+    facts: dict[str, Any] = dict(delta=1e-5, num_examples=1000, batch_size=100)
+    facts["num_steps"] = 10
     plan = dp_ilg.plan_privacy(
         epsilon=1.0, prior_releases=factor_releases(20.0), **facts
     )
