@@ -5,7 +5,7 @@
     python benchmarks/roofline.py --table
 
 FLOPs and bytes are those that XLA counts in the program it compiled for the device at
-hand (`cost_analysis`), whole batch at once, since loops are counted once. The expected
+hand (`cost_analysis`), whole batch at once, as loops may be counted once. The expected
 times are arithmetic, no measurements: the larger of FLOPs over the peak rate and bytes
 over the memory bandwidth that the makers publish. A compiler for another device fuses
 otherwise, so that its bytes differ. With --time the step also runs here, and the record

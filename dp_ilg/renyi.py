@@ -76,7 +76,8 @@ def mixture(
     """
     excess = np.array(orders) - 1
     first = excess * one + math.log1p(-share) if share < 1 else -np.inf
-    return np.logaddexp(first, excess * other + math.log(share)) / excess
+    whole = np.logaddexp(first, excess * other + math.log(share))
+    return np.maximum(whole, 0.0) / excess  # rounding may leave it below 0
 
 
 def _moment(q: float, z: float, order: float, sensitivity: int) -> float:
