@@ -116,7 +116,8 @@ MISTAKES = {
     ),
     "unknown field, nothing near": (
         lambda m: mapping(data__zzz=1),
-        "unknown field data.zzz; known are data.features, data.name, data.validation.",
+        "unknown field data.zzz; known are data.features, data.name, data.projection, "
+        "data.validation.",
     ),
     "missing section": (
         lambda m: {k: v for k, v in m.items() if k != "data"},
