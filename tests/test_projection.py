@@ -13,6 +13,7 @@ from dp_ilg.experiments.config import Config, config_from_mapping
 from dp_ilg.experiments.config_data import DataConfig, ProjectionConfig
 from dp_ilg.experiments.export import export_parameters
 from dp_ilg.experiments.job import build_job, ready, run_keys
+from dp_ilg.experiments.run_folder import identity
 from dp_ilg.factor_pca import factor_releases
 from dp_ilg.sampling import PoissonSampler
 
@@ -119,14 +120,28 @@ class _Context:
         return None
 
 
-@pytest.mark.parametrize("content", [None, b"", b"PK nonsense"])
-def test_a_damaged_projection_is_refused(tmp_path, content):
+def test_a_projection_that_is_not_the_runs_is_refused(tmp_path):
     runner.run_training(config(2), tmp_path / "run")
     (tmp_path / "run" / "summary.json").unlink()
     path = tmp_path / "run" / projection.FILE
-    path.unlink() if content is None else path.write_bytes(content)
-    with pytest.raises(ValueError, match="restore it from a copy"):
-        runner.run_training(config(2), tmp_path / "run", resume=True)
+    basis = projection.from_bytes(path.read_bytes())
+    other = projection.to_bytes(basis._replace(mean=basis.mean[::-1]))
+    for content in (None, b"", b"PK nonsense", other):
+        path.unlink() if content is None else path.write_bytes(content)
+        with pytest.raises(ValueError, match=f"{path}.*restore it from a copy"):
+            runner.run_training(config(2), tmp_path / "run", resume=True)
+
+
+def test_other_images_of_the_same_shape_are_refused(tmp_path):
+    """The stand-in for projected inputs must not stand in for them in digests."""
+    job = build_job(config(2))
+    assert job.raw is not None
+    x = np.array(job.raw.x_train)
+    x[5, 7] += 1
+    other = dataclasses.replace(job, raw=dataclasses.replace(job.raw, x_train=x))
+    assert identity(other)["data"] != identity(job)["data"]
+    done = ready(job, run_keys(1).sampler)
+    assert identity(done)["plan"] == identity(job)["plan"]
 
 
 @pytest.mark.parametrize(

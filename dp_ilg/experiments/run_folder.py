@@ -1,5 +1,6 @@
 """The folder of a run: begun whole or not at all, resumed only where it fits."""
 
+import contextlib
 import glob
 import hashlib
 import json
@@ -153,11 +154,14 @@ to go on with it.
         write_atomically(self.plan, job.plan.to_json() + "\n")
         self.metrics.touch()
         PrivacyLedger(self.ledger, job.plan, key=position.sampler_key).close()
+        facts: dict[str, Any] = dict(identity(job), seed_fixed=seed_fixed)
         if job.raw is not None:
             chosen = job.config.data.projection
             basis = projection.fit(job.raw, chosen, position.sampler_key)
-            write_atomically(self.projection, projection.to_bytes(basis))
-        self.saver(dict(identity(job), seed_fixed=seed_fixed))(position)
+            content = projection.to_bytes(basis)
+            write_atomically(self.projection, content)
+            facts["projection"] = hashlib.sha256(content).hexdigest()
+        self.saver(facts)(position)
 
     def _remove_drafts(self) -> None:
         """Removes what starts that were killed left beside the folder, keys and all."""
@@ -202,23 +206,28 @@ to go on with it.
 
         return save
 
-    def read_projection(self) -> FactorPca | None:
+    def read_projection(self, facts: Mapping[str, Any]) -> FactorPca | None:
         """Reads the projection that was released when the run began.
+
+        Args:
+            facts: of a checkpoint, which knows the digest of the projection.
 
         Returns:
             The projection, or None if the run has none.
 
         Raises:
-            ValueError: if it is damaged, or absent although the run needs it.
+            ValueError: if it is not the one of the checkpoint, or absent.
         """
-        if not self.read_config().data.projection.wanted:
+        known = facts.get("projection")
+        if known is None:
             return None
-        try:
-            return projection.from_bytes(self.projection.read_bytes())
-        except OSError:
-            raise ValueError(
-                f"{self.projection} cannot be read; restore it from a copy."
-            ) from None
+        with contextlib.suppress(OSError):
+            content = self.projection.read_bytes()
+            if hashlib.sha256(content).hexdigest() == known:
+                return projection.from_bytes(content)
+        raise ValueError(
+            f"{self.projection} is not what this run released; restore it from a copy."
+        )
 
     def read_plan(self) -> PrivacyPlan:
         """Reads the plan the run was begun with.
@@ -308,7 +317,8 @@ def identity(job: Job) -> dict[str, str]:
 
 def _data_digest(job: Job) -> str:
     digest = hashlib.sha256()
-    for array in jax.tree.leaves((job.data.x_train, job.data.y_train)):
+    data = job.raw or job.data  # as it was before its projection
+    for array in jax.tree.leaves((data.x_train, data.y_train)):
         digest.update(f"{array.dtype} {array.shape} ".encode())
         if isinstance(array, ShardedArray):  # never whole in memory
             digest.update(array.content_digest().encode())

@@ -169,7 +169,7 @@ def _go_on(
         team.begin(position, over=True)
         write_report(folder.path)
         return json.loads(folder.summary.read_text(encoding="utf-8"))
-    job = ready(job, position.sampler_key, folder.read_projection())
+    job = ready(job, position.sampler_key, folder.read_projection(facts))
     with PrivacyLedger(folder.ledger, job.plan, key=position.sampler_key) as ledger:
         _check_ledger(ledger, position, facts, team.layout)
         position = team.begin(position)
