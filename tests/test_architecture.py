@@ -66,6 +66,7 @@ EXPERIMENTS = [
     ["data_files", "fields", "linen_models", "run_record", "svg", "train_step"]
     + [
         "config_run",
+        "shard_rows",
         "gpt2",
         "lora",
         "pca_network",

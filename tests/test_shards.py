@@ -1,5 +1,6 @@
 """Folders of shards: the rows that were written, or none; in constant memory."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -300,3 +301,42 @@ def test_grain_and_datasets_through_a_feed(library):
             keep = ~np.asarray(mask)
             assert np.array_equal(np.asarray(batch["x"])[keep], X[drawn])
             assert np.array_equal(np.asarray(batch["y"])[keep], Y[drawn] + 1)
+
+
+@pytest.mark.parametrize(
+    "source, words",
+    [
+        ([1, 2, 3.5], "int64 at first and float64 later"),
+        ([np.int8(1), np.int64(300)], "int8 at first and int64"),
+        ({"../evil": np.arange(3)}, "evil.*letters, digits"),
+        ({"a/b": np.arange(3)}, "letters, digits"),
+        ({"x": (np.arange(3), np.arange(3)), "x.0": np.arange(3)}, "different names"),
+        (np.array(["a", "b"], object), "numbers only"),
+    ],
+)
+def test_rows_are_refused_rather_than_changed(tmp_path, source, words):
+    with pytest.raises(ValueError, match=words):
+        write_shards(source, tmp_path / "inner" / "rows")
+    assert list((tmp_path / "inner").iterdir()) == []
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["inner"]
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda d: dict(y_train=d.y_train + 12345), r"outside 0\.\.9"),
+        (lambda d: dict(y_train=d.y_train - 3), r"outside 0\.\.9"),
+        (lambda d: dict(y_train=d.y_train * 1.0), "write both alike"),
+        (
+            lambda d: dict(y_train=d.y_train * 1.0, y_test=d.y_test * 1.0),
+            "float64 labels",
+        ),
+        (lambda d: dict(x_test=d.x_test[:, :-1]), "write both alike"),
+    ],
+)
+def test_a_folder_is_checked_as_files_are(tmp_path, change, words):
+    digits = load_dataset("digits")
+    wrong = dataclasses.replace(digits, **change(digits))
+    save_dataset(wrong, tmp_path / "rows", 700)
+    with pytest.raises(DataError, match=words):
+        load_folder(tmp_path / "rows")

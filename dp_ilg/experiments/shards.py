@@ -14,31 +14,20 @@ import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import numpy as np
 
 from dp_ilg import validation
 from dp_ilg.experiments.data_files import DataError
 from dp_ilg.experiments.locks import locked
+from dp_ilg.experiments.shard_rows import RowShape, check_block, flat
 from dp_ilg.sampling import take
 
 INDEX = "index.json"
 _FORMAT = 1
 _SHARD_BYTES, _BLOCK_BYTES = 2**28, 2**22
 _DRAFT = re.compile(r"\..+\.[0-9a-f]{8}")
-
-
-class _Shape(NamedTuple):
-    """Shape and type of one row of an array."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-
-    @property
-    def bytes(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
 
 class ShardedArray:
@@ -60,7 +49,9 @@ class ShardedArray:
         [9.0, 0.0, 5.0]
     """
 
-    def __init__(self, files: list[tuple[Path, str]], row: _Shape, rows: int, per: int):
+    def __init__(
+        self, files: list[tuple[Path, str]], row: RowShape, rows: int, per: int
+    ):
         """Names the files; nothing is opened."""
         self.shape, self.dtype = (rows, *row.shape), row.dtype
         self._files, self._per = files, per
@@ -209,7 +200,7 @@ read (FileNotFoundError); give a folder of shards.
     rows, per = index["rows"], index["rows_per_shard"]
     found = {}
     for name, row in index["arrays"].items():
-        shape = _Shape(tuple(row["shape"]), np.dtype(row["dtype"]))
+        shape = RowShape(tuple(row["shape"]), np.dtype(row["dtype"]))
         files = [(folder / file, digest) for file, digest in row["files"]]
         for shard, (path, _) in enumerate(files):
             held = min(per, rows - shard * per) * shape.bytes
@@ -274,19 +265,12 @@ def _seal(index: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
 
 
-def _flat(batch: Any) -> dict[str, np.ndarray]:
-    """Names the arrays of a batch by their places: x, or x.0 and x.1."""
-    leaves = jax.tree_util.tree_leaves_with_path(batch)
-    names = (jax.tree_util.keystr(p, simple=True, separator=".") for p, _ in leaves)
-    return {n or "rows": np.asarray(a) for n, (_, a) in zip(names, leaves, strict=True)}
-
-
 def _fill(draft: Path, source: Any, per: int | None, facts: dict[str, Any]) -> None:
-    first = _flat(take(source, np.zeros(1, np.int64)))
-    shapes = {name: _Shape(a.shape[1:], a.dtype) for name, a in first.items()}
+    first = flat(take(source, np.zeros(1, np.int64)))
+    shapes = {name: RowShape(a.shape[1:], a.dtype) for name, a in first.items()}
     rows = _rows(source)
     widest = max(max(shape.bytes for shape in shapes.values()), 1)
-    per = per or max(1, _SHARD_BYTES // widest)
+    per = max(1, _SHARD_BYTES // widest) if per is None else per
     validation.whole("rows_per_shard", per)
     arrays: dict[str, Any] = {
         name: {"shape": list(s.shape), "dtype": s.dtype.str, "files": []}
@@ -320,7 +304,7 @@ def _rows(source: Any) -> int:
 
 def _blocks(source: Any, begin: int, end: int, size: int) -> Iterator[dict[str, Any]]:
     for start in range(begin, end, size):
-        yield _flat(take(source, np.arange(start, min(start + size, end))))
+        yield flat(take(source, np.arange(start, min(start + size, end))))
 
 
 def _write_shard(draft, shard, count, shapes, blocks) -> Iterator[tuple[str, str]]:
@@ -334,7 +318,8 @@ def _write_shard(draft, shard, count, shapes, blocks) -> Iterator[tuple[str, str
             np.lib.format.write_array_header_2_0(files[name], facts)
         for block in blocks:
             for name, array in block.items():
-                files[name].write(np.ascontiguousarray(array, shapes[name].dtype).data)
+                check_block(name, array, shapes[name])
+                files[name].write(np.ascontiguousarray(array).data)
         for file in files.values():
             file.flush()
             os.fsync(file.fileno())

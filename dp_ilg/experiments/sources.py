@@ -15,8 +15,15 @@ import numpy as np
 
 from dp_ilg.experiments.data import Dataset
 from dp_ilg.experiments.data_files import DataError
-from dp_ilg.experiments.shards import open_shards, read_index, write_shards
+from dp_ilg.experiments.shards import (
+    ShardedArray,
+    open_shards,
+    read_index,
+    write_shards,
+)
 from dp_ilg.gather import length, take
+
+_LABELS = 1_000_000  # checked at a time
 
 
 @runtime_checkable
@@ -158,6 +165,14 @@ def load_folder(folder: str | Path) -> Dataset:
             "`dp-ilg shards`."
         )
     whole = {name: np.asarray(array) for name, array in test.items()}
+    for name, array in train.items():
+        if (array.shape[1:], array.dtype) != (whole[name].shape[1:], whole[name].dtype):
+            raise DataError(
+                f"{folder} holds {array.dtype}{list(array.shape[1:])} as {name} to "
+                f"train on and {whole[name].dtype}{list(whole[name].shape[1:])} to "
+                "test; write both alike."
+            )
+    _check_labels(folder, train["y"], facts)
     return Dataset(
         facts["name"],
         _inputs(train),
@@ -169,6 +184,19 @@ def load_folder(folder: str | Path) -> Dataset:
         num_tokens=facts["num_tokens"],
         num_categories=tuple(facts["num_categories"]),
     )
+
+
+def _check_labels(folder: Path, labels: ShardedArray, facts: dict[str, Any]) -> None:
+    """As for files: whole numbers below the number of classes, or of tokens."""
+    if labels.dtype.kind not in "iu":
+        raise DataError(f"{folder} has {labels.dtype} labels; write whole numbers.")
+    most = facts["num_classes"] if labels.ndim == 1 else facts["num_tokens"]
+    for first in range(0, len(labels), _LABELS):
+        part = labels[first : first + _LABELS]
+        if part.size and not (0 <= part.min() and part.max() < most):
+            raise DataError(
+                f"{folder} has labels outside 0..{most - 1}; write the folder again."
+            )
 
 
 def _inputs(arrays: dict[str, Any]) -> Any:
