@@ -36,8 +36,8 @@ def cache_folder() -> Path | None:
 
     Example:
         >>> folder = cache_folder()
-        >>> folder is None or folder.name
-        'epsilon'
+        >>> folder is None or folder.name == "epsilon"
+        True
     """
     chosen = os.environ.get(VARIABLE)
     if chosen == "":

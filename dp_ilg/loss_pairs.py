@@ -37,7 +37,7 @@ def grid(unit: float, largest: float) -> np.ndarray:
     Example:
         >>> points = grid(1e-3, 2.0)
         >>> len(points), int(points[-1]) >= 2000, bool((points == -points[::-1]).all())
-        (863, True, True)
+        (913, True, True)
     """
     far = max(math.ceil(largest / unit), 2)
     up = list(range(1, min(_FINE, far) + 1))

@@ -94,7 +94,7 @@ def epsilon(
     Example:
         >>> run = [Kind(0.01, z, 0.0, 10_000) for z in (1.0, 0.99, 0.98)]
         >>> round(epsilon(run, 1e-5, 1, bound=20.0), 2)
-        9.39
+        12.08
 
     Reference:
         Koskela, Jaelkoe, Honkela, "Computing tight differential privacy guarantees

@@ -41,7 +41,7 @@ def cut_probability(num_examples: int, sampling_prob: float, largest: int) -> fl
 
     Example:
         >>> round(cut_probability(1000, 0.1, 120), 4)
-        0.0214
+        0.022
         >>> cut_probability(1000, 0.1, 1001)
         0.0
 

@@ -261,6 +261,7 @@ def test_one_failed_promise_refutes_the_claim(monkeypatch):
     assert found["claim"] == scene_plan().epsilon()
 
 
+@pytest.mark.slow  # the fast set has it as the promises of test_planted_faults
 def test_what_a_key_makes_is_repeated():
     two_steps = scene_plan(num_steps=2, stages=((2, 1.0),), score_budget=0.0)
     audited = observe(trainer(two_steps, "dp_sgd", engine="vmap"))

@@ -155,7 +155,7 @@ plan = plan_privacy({how}, delta=1e-7, num_examples=1_000_000, batch_size=1000,
 found = plan.epsilon()
 seconds = time.process_time() - start
 print(len(plan.stages), found, seconds,
-      resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+      int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) / 2**20)
 """
 
 

@@ -98,13 +98,13 @@ def with_features(data: Dataset, name: str, cache: Path | None = None) -> Datase
     folder = cache or cache_folder()
     x_train, x_test = (_features(x, name, folder) for x in (data.x_train, data.x_test))
     note = f"{data.note} Inputs are fixed {name} features, each of its own image alone."
-    maps = _CHANNELS[name] * data.x_train.shape[-1]
+    maps = _CHANNELS.get(name, 0) * data.x_train.shape[-1]
     return dataclasses.replace(
         data,
         x_train=x_train,
         x_test=x_test,
         note=note,
-        map_shape=(maps, x_train.shape[1] // maps),
+        map_shape=(maps, x_train.shape[1] // maps) if maps else None,
     )
 
 
