@@ -370,7 +370,7 @@ def test_other_data_are_refused(tmp_path, monkeypatch):
 
     monkeypatch.setattr(job, "load_data", changed)
     monkeypatch.setattr(runner, "build_job", build_job)
-    with pytest.raises(ValueError, match="made with another data"):
+    with pytest.raises(ValueError, match="made with another data; use"):
         resumed(path)
 
 
@@ -387,7 +387,9 @@ def test_a_configuration_changed_in_the_folder_is_refused(tmp_path, capsys):
 
 def another_environment(monkeypatch, **changes):
     real = environment.environment
-    monkeypatch.setattr(environment, "environment", lambda *given: real(*given) | changes)
+    monkeypatch.setattr(
+        environment, "environment", lambda *given: real(*given) | changes
+    )
 
 
 def test_a_step_is_not_repeated_by_other_code(tmp_path, monkeypatch):

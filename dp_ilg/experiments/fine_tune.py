@@ -125,6 +125,9 @@ def tune(
 ) -> Tuning:
     """Divides a network's parameters by a row of `TUNINGS`.
 
+    What is trained are the arrays of `params` themselves, adapters apart: a step
+    consumes them, so copy `params` first if they are needed afterwards.
+
     Args:
         name: "head", "bias" (with the head, if there is one), "lora" or "all".
         loss_fn: loss of one example, of a linen network for "lora".
