@@ -72,7 +72,8 @@ class FactorPca(NamedTuple):
 
         Returns:
             float32 ``[rows, kept channels * kept positions]``; row i is a function of
-            row i alone. A row that is not finite is taken to be the zero row.
+            row i alone. A row that is not finite gives NaN, so that it stays absent
+            from whatever clips it.
 
         Example:
             >>> one = np.ones((1, 1), np.float32)
@@ -87,7 +88,10 @@ class FactorPca(NamedTuple):
         first = 0
         for rows in _unit_chunks(x, shape):
             turned = across @ ((rows - self.mean) @ along) * self.scales
-            found[first : first + len(rows)] = turned.reshape(len(rows), -1)
+            here = np.asarray(x[first : first + len(rows)], np.float32)
+            finite = np.isfinite(here.reshape(len(rows), -1)).all(1, keepdims=True)
+            turned = np.where(finite, turned.reshape(len(rows), -1), np.nan)
+            found[first : first + len(rows)] = turned
             first += len(rows)
         return found
 
@@ -128,7 +132,8 @@ def private_factor_pca(
 
     Args:
         x: one example a row, ``[examples, channels, positions]``, of any float type; a
-            mapped file is read in pieces. A row that is not finite is absent.
+            mapped file is read in pieces. A row that is not finite, or all zero, is
+            absent.
         num_channels: how many directions over channels are kept; public.
         num_positions: how many over positions.
         noise_multiplier: of each release, relative to its sensitivity 1, above 0.
@@ -221,7 +226,8 @@ def _directions(moment: np.ndarray, number: int, whitening: float) -> _Direction
 
 def _moments(rows: np.ndarray, mean: np.ndarray) -> Iterator[np.ndarray]:
     """Both sums of outer products of some rows, centred and clipped to norm 1."""
-    rows = rows - mean
+    present = rows.any(axis=(1, 2), keepdims=True)
+    rows = np.where(present, rows - mean, np.float32(0))
     norms = np.linalg.norm(rows.reshape(len(rows), -1), axis=1)[:, None, None]
     rows = rows * ((1 - _SLACK) / np.maximum(norms, 1)).astype(np.float32)
     for view in (rows, rows.swapaxes(1, 2)):

@@ -1,7 +1,6 @@
 """A run whose inputs are projected privately: price, folder, resuming and refusals."""
 
 import dataclasses
-import json
 
 import jax
 import numpy as np
@@ -15,7 +14,6 @@ from dp_ilg.experiments.export import export_parameters
 from dp_ilg.experiments.job import build_job, ready, run_keys
 from dp_ilg.experiments.run_folder import identity
 from dp_ilg.factor_pca import factor_releases
-from dp_ilg.sampling import PoissonSampler
 
 CHOSEN = ProjectionConfig(channels=12, positions=3, noise_multiplier=40.0)
 
@@ -140,8 +138,6 @@ def test_other_images_of_the_same_shape_are_refused(tmp_path):
     x[5, 7] += 1
     other = dataclasses.replace(job, raw=dataclasses.replace(job.raw, x_train=x))
     assert identity(other)["data"] != identity(job)["data"]
-    done = ready(job, run_keys(1).sampler)
-    assert identity(done)["plan"] == identity(job)["plan"]
 
 
 @pytest.mark.parametrize(
@@ -186,12 +182,8 @@ def test_the_command_refuses_in_one_sentence(tmp_path, capsys, flags, words):
     assert words in said and "Traceback" not in said
 
 
-def test_the_sampler_is_that_of_a_run_without_projection():
-    """The projection's key is derived, so batches are the same with and without it."""
-    job = build_job(config())
-    key = run_keys(1).sampler
-    ready(job, key)
-    chunks = list(PoissonSampler.for_plan(job.plan, key=key).chunks(0))
-    again = list(PoissonSampler.for_plan(job.plan, key=run_keys(1).sampler).chunks(0))
-    np.testing.assert_array_equal(chunks[0].indices, again[0].indices)
-    assert json.loads(job.plan.to_json())["prior_releases"]
+def test_a_chunk_larger_than_the_data_is_refused_before_anything_is_written():
+    base = config()
+    run = dataclasses.replace(base.run, chunk_size=99_999_999_999)
+    with pytest.raises(ValueError, match="run.chunk_size is 99999999999.*1437"):
+        build_job(dataclasses.replace(base, run=run))

@@ -220,6 +220,11 @@ def build_job(
         engine=config.run.engine,
         microbatch_size=config.run.microbatch_size,
     )
+    if (config.run.chunk_size or 0) > plan.num_examples:
+        raise ValueError(
+            f"run.chunk_size is {config.run.chunk_size}, but there are "
+            f"{plan.num_examples} examples to train on; choose at most as many."
+        )
     if config.run.memory_mib is not None and config.run.microbatch_size is None:
         params = jax.eval_shape(model.init, jax.random.key(0))
         rows = (data.x_train, data.y_train)
