@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Literal
+import numpy as np
 from jaxtyping import Array
 
 from dp_ilg import validation
@@ -24,6 +24,10 @@ from dp_ilg.explanation import Explanation
 from dp_ilg.geometry import Geometry
 from dp_ilg.groups import Groups, accumulator
 from dp_ilg.layers import group
+from dp_ilg.purity import check_loss
+
+_NO_NUMBERS = "USOTMm"
+"""NumPy's kinds of strings, objects, dates and times."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +45,7 @@ class ClippedGradFn:
         params: Params,
         batch: Example,
         *,
-        geometry: Geometry,
+        geometry: Geometry | None = None,
         is_padding_example: Array | None = None,
     ) -> ClippedGrad:
         """Sums the clipped gradients of a batch.
@@ -49,19 +53,21 @@ class ClippedGradFn:
         Args:
             params: any tree of floating-point arrays.
             batch: the same tree as an example, each leaf with a leading batch axis.
-            geometry: ``tx.geometry(state)``, or a `Geometry` of public weights.
+            geometry: ``tx.geometry(state)``, or a `Geometry` of public weights;
+                required, since nothing is clipped in a norm that was not asked for.
             is_padding_example: bool ``[batch]``; True rows do not exist.
 
         Returns:
             The `ClippedGrad`.
 
         Raises:
-            ValueError: for a batch without common batch axis, a loss that is not
-                scalar or ignores the example, or a geometry of another model.
-            TypeError: for parameters or a geometry of the wrong type.
+            ValueError: for a batch without common batch axis, a loss that
+                `dp_ilg.purity.check_loss` refuses, or a geometry of another model.
+            TypeError: for parameters, a batch or a geometry of the wrong type, and
+                for a missing geometry.
         """
         size = batch_length(batch)
-        self._check(params, batch, geometry)
+        geometry = self._check(params, batch, geometry)
         padding = jnp.zeros(size, bool)
         if is_padding_example is not None:
             padding = jnp.asarray(is_padding_example)
@@ -144,18 +150,21 @@ class ClippedGradFn:
         fits = jnp.zeros(1 + len(geometry.groups.names), jnp.float32)
         return ClippedGrad(zeros, shares, geometry, bound, fits)
 
-    def _check(self, params: Params, batch: Example, geometry: Geometry) -> None:
+    def _check(self, params: Params, batch: Example, geometry: Any) -> Geometry:
         group(params)
         if not isinstance(geometry, Geometry):
+            found = "missing" if geometry is None else type(geometry).__name__
             raise TypeError(
-                f"geometry is {type(geometry).__name__}, but must be a Geometry; pass "
-                "tx.geometry(state) or dp_ilg.Geometry.uniform(params)."
+                f"geometry is {found}, but must be a Geometry; pass "
+                "geometry=tx.geometry(state), or geometry=dp_ilg.Geometry.uniform("
+                "params) where nothing releases one."
             )
         geometry.groups.check(jax.tree.leaves(params))
         example = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch
         )
         check_loss(self.loss_fn, params, example)
+        return geometry
 
 
 def clipped_grad(
@@ -225,6 +234,7 @@ def batch_length(batch: Example) -> int:
 
     Raises:
         ValueError: for an empty tree, a leaf without axes or unequal lengths.
+        TypeError: for strings, dates and other objects.
 
     Example:
         >>> import numpy as np
@@ -234,6 +244,13 @@ def batch_length(batch: Example) -> int:
     leaves = jax.tree.leaves(batch)
     if not leaves:
         raise ValueError("The batch is an empty tree; pass at least one array.")
+    for x in leaves:
+        dtype = x.dtype if hasattr(x, "dtype") else np.asarray(x).dtype
+        if isinstance(dtype, np.dtype) and dtype.kind in _NO_NUMBERS:
+            raise TypeError(
+                f"The batch holds an array of dtype {dtype}, with which JAX cannot "
+                "compute; encode it as numbers, or leave it out of the batch."
+            )
     shapes = [jnp.shape(x) for x in leaves]
     if any(len(s) == 0 for s in shapes):
         raise ValueError(
@@ -247,91 +264,6 @@ def batch_length(batch: Example) -> int:
             "same examples."
         )
     return lengths[0]
-
-
-def check_loss(loss_fn: LossFn, params: Params, example: Example) -> None:
-    """Raises unless the loss of one example is one real number that depends on it.
-
-    Args:
-        loss_fn: the loss.
-        params: the parameters.
-        example: one example, as shapes and dtypes.
-
-    Raises:
-        ValueError: for a loss that is not scalar, ignores the example, has effects
-            such as printing, or asks for statistics of the batch.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> x = jax.ShapeDtypeStruct((2,), jnp.float32)
-        >>> check_loss(lambda w, x: jnp.sum(w), jnp.ones(2), x)
-        Traceback (most recent call last):
-        ValueError: The loss ignores the example; it must use its second argument.
-    """
-    closed, out = _traced(loss_fn, params, example)
-    shapes = jax.tree.leaves(out)
-    if len(shapes) != 1 or shapes[0].shape != ():
-        raise ValueError(
-            f"The loss of one example has shapes {[s.shape for s in shapes]}, but must "
-            "be one scalar; reduce it, and return nothing beside it."
-        )
-    if not jnp.issubdtype(shapes[0].dtype, jnp.floating):
-        raise ValueError(
-            f"The loss is {shapes[0].dtype}, but must be a real floating-point number."
-        )
-    count = len(jax.tree.leaves(example))
-    reached = set(closed.jaxpr.invars[-count:]) if count else set()
-    for equation in closed.jaxpr.eqns:
-        inputs = {v for v in equation.invars if not isinstance(v, Literal)}
-        if inputs & reached:
-            reached |= set(equation.outvars)
-    outs = closed.jaxpr.outvars
-    if not any(v in reached for v in outs if not isinstance(v, Literal)):
-        raise ValueError(
-            "The loss ignores the example; it must use its second argument."
-        )
-
-
-def _traced(loss_fn: LossFn, params: Params, example: Example) -> tuple[Any, Any]:
-    """The loss of one example as a program, refusing what reaches beyond it."""
-    try:
-        closed, out = jax.make_jaxpr(loss_fn, return_shape=True)(params, example)
-    except NameError as error:
-        if "axis name" not in str(error):
-            raise
-        raise _mixing(str(error).split(".")[0]) from None
-    effects = closed.effects
-    if not effects and _has_own_derivative(closed.jaxpr):
-        whole = lambda *args: sum(map(jnp.sum, jax.tree.leaves(loss_fn(*args))), 0.0)  # noqa: E731
-        effects = jax.make_jaxpr(jax.grad(whole))(params, example).effects
-    if any("NamedAxis" in type(effect).__name__ for effect in effects):
-        raise _mixing("it names a mapped axis")
-    if effects:
-        names = ", ".join(sorted(str(effect) for effect in effects))
-        raise ValueError(
-            f"The loss has effects ({names}), which would show single examples; take "
-            "jax.debug.print, io_callback and the like out of it."
-        )
-    return closed, out
-
-
-def _mixing(found: str) -> ValueError:
-    return ValueError(
-        f"The loss asks for statistics over other examples ({found}), which would mix "
-        "them; replace BatchNorm by GroupNorm or LayerNorm and drop axis_name."
-    )
-
-
-def _has_own_derivative(jaxpr: Any) -> bool:
-    """Whether a custom_vjp is in a program: its backward pass is not part of it."""
-    for equation in jaxpr.eqns:
-        if equation.primitive.name.startswith("custom_vjp"):
-            return True
-        for value in jax.tree.leaves(list(equation.params.values())):
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns") and _has_own_derivative(inner):
-                return True
-    return False
 
 
 def _split(batch: Example, chunk: int) -> Example:

@@ -28,7 +28,8 @@ RANKS = {
         "spectra",
         "statement",
     ],
-    1: ["accounting", "composition", "layers", "per_example", "rules", "wrappers"],
+    1: ["accounting", "composition", "layers", "per_example", "purity", "rules"]
+    + ["wrappers"],
     2: ["coordinates", "geometry", "plan"],
     3: ["bookkeeping", "calibration", "clipping", "ledger", "lots", "noise"],
     4: [

@@ -476,7 +476,52 @@ def printing_in_a_branch(p, x):
     return readout(jax.lax.cond(x[0, 0] > 0, branch, lambda: 0.5 * (x @ p["w"])))
 
 
+def printing_in_a_tangent(p, x):
+    @jax.custom_jvp
+    def double(v):
+        return 2 * v
+
+    @double.defjvp
+    def _(values, tangents):
+        jax.debug.print("{}", values[0])
+        return double(*values), 2 * tangents[0]
+
+    return readout(double(x @ p["w"]))
+
+
+def centred(v):
+    return v - np.mean(v, axis=0)
+
+
+def batched_on_the_host(p, x):
+    kind = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    seen = jax.pure_callback(centred, kind, x, vmap_method="broadcast_all")
+    return readout(seen @ p["w"])
+
+
+def batched_by_a_rule(p, x):
+    """Under vmap the backward pass takes the other examples' mean off."""
+
+    @jax.custom_batching.custom_vmap
+    def same(v):
+        return v
+
+    same.def_vmap(lambda size, batched, v: (v - jnp.mean(v, axis=0), True))
+
+    @jax.custom_vjp
+    def mixed(v):
+        return v
+
+    mixed.defvjp(lambda v: (v, None), lambda _, cotangent: (same(cotangent),))
+    return readout(mixed(x @ p["w"]))
+
+
+BATCHED = {
+    "pure_callback": batched_on_the_host,
+    "custom_vmap": batched_by_a_rule,
+}
 IMPURE = {
+    "print in a tangent": printing_in_a_tangent,
     "print": printing,
     "print in a scan": printing_in_a_scan,
     "print in a branch": printing_in_a_branch,
@@ -495,6 +540,42 @@ def test_a_loss_with_side_effects_is_refused(name):
     sentence(caught)
     with pytest.raises(ValueError, match="effects"):
         grad_fn_of(case).explain(case.params, case.batch)
+
+
+@pytest.mark.parametrize("name", BATCHED)
+def test_a_loss_that_can_see_the_batch_is_refused(name):
+    case = Case(BATCHED[name], {"w": jnp.ones((5, 4))}, jnp.ones((BATCH, 3, 5)))
+    with pytest.raises(ValueError, match=name) as caught:
+        grad_fn_of(case)(case.params, case.batch, geometry=geometry_of(case.params))
+    sentence(caught)
+
+
+@pytest.mark.parametrize(
+    "labels, word",
+    [
+        (np.array(["cat"] * BATCH), "<U3"),
+        (np.array(["2026-01-01"] * BATCH, "datetime64[D]"), "datetime64"),
+        (np.array([None] * BATCH), "object"),
+    ],
+    ids=["strings", "dates", "objects"],
+)
+def test_a_batch_of_no_numbers_is_refused(labels, word):
+    params = {"w": jnp.ones((5, 4))}
+    grad_fn = dp_ilg.clipped_grad(
+        lambda p, example: readout(example[0] @ p["w"]), l2_clip_norm=1.0
+    )
+    batch = (jnp.ones((BATCH, 3, 5)), labels)
+    with pytest.raises(TypeError, match=word) as caught:
+        grad_fn(params, batch, geometry=geometry_of(params))
+    sentence(caught)
+
+
+def test_a_missing_geometry_says_where_to_get_one():
+    params = {"w": jnp.ones((5, 4))}
+    grad_fn = dp_ilg.clipped_grad(lambda p, x: readout(x @ p["w"]), l2_clip_norm=1.0)
+    with pytest.raises(TypeError, match="geometry is missing") as caught:
+        grad_fn(params, jnp.ones((BATCH, 3, 5)))
+    sentence(caught)
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,10 @@ def test_explain_names_every_leaf_and_its_cost():
     assert [r.leaf for r in kept] == names
     assert [r.path for r in kept] == ["per-example gradient", "gram"] * 2
     assert kept[1].bytes < 4 * 5 * 7 * 4 and "dot_general" in kept[1].why
-    assert "d1/kernel" in str(kept) and len(str(kept).splitlines()) == 5
+    table, legend = str(kept).split("\n\n")
+    assert "d1/kernel" in table and len(table.splitlines()) == 5
+    words = ["gram", "per-example gradient", "MFLOP/example", "MiB"]
+    assert [line.split(":")[0] for line in legend.splitlines()] == words
 
 
 def test_padding_rows_may_be_keys():
