@@ -147,6 +147,7 @@ def parse() -> argparse.Namespace:
         choices=list(contestants.FAMILIES),
         help="the first is the reference",
     )
+    parser.add_argument("--points", nargs="+", type=int, help="only these points")
     parser.add_argument("--repeats", type=int)
     parser.add_argument("--label", help="name of the run; by default dp_ilg's commit")
     parser.add_argument("--force", action="store_true", help="measure again")
@@ -173,6 +174,8 @@ def measure(path: Path, args: argparse.Namespace) -> None:
     kinds = records.KINDS[:1] if args.toy else records.KINDS
     points = [(n, p) for n in args.series for p in args.known[n].points]
     for name, point in points:
+        if args.points and point not in args.points:
+            continue
         for kind in kinds:
             there = records.read(path, args.label)
             if args.force or (f"{name}/{point}", kind, "jax") not in there:
