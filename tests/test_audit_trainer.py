@@ -221,7 +221,7 @@ def test_targets_are_run_folders_files_and_shipped_names(tmp_path):
     assert _read("mnist_cnn")[0].model.name == "cnn"
     path = tmp_path / "own.toml"
     path.write_text(config_to_toml(Config()))
-    assert _read(str(path)) == (Config(), None)
+    assert _read(str(path)) == (Config(), None, None)
     (tmp_path / "config.toml").write_text(config_to_toml(Config()))
     (tmp_path / "plan.json").write_text(plan().to_json())
     assert _read(str(tmp_path))[1] == plan()

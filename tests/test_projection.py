@@ -6,13 +6,14 @@ import jax
 import numpy as np
 import pytest
 
-from dp_ilg.experiments import projection, runner, trainer
+from dp_ilg.experiments import projection, runner, trainer, trainer_audit
 from dp_ilg.experiments.cli import main
-from dp_ilg.experiments.config import Config, config_from_mapping
+from dp_ilg.experiments.config import Config, config_from_mapping, config_to_toml
 from dp_ilg.experiments.config_data import DataConfig, ProjectionConfig
 from dp_ilg.experiments.export import export_parameters
 from dp_ilg.experiments.job import build_job, ready, run_keys
 from dp_ilg.experiments.run_folder import identity
+from dp_ilg.experiments.trainer_audit_command import _read
 from dp_ilg.factor_pca import factor_releases
 
 CHOSEN = ProjectionConfig(channels=12, positions=3, noise_multiplier=40.0)
@@ -187,3 +188,36 @@ def test_a_chunk_larger_than_the_data_is_refused_before_anything_is_written():
     run = dataclasses.replace(base.run, chunk_size=99_999_999_999)
     with pytest.raises(ValueError, match="run.chunk_size is 99999999999.*1437"):
         build_job(dataclasses.replace(base, run=run))
+
+
+def test_an_audit_makes_its_projection_of_few_rows(monkeypatch):
+    """Fitting all of MNIST took minutes; the audited claim leaves the release out."""
+    fitted, fit = [], projection.fit
+
+    def counting(data, chosen, key):
+        fitted.append((len(data.x_train), chosen.noise_multiplier))
+        return fit(data, chosen, key)
+
+    monkeypatch.setattr(projection, "fit", counting)
+    monkeypatch.setattr(trainer_audit, "_FITTED", 200)
+    audited = trainer_audit.audited_trainer(config(chunk_size=1000), max_steps=2)
+    assert fitted == [(200, pytest.approx(40.0 * 200 / 1437))]
+    assert audited.examples[0].shape == (audited.plan.num_examples, 36)
+    assert np.isfinite(audited.examples[0]).all() and audited.examples[0].std() > 0.1
+
+
+def test_an_audit_of_a_run_takes_the_projection_it_released(tmp_path, monkeypatch):
+    job = build_job(config(2))
+    basis = projection.fit(job.raw, CHOSEN, run_keys(5).sampler)
+    (tmp_path / "config.toml").write_text(config_to_toml(config(2)))
+    (tmp_path / "plan.json").write_text(job.plan.to_json())
+    with pytest.raises(ValueError, match="projects its inputs; restore it"):
+        _read(str(tmp_path))
+    (tmp_path / projection.FILE).write_bytes(projection.to_bytes(basis))
+    found, plan, kept = _read(str(tmp_path))
+    monkeypatch.setattr(projection, "fit", _forbidden)
+    audited = trainer_audit.audited_trainer(found, plan=plan, basis=kept, max_steps=2)
+    count = audited.plan.num_examples
+    np.testing.assert_array_equal(
+        audited.examples[0], basis.project(np.asarray(job.raw.x_train[:count]))
+    )

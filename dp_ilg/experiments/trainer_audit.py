@@ -20,14 +20,18 @@ import optax
 
 import dp_ilg
 from dp_ilg.base import ClippedGrad, LossFn, Params, PrivateTransformation
+from dp_ilg.experiments import projection
 from dp_ilg.experiments.checkpoints import load_checkpoint, save_checkpoint
 from dp_ilg.experiments.config import Config, LearningRateConfig
-from dp_ilg.experiments.job import build_job, ready, run_keys
+from dp_ilg.experiments.data import Dataset
+from dp_ilg.experiments.job import Job, build_job, load_data, ready, run_keys
+from dp_ilg.factor_pca import FactorPca
 from dp_ilg.ledger import PrivacyLedger
 from dp_ilg.plan import PrivacyPlan
 from dp_ilg.sampling import PoissonSampler
 
 _BATCH_SIZES = range(6, 17)  # expected sizes of a scene's batch; the best fit to q wins
+_FITTED = 2048  # rows that a projection is made from, where no run has made one
 
 
 @dataclass(frozen=True)
@@ -80,15 +84,20 @@ def audited_trainer(
     *,
     data_dir: Path | None = None,
     plan: PrivacyPlan | None = None,
+    basis: FactorPca | None = None,
     max_steps: int = 20,
     seed: int = 0,
 ) -> AuditedTrainer:
     """Builds the trainer of a configuration around a small data set.
 
+    A projection of the inputs is a release of its own, which the audited claim leaves
+    out, so only its form matters: without `basis` a few rows make one.
+
     Args:
         config: the run.
         data_dir: where its data files are.
         plan: the plan of a run that exists; by default calibration makes one.
+        basis: the projection which that run released, if it has one.
         max_steps: steps of an audited run, spread evenly over the schedule.
         seed: of the initial parameters.
 
@@ -105,11 +114,19 @@ def audited_trainer(
         >>> audited_trainer(Config(), max_steps=2).plan.num_steps
         2
     """
-    full = build_job(config, data_dir, plan)
+    data = load_data(config, data_dir)
+    full = build_job(config, data_dir, plan, data)
     small = scene_plan(full.plan, max_steps)
-    steady = replace(config.optimizer, learning_rate_schedule=LearningRateConfig())
-    job = build_job(replace(config, optimizer=steady), data_dir, small)
-    job = ready(job, run_keys(seed).sampler)
+    steady = replace(
+        config,
+        optimizer=replace(
+            config.optimizer, learning_rate_schedule=LearningRateConfig()
+        ),
+        run=replace(config.run, chunk_size=None),
+    )
+    job = build_job(steady, data_dir, small, _first(data, small.num_examples))
+    key = run_keys(seed).sampler
+    job = ready(job, key, basis or _small_basis(full, key))
     rows = lambda a: np.asarray(a[: small.num_examples])  # noqa: E731
     return AuditedTrainer(
         plan=small,
@@ -126,6 +143,28 @@ def audited_trainer(
         ledger=lambda path: PrivacyLedger(path, small),
         resume=through_checkpoint,
     )
+
+
+def _first(data: Dataset, count: int) -> Dataset:
+    """The first examples of a data set; its test part is not looked at."""
+    cut = lambda a: a[:count]  # noqa: E731
+    return replace(
+        data,
+        x_train=jax.tree.map(cut, data.x_train),
+        y_train=data.y_train[:count],
+        x_test=jax.tree.map(cut, data.x_test),
+        y_test=data.y_test[:count],
+    )
+
+
+def _small_basis(job: Job, key: Any) -> FactorPca | None:
+    """A projection of some rows with less noise, so that its directions are alike."""
+    if job.raw is None:
+        return None
+    some, chosen = _first(job.raw, _FITTED), job.config.data.projection
+    share = len(some.y_train) / len(job.raw.y_train)
+    noise = (chosen.noise_multiplier or 0.0) * share
+    return projection.fit(some, replace(chosen, noise_multiplier=noise), key)
 
 
 def scene_plan(plan: PrivacyPlan, max_steps: int) -> PrivacyPlan:

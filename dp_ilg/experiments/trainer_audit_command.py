@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dp_ilg.experiments import projection
 from dp_ilg.experiments.config import Config, read_config
 from dp_ilg.experiments.fields import nearest
 from dp_ilg.experiments.reproduce import RunLog, tell
@@ -13,6 +14,7 @@ from dp_ilg.experiments.trainer_audit_report import (
     audit_trainer,
     write_plot,
 )
+from dp_ilg.factor_pca import FactorPca
 from dp_ilg.plan import PrivacyPlan
 from dp_ilg.validation import whole
 
@@ -52,9 +54,14 @@ def audit_run(
     """
     whole("steps", steps, 2)
     _check_places(plot, out)
-    config, plan = _read(target)
+    config, plan, basis = _read(target)
     trainer = audited_trainer(
-        config, data_dir=data_dir, plan=plan, max_steps=steps, seed=options.seed
+        config,
+        data_dir=data_dir,
+        plan=plan,
+        basis=basis,
+        max_steps=steps,
+        seed=options.seed,
     )
     found = audit_trainer(trainer, options, tell)
     found = {"title": f"Audit of {target}", "target": target} | found
@@ -78,24 +85,37 @@ def _check_places(plot: Path | None, out: Path | None) -> None:
                 path.unlink()
 
 
-def _read(target: str) -> tuple[Config, PrivacyPlan | None]:
-    """The configuration, and the plan if there is a run."""
+def _read(target: str) -> tuple[Config, PrivacyPlan | None, FactorPca | None]:
+    """The configuration, and plan and projection if there is a run."""
     path = Path(target)
     if (path / "plan.json").exists() and (path / "config.toml").exists():
         plan = PrivacyPlan.from_json((path / "plan.json").read_text(encoding="utf-8"))
-        return read_config(path / "config.toml"), plan
+        config = read_config(path / "config.toml")
+        return config, plan, _basis(path) if config.data.projection.wanted else None
     if path.is_file():
-        return read_config(path), None
+        return read_config(path), None, None
     shipped = {p.stem: p for folder in _FOLDERS for p in folder.glob("*.toml")}
     if target in shipped:
-        return read_config(shipped[target]), None
+        return read_config(shipped[target]), None, None
     if target == Config().data.name:  # an installed wheel has this one alone
-        return Config(), None
+        return Config(), None, None
     known = [*shipped, "published", "dp_adam_ilg"]
     raise ValueError(
         f"There is no run folder, configuration file or shipped configuration "
         f"{target!r} to audit, and no method; {nearest(target, known)}"
     )
+
+
+def _basis(folder: Path) -> FactorPca:
+    """The projection that a run released."""
+    path = folder / projection.FILE
+    try:
+        return projection.from_bytes(path.read_bytes())
+    except (OSError, ValueError):
+        raise ValueError(
+            f"{path} cannot be read, but the run projects its inputs; restore it from "
+            "a copy."
+        ) from None
 
 
 def tables(found: Mapping[str, Any]) -> list[dict[str, Any]]:
