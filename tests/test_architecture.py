@@ -52,7 +52,7 @@ RANKS = {
 RANK_OF = {name: rank for rank, names in RANKS.items() for name in names}
 CORE_DISTRIBUTIONS = {"jax", "optax", "numpy", "scipy", "dp_accounting", "jaxtyping"}
 BOOKKEEPING = [
-    ["convolution", "magnitudes", "pool", "program", "views"],
+    ["convolution", "magnitudes", "pool", "pooling", "program", "views"],
     ["rules"],
     ["tape"],
     ["parts"],
@@ -76,8 +76,8 @@ EXPERIMENTS = [
         "text_data",
         "word_counts",
     ]
-    + ["environment", "compiling", "feeds", "locks", "memory_limits", "mesh"],
-    ["config_data", "hosts", "mesh_rows"],
+    + ["environment", "compiling", "locks", "memory_limits", "mesh"],
+    ["config_data", "feeds", "hosts", "mesh_rows"],
     ["hosts_worker"],
     ["transformer_linen", "shards"],
     ["transformer_nnx"],

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dp_ilg.experiments import hosts_worker
 from dp_ilg.experiments.checkpoints import read_checkpoint
 from dp_ilg.experiments.hosts import Devices, Hosts, joined
 from dp_ilg.experiments.mesh_rows import OwnRows
@@ -167,6 +168,39 @@ def test_a_busy_port_is_one_sentence():
         with pytest.raises(ValueError, match="cannot be used here"):
             with joined(Devices(coordinator=here, processes=2)):
                 pass
+
+
+ABORTED = """#!{python}
+import os
+if {met}:
+    os.write(int(os.environ["DP_ILG_MET"]), b"1")
+os.abort()
+"""
+
+
+@pytest.mark.parametrize(
+    "met, words",
+    [(False, "did not all meet; start each of them once"), (True, "one of them has")],
+)
+def test_a_process_that_met_nobody_is_told_so(met, words, tmp_path, monkeypatch, capfd):
+    """JAX aborts a process either way; whether they had met, the worker has said."""
+    script = tmp_path / "worker"
+    script.write_text(ABORTED.format(python=sys.executable, met=met))
+    script.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(script))
+    with pytest.raises(SystemExit) as stop:
+        hosts_worker.supervised(["train"], 0)
+    assert stop.value.code == 2
+    assert words in check_one_sentence(capfd.readouterr().err)
+
+
+@pytest.mark.slow
+def test_a_process_0_whose_others_do_not_come_is_told_so(tmp_path):
+    args = ["--num-steps", "3", "--devices.timeout", "5"]
+    both = begin(tmp_path / "run", 2, *args, own=[[], ["--help"]])
+    (code, _, words), (other, _, _) = end(both)
+    assert (code, other) == (2, 0)
+    assert "did not all meet" in check_one_sentence(words)
 
 
 def test_one_process_needs_no_agreement():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dp_ilg.experiments.feeds import Feed, FeedError, StepChunks
+from dp_ilg.experiments.memory_limits import OutOfMemory, memory_advice
 from dp_ilg.sampling import PoissonSampler, take
 
 N, STEPS = 40, 6
@@ -111,6 +112,34 @@ def test_an_error_of_the_loader_ends_the_run_and_names_no_row(ahead):
     assert caught.value.__cause__ is None and caught.value.__context__ is None
     drawn = sampler().indices(2)[0]
     assert f"row {drawn}" not in told
+
+
+class Full(Counting):
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def rows(self, indices):
+        raise self.error
+
+
+@pytest.mark.parametrize("ahead", [0, 2])
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 4711 rows"),
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 4711 bytes"),
+    ],
+    ids=["python", "xla"],
+)
+def test_rows_that_do_not_fit_into_memory_reach_the_advice(error, ahead):
+    with Feed(Full(error), sampler(), ahead=ahead) as feed:
+        with pytest.raises(OutOfMemory, match="--run.chunk-size") as caught:
+            with memory_advice(lambda: 8):
+                feed.chunks(0)
+    found = caught.value.__cause__
+    assert isinstance(found, MemoryError) and "4711" not in str(found)
+    assert found.__cause__ is None and found.__context__ is None
 
 
 @pytest.mark.parametrize("ahead", [0, 2])

@@ -208,6 +208,7 @@ def test_an_audit_makes_its_projection_of_few_rows(monkeypatch):
 
 def test_an_audit_of_a_run_takes_the_projection_it_released(tmp_path, monkeypatch):
     job = build_job(config(2))
+    assert job.raw is not None
     basis = projection.fit(job.raw, CHOSEN, run_keys(5).sampler)
     (tmp_path / "config.toml").write_text(config_to_toml(config(2)))
     (tmp_path / "plan.json").write_text(job.plan.to_json())

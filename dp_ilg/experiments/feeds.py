@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 
 from dp_ilg import validation
+from dp_ilg.experiments.memory_limits import ran_out
 from dp_ilg.sampling import Chunk, PoissonSampler, take
 
 Batch = tuple[Any, Any]  # (examples, is_padding_example)
@@ -130,6 +131,7 @@ class Feed:
 
         Raises:
             FeedError: if rows could not be read, or a step is asked for out of turn.
+            MemoryError: if they do not fit into memory.
 
         Example:
             >>> sampler = PoissonSampler(3, 1.0, key=0, num_steps=1)
@@ -158,7 +160,7 @@ class Feed:
         began = time.perf_counter()
         item = next(self._items, None)
         self.waited += time.perf_counter() - began
-        if isinstance(item, FeedError):
+        if isinstance(item, FeedError | MemoryError):
             raise item
         if item is None or item[0] != (step, place):
             raise FeedError(
@@ -181,7 +183,7 @@ class Feed:
 
 
 class _Fetch(NamedTuple):
-    """Reads a step: (step, place), number of chunks, chunk; or a FeedError and no more.
+    """Reads a step: (step, place), number of chunks, chunk; or an error and no more.
 
     Nothing of what went wrong is kept but its kind.
     """
@@ -196,6 +198,9 @@ class _Fetch(NamedTuple):
             for place, chunk in enumerate(chunks):
                 yield (step, place), len(chunks), self._read(chunk)
         except Exception as error:
+            if ran_out(error):
+                yield MemoryError(f"The rows of step {step} do not fit into memory.")
+                return
             yield FeedError(
                 f"The rows of step {step} could not be read ({type(error).__name__}); "
                 "check the data as a whole, since which rows these were is secret."

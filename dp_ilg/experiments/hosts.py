@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -29,6 +30,13 @@ GONE = (
     "the other processes cannot be reached any more, so one of them has ended; every "
     "step that may have been seen is in the ledger: start all again with --resume."
 )
+
+UNMET = (
+    "start each of them once, with one coordinator, one number of processes and "
+    "numbers from 0."
+)
+MET = "DP_ILG_MET"
+"""Environment variable: a file descriptor that hears when the processes have met."""
 
 
 class LostProcess(ValueError):
@@ -275,9 +283,10 @@ def _meet(devices: Devices) -> None:
             ) from error
         raise ValueError(
             f"The {devices.processes} processes did not all meet at "
-            f"{devices.coordinator} within {seconds} s; start each of them once, with "
-            "one coordinator, one number of processes and numbers from 0."
+            f"{devices.coordinator} within {seconds} s; {UNMET}"
         ) from error
+    if MET in os.environ:
+        os.write(int(os.environ[MET]), b"1")
 
 
 def _reach(devices: Devices) -> None:
@@ -290,7 +299,8 @@ def _reach(devices: Devices) -> None:
         except OSError as error:
             raise ValueError(
                 f"Port {port} of devices.coordinator cannot be used here "
-                f"({error.strerror}); choose another one for all processes."
+                f"({error.strerror}); choose another one for all processes, and start "
+                "only one process 0."
             ) from None
     until = time.monotonic() + devices.timeout
     while True:

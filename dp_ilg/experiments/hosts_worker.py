@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from dp_ilg.experiments.hosts import GONE
+from dp_ilg.experiments.hosts import GONE, MET, UNMET
 
 LOST = 3
 """Exit code of a worker whose peers are gone."""
@@ -52,11 +52,12 @@ def supervised(args: Sequence[str], process: int) -> None:
         'supervised'
     """
     alive, ours = os.pipe()
-    given = (os.dup(1), os.dup(2), alive)
+    heard, met = os.pipe()
+    given = (os.dup(1), os.dup(2), alive, met)
     sys.stdout.flush()
     worker = subprocess.Popen(
         [sys.executable, "-m", "dp_ilg.experiments.worker", *args],
-        env=os.environ | {MARK: ",".join(map(str, given))},
+        env=os.environ | {MARK: ",".join(map(str, given[:3])), MET: str(met)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         pass_fds=given,
@@ -71,7 +72,15 @@ def supervised(args: Sequence[str], process: int) -> None:
     finally:
         signal.signal(signal.SIGINT, before)
         os.close(ours)
-    if code in (LOST, -signal.SIGABRT):
+    os.set_blocking(heard, False)
+    with os.fdopen(heard, "rb") as told:
+        had_met = bool(told.read())
+    if code == -signal.SIGABRT and not had_met:  # JAX's own way of giving up
+        print(
+            f"dp-ilg: Process {process}: the processes did not all meet; {UNMET}",
+            file=sys.stderr,
+        )
+    elif code in (LOST, -signal.SIGABRT):
         print(f"dp-ilg: Process {process}: {GONE}", file=sys.stderr)
     elif code < 0:
         name = signal.Signals(-code).name

@@ -68,6 +68,24 @@ def budgeted(
     return dataclasses.replace(grad_fn, microbatch_size=size)
 
 
+def ran_out(error: BaseException) -> bool:
+    """Whether an error means that there is not enough memory.
+
+    Args:
+        error: of Python, NumPy or XLA.
+
+    Returns:
+        True for a `MemoryError` and XLA's RESOURCE_EXHAUSTED.
+
+    Example:
+        >>> ran_out(MemoryError()), ran_out(ValueError("out of memory"))
+        (True, False)
+    """
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        return any(sign in str(error) for sign in _SIGNS)
+    return isinstance(error, MemoryError)
+
+
 @contextmanager
 def memory_advice(microbatch: Callable[[], int]) -> Iterator[None]:
     """Turns running out of memory into an `OutOfMemory` that says what to try.
@@ -91,13 +109,12 @@ def memory_advice(microbatch: Callable[[], int]) -> Iterator[None]:
         ...     raise MemoryError
         Traceback (most recent call last):
         dp_ilg.experiments.memory_limits.OutOfMemory: Out of memory with a micro-batch \
-of 64; try --run.microbatch-size 32 in a new run folder.
+of 64; try --run.microbatch-size 32, or a smaller --run.chunk-size, in a new run folder.
     """
     try:
         yield
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        known = isinstance(error, MemoryError) or any(s in str(error) for s in _SIGNS)
-        if not known:
+        if not ran_out(error):
             raise
         raise OutOfMemory(_advice(microbatch())) from error
 
@@ -106,9 +123,9 @@ def _advice(size: int) -> str:
     if size > 1:
         return (
             f"Out of memory with a micro-batch of {size}; try --run.microbatch-size "
-            f"{size // 2} in a new run folder."
+            f"{size // 2}, or a smaller --run.chunk-size, in a new run folder."
         )
     return (
-        "Out of memory even with a micro-batch of 1; use a smaller model or a machine "
-        "with more memory."
+        "Out of memory even with a micro-batch of 1; use a smaller --run.chunk-size, a "
+        "smaller model or a machine with more memory."
     )
