@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import dp_accounting
 
 NAME = "DP-PCA"
+_CHUNK_ROWS = 4096
 _SLACK = 1e-5  # relative margin under norm 1 that float32 sums cannot use up
 
 
@@ -151,7 +152,7 @@ def private_pca(
         raise ValueError("x holds a number that is too large; scale it.") from None
     _check(rows, num_components)
     noised = noised_second_moment(rows, float(noise_multiplier), key)
-    values, vectors = np.linalg.eigh(np.asarray(noised, np.float64))
+    values, vectors = np.linalg.eigh(noised)
     strongest = slice(None, -num_components - 1, -1)
     return PrivatePca(
         jnp.asarray(vectors.T[strongest], jnp.float32),
@@ -162,7 +163,7 @@ def private_pca(
 
 def noised_second_moment(
     rows: Float[Array, "rows features"], noise_multiplier: Any, key: Array
-) -> Float[Array, "features features"]:
+) -> Float[np.ndarray, "features features"]:
     """The sum of outer products of rows scaled to norm 1, plus symmetric noise.
 
     Args:
@@ -171,11 +172,10 @@ def noised_second_moment(
         key: used for nothing else.
 
     Returns:
-        A symmetric matrix; this is the release.
+        A symmetric matrix in float64; this is the release.
 
     Privacy:
-        See `private_pca`. Do not compile it: a fused program may draw the noise of an
-        entry and of its mirror image twice, with different rounding.
+        See `private_pca`. It is no traced function: sums and noise meet in float64.
 
     Example:
         >>> x = jnp.array([[0.0, 9.0], [jnp.nan, 1.0]])
@@ -188,10 +188,18 @@ def noised_second_moment(
     rows = rows / jnp.where(largest > 0, largest, 1)  # squares neither over- nor
     norms = jnp.linalg.norm(rows, axis=1, keepdims=True)  # underflow
     units = rows * ((1 - _SLACK) / jnp.where(norms > 0, norms, 1))
-    draw = jax.random.normal(key, (rows.shape[1], rows.shape[1]), units.dtype)
-    total = jnp.matmul(units.T, units, precision=jax.lax.Precision.HIGHEST)
-    total = (total + total.T) / 2
+    draw = np.asarray(jax.random.normal(key, (rows.shape[1],) * 2), np.float64)
+    total = _sum_of_outer_products(np.asarray(units))
     return total + noise_multiplier * (draw + draw.T) / 2
+
+
+def _sum_of_outer_products(units: np.ndarray) -> np.ndarray:
+    """In float64, a few rows at a time: in float32 one row moves all the rounding."""
+    total = np.zeros((units.shape[1],) * 2)
+    for first in range(0, len(units), _CHUNK_ROWS):
+        chunk = units[first : first + _CHUNK_ROWS].astype(np.float64)
+        total += chunk.T @ chunk
+    return (total + total.T) / 2
 
 
 def _check(rows: Any, num_components: Any) -> None:

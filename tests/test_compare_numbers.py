@@ -131,7 +131,7 @@ def test_an_epsilon_out_of_reach_is_impossible_not_failed():
 @pytest.mark.parametrize("path", sorted(SWEEPS.glob("*.toml")), ids=lambda p: p.stem)
 def test_shipped_sweeps_can_be_and_report_five_seeds(path):
     sweep = read_sweep(path)
-    assert len(sweep.seeds) >= 5 and sweep.reference == "dp_adam"
+    assert len(sweep.seeds) >= 5 and sweep.reference.startswith("dp_adam")
     tuned = [len(tuning_runs(sweep, cell)) for cell in cells(sweep)]
     assert len(set(tuned)) == 1 and tuned[0] >= 6
 
