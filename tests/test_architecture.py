@@ -67,7 +67,6 @@ EXPERIMENTS = [
     ["data_files", "fields", "linen_models", "run_record", "svg", "train_step"]
     + [
         "config_run",
-        "shard_rows",
         "gpt2",
         "lora",
         "pca_network",
@@ -77,7 +76,7 @@ EXPERIMENTS = [
         "word_counts",
     ]
     + ["environment", "compiling", "locks", "memory_limits", "mesh"],
-    ["config_data", "feeds", "hosts", "mesh_rows"],
+    ["config_data", "feeds", "hosts", "mesh_rows", "shard_rows"],
     ["hosts_worker"],
     ["transformer_linen", "shards"],
     ["transformer_nnx"],

@@ -1,15 +1,19 @@
 """Folders of shards: the rows that were written, or none; in constant memory."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import subprocess
 import sys
+import unittest.mock
 
 import numpy as np
 import pytest
 
-from dp_ilg.experiments import shards
-from dp_ilg.experiments.data import load_dataset
+from dp_ilg.experiments import shard_rows, shards
+from dp_ilg.experiments.cli import main
+from dp_ilg.experiments.data import Dataset, load_dataset
 from dp_ilg.experiments.data_files import DataError
 from dp_ilg.experiments.shards import ShardedArray, open_shards, write_shards
 from dp_ilg.experiments.sources import (
@@ -47,8 +51,9 @@ def test_shards_look_like_an_array(folder):
     assert np.array_equal(x[3:17:2], X[3:17:2]) and np.array_equal(np.asarray(x), X)
     with pytest.raises(TypeError):
         x[np.ones(N, bool)]
-    with pytest.raises(IndexError):
-        x[np.array([N])]
+    for bad in (N, -1):
+        with pytest.raises(IndexError, match=f"Row {bad} is not among 23 rows; give 0"):
+            x[[0, bad]]
 
 
 @pytest.mark.parametrize("per", [1, 5, 23, 100, None])
@@ -129,18 +134,39 @@ def test_only_the_owner_may_look(folder):
 
 
 class Failing:
+    def __init__(self, error, first=7):
+        self.error, self.first = error, first
+
     def __len__(self):
         return 10
 
     def __getitem__(self, index):
-        if index == 7:
-            raise OSError("no more")
+        if index >= self.first:
+            raise self.error
         return X[0]
 
 
-def test_a_failing_source_leaves_nothing(tmp_path):
-    with pytest.raises(OSError):
-        write_shards(Failing(), tmp_path / "rows", rows_per_shard=2)
+@pytest.mark.parametrize("first", [0, 7])
+@pytest.mark.parametrize(
+    "kind", [OSError, ValueError, KeyError, MemoryError, DataError]
+)
+def test_a_failing_source_leaves_nothing_and_quotes_no_row(tmp_path, kind, first):
+    source = Failing(kind("the patient is called 4711"), first)
+    with pytest.raises(DataError, match=rf"\({kind.__name__}\)") as caught:
+        write_shards(source, tmp_path / "rows", rows_per_shard=2)
+    assert "4711" not in str(caught.value)
+    assert caught.value.__cause__ is None and caught.value.__context__ is None
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_rows_that_are_not_finite_are_not_written(tmp_path, bad):
+    x = X.copy()
+    x[17, 1, 2] = bad
+    with pytest.raises(DataError) as caught:
+        write_shards({"x": x, "y": Y}, tmp_path / "rows", rows_per_shard=5)
+    told = str(caught.value)
+    assert told.startswith("Some rows of x are not finite;") and "17" not in told
     assert list(tmp_path.iterdir()) == []
 
 
@@ -209,6 +235,64 @@ def test_a_data_set_comes_back_as_it_was(tmp_path):
     assert np.array_equal(found.x_test, digits.x_test)
     assert np.array_equal(found.y_test, digits.y_test)
     assert found.num_classes == 10 and "Read from shards" in found.note
+
+
+def images(shape, dtype: type = np.uint8):
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 256, (30, *shape)).astype(dtype), np.arange(30) % 10
+    return Dataset("pictures", x[:20], y[:20], x[20:], y[20:], 10, note="Made up.")
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (4, 5, 3)])
+def test_images_of_bytes_are_pixels_from_0_to_1(tmp_path, shape):
+    data = images(shape)
+    found = load_folder(save_dataset(data, tmp_path / "rows", 7))
+    wide = data.x_train.reshape(20, 4, 5, -1)
+    known = wide.astype(np.float32) / np.float32(255)
+    assert found.x_train.shape == known.shape and found.x_train.ndim == 4
+    assert found.x_train.dtype == np.asarray(found.x_train).dtype == np.float32
+    assert np.array_equal(found.x_train[3:9], known[3:9]) and len(found.x_train) == 20
+    assert np.array_equal(take(found.x_train, [19, 0]), known[[19, 0]])
+    assert found.x_test.dtype == np.float32 and found.x_test.max() <= 1
+    raw = open_shards(tmp_path / "rows")["x"]
+    assert raw.dtype == np.uint8  # a quarter of the space
+    assert found.x_train.content_digest() == raw.content_digest()
+
+
+def test_counts_of_words_are_no_pixels(tmp_path):
+    data = images((12,))
+    found = load_folder(save_dataset(data, tmp_path / "rows", 7))
+    assert found.x_train.dtype == np.uint8
+    assert np.array_equal(np.asarray(found.x_train), data.x_train)
+
+
+def cli(*args):
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        code = main(["shards", *args])
+    return code, said.getvalue()
+
+
+def test_the_command_says_what_training_would(tmp_path, capsys):
+    path = str(tmp_path / "rows")
+    assert cli(path, "--data", "digits", "--rows-per-shard", "0") == (
+        2,
+        "dp-ilg: --rows-per-shard is 0, but must be a whole number of at least 1.\n",
+    )
+    code, words = cli(path, "--rows-per-shard", "3")
+    assert code == 2 and "is 3, but nothing is written without --data" in words
+    write_shards({"x": X, "y": Y}, path, facts={"num_classes": 30})
+    code, words = cli(path)
+    assert code == 2 and "has no part test to evaluate on" in words
+    save_dataset(images((2, 2)), tmp_path / "good", None)
+    assert cli(str(tmp_path / "good"), "--json") == (0, "")
+    assert json.loads(capsys.readouterr().out)["rows"] == 20
+    bad = images((3,), np.float32)
+    bad.x_train[7, 1] = np.nan
+    with unittest.mock.patch.object(shard_rows, "check_finite"):  # as others write
+        save_dataset(bad, tmp_path / "bad", None)
+    code, words = cli(str(tmp_path / "bad"))
+    assert code == 2 and "Some rows of x are not finite" in words
+    load_folder(tmp_path / "bad")  # training tells nothing: such rows are absent
 
 
 def test_a_feed_of_shards_has_the_batches_of_memory(tmp_path):

@@ -21,6 +21,7 @@ from dp_ilg.experiments.data_files import (
     read_npz,
     read_words,
 )
+from dp_ilg.experiments.shard_rows import unit_interval
 
 NUM_IMDB_TOKENS = 10_000
 _NUM_IMAGE_CLASSES = 10
@@ -142,7 +143,7 @@ def _load_images(row: _ImageSet, data_dir: Path | None) -> Dataset:
         x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]
         _check_kind(source, f"x_{part}", x, np.uint8, row.shape)
         y = _labels(source, f"y_{part}", y, len(x), _NUM_IMAGE_CLASSES)
-        parts += [_unit_interval(x), y]
+        parts += [unit_interval(x), y]
     note = f"From {source}. {_PIXELS}"
     return Dataset(row.name, *parts, num_classes=_NUM_IMAGE_CLASSES, note=note)
 
@@ -323,13 +324,6 @@ def _labels(
             f"lie in 0..{num_classes - 1}; pass the right file."
         )
     return y.astype(np.int32)
-
-
-def _unit_interval(x: np.ndarray) -> np.ndarray:
-    """Returns pixels as float32 in [0, 1] with a channel axis."""
-    scaled = x.astype(np.float32)
-    scaled /= 255
-    return scaled if scaled.ndim == 4 else scaled[..., None]
 
 
 _MNIST = _ImageSet("mnist", (28, 28), "mnist_784", "the MNIST database")

@@ -21,6 +21,7 @@ from dp_ilg.experiments.config import Config, config_to_toml, read_config
 from dp_ilg.experiments.environment import environment
 from dp_ilg.experiments.job import Job
 from dp_ilg.experiments.locks import locked
+from dp_ilg.experiments.shard_rows import Pixels
 from dp_ilg.experiments.shards import ShardedArray
 from dp_ilg.experiments.trainer import Position
 from dp_ilg.factor_pca import FactorPca
@@ -320,7 +321,7 @@ def _data_digest(job: Job) -> str:
     data = job.raw or job.data  # as it was before its projection
     for array in jax.tree.leaves((data.x_train, data.y_train)):
         digest.update(f"{array.dtype} {array.shape} ".encode())
-        if isinstance(array, ShardedArray):  # never whole in memory
+        if isinstance(array, ShardedArray | Pixels):  # never whole in memory
             digest.update(array.content_digest().encode())
         else:
             digest.update(np.ascontiguousarray(array).data)

@@ -6,8 +6,11 @@ from typing import Annotated, Any
 
 import tyro
 
+from dp_ilg import validation
 from dp_ilg.experiments.commands import Rows, show
+from dp_ilg.experiments.shard_rows import check_finite
 
+_ROWS_AT_ONCE = 256
 _ROWS: Rows = {
     "folder": ("Folder", "{}"),
     "rows": ("Training rows", "{:,}"),
@@ -38,11 +41,22 @@ def shards(
     Returns:
         What does it.
 
+    Raises:
+        ValueError: for no rows a shard, or a number of them without --data; and, when
+            called, for a folder that is damaged or that nothing can be trained on.
+
     Example:
         >>> shards("no/such/folder")()
         Traceback (most recent call last):
         dp_ilg.experiments.data_files.DataError: no/such/folder/index.json cannot ...
     """
+    if rows_per_shard is not None:
+        validation.whole("--rows-per-shard", rows_per_shard)
+        if data is None:
+            raise ValueError(
+                f"--rows-per-shard is {rows_per_shard}, but nothing is written without "
+                "--data; give --data too, or leave it out."
+            )
 
     def work() -> None:
         from dp_ilg.experiments.data import load_dataset
@@ -57,15 +71,18 @@ def shards(
 
 
 def _checked(folder: Path) -> dict[str, Any]:
-    """Reads every file of the folder and of its parts once."""
+    """Reads every file of the folder and of its parts, then as training would."""
     from dp_ilg.experiments.shards import INDEX, open_shards, read_index
+    from dp_ilg.experiments.sources import load_folder
 
     found = open_shards(folder)
-    for path in sorted(folder.glob(f"*/{INDEX}")):
-        for part in open_shards(path.parent).values():
-            part.content_digest()
-    for array in found.values():
-        array.content_digest()
+    parts = [open_shards(path.parent) for path in sorted(folder.glob(f"*/{INDEX}"))]
+    for arrays in (found, *parts):
+        for name, array in arrays.items():
+            array.content_digest()
+            for first in range(0, len(array), _ROWS_AT_ONCE):
+                check_finite(name, array[first : first + _ROWS_AT_ONCE])
+    load_folder(folder)
     files = sorted(folder.rglob("*.npy"))
     return {
         "folder": str(folder),

@@ -1,10 +1,12 @@
-"""What a row of a shard is: names, shapes and types that files can hold."""
+"""What a row of a shard is: names, shapes and types that files can hold, and pixels."""
 
 import re
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+
+from dp_ilg.experiments.data_files import DataError
 
 _NAME = re.compile(r"|[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 
@@ -55,6 +57,9 @@ def flat(batch: Any) -> dict[str, np.ndarray]:
 def check_block(name: str, array: np.ndarray, row: RowShape) -> None:
     """Refuses rows of another type: to convert them would change the data.
 
+    Rows that are not finite would be absent from every step, as an error of the one
+    who writes them; training must not tell, so it is told here, and not which.
+
     Args:
         name: of the array.
         array: some rows of it.
@@ -62,6 +67,7 @@ def check_block(name: str, array: np.ndarray, row: RowShape) -> None:
 
     Raises:
         ValueError: if they differ, or are no numbers.
+        DataError: if some are not finite.
 
     Example:
         >>> check_block("x", np.ones(2), RowShape((), np.dtype(float)))
@@ -73,3 +79,89 @@ def check_block(name: str, array: np.ndarray, row: RowShape) -> None:
             if array.dtype != row.dtype
             else f"The rows of {name} are {row.dtype}; shards hold numbers only."
         )
+    check_finite(name, array)
+
+
+def check_finite(name: str, array: Any) -> None:
+    """Refuses rows that are not finite, without saying which.
+
+    Args:
+        name: of the array.
+        array: rows of it; anything with a dtype that NumPy can read.
+
+    Raises:
+        DataError: if some are NaN or infinite.
+
+    Privacy:
+        For who writes the data, not for a training step: there such rows are absent
+        and nobody is told.
+
+    Example:
+        >>> check_finite("x", np.array([1.0, np.nan]))
+        Traceback (most recent call last):
+        dp_ilg.experiments.data_files.DataError: Some rows of x are not finite; ...
+    """
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise DataError(
+            f"Some rows of {name} are not finite; leave them out or fill them in."
+        )
+
+
+class Pixels:
+    """Images of bytes as float32 in [0, 1] with a channel axis, a few at a time.
+
+    The same numbers as those of images that are loaded into memory.
+
+    Attributes:
+        shape: ``(rows, height, width, channels)``.
+        dtype: float32.
+
+    Example:
+        >>> pixels = Pixels(np.full((3, 2, 2), 51, np.uint8))
+        >>> pixels[np.array([1])].shape, float(pixels[:1].max())
+        ((1, 2, 2, 1), 0.2...)
+    """
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, images: Any):
+        """Takes uint8 images with three or four axes; reads none."""
+        self._images = images
+        self.shape = (*images.shape, 1) if len(images.shape) == 3 else images.shape
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return 4
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        return unit_interval(np.asarray(self._images[rows]))
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        whole = self[:]
+        return whole if dtype is None else whole.astype(dtype)
+
+    def content_digest(self) -> str:
+        """That of the bytes, see `ShardedArray.content_digest`."""
+        return self._images.content_digest()
+
+
+def unit_interval(images: np.ndarray) -> np.ndarray:
+    """Bytes as numbers from 0 to 1.
+
+    Args:
+        images: uint8[N, height, width] or uint8[N, height, width, channels].
+
+    Returns:
+        float32[N, height, width, channels], divided by 255.
+
+    Example:
+        >>> unit_interval(np.full((1, 2, 2), 255, np.uint8)).max()
+        np.float32(1.0)
+    """
+    scaled = images.astype(np.float32)
+    scaled /= 255
+    return scaled if scaled.ndim == 4 else scaled[..., None]

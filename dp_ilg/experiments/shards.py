@@ -22,7 +22,7 @@ from dp_ilg import validation
 from dp_ilg.experiments.data_files import DataError
 from dp_ilg.experiments.locks import locked
 from dp_ilg.experiments.shard_rows import RowShape, check_block, flat
-from dp_ilg.sampling import take
+from dp_ilg.gather import length, take
 
 INDEX = "index.json"
 _FORMAT = 1
@@ -76,6 +76,11 @@ class ShardedArray:
         if picked.ndim != 1 or picked.dtype.kind not in "iu":
             raise TypeError("Shards are indexed by a list of integers or a slice.")
         found = np.empty((len(picked), *self.shape[1:]), self.dtype)
+        if picked.size and not 0 <= picked.min() <= picked.max() < len(self):
+            bad = picked.min() if picked.min() < 0 else picked.max()
+            raise IndexError(
+                f"Row {bad} is not among {len(self)} rows; give 0 to {len(self) - 1}."
+            )
         shards = picked // self._per
         for shard in np.unique(shards).tolist():
             here = shards == shard
@@ -144,12 +149,14 @@ def write_shards(
         The folder, readable by its owner only.
 
     Raises:
-        DataError: if the folder exists.
-        ValueError: for a source without rows, or one that `take` refuses.
+        DataError: if the folder exists, if rows cannot be read, or if some are not
+            finite.
+        ValueError: for a source without rows, or rows that differ in type.
         OSError: if it cannot be written; then, and after a kill, there is no folder.
 
     Privacy:
-        The files hold the data as they are.
+        The files hold the data as they are. What the source says of a row that it
+        cannot read is dropped, since it may quote the row.
 
     Example:
         >>> import tempfile
@@ -266,9 +273,9 @@ def _seal(index: Mapping[str, Any]) -> str:
 
 
 def _fill(draft: Path, source: Any, per: int | None, facts: dict[str, Any]) -> None:
-    first = flat(take(source, np.zeros(1, np.int64)))
+    rows = length(source)
+    first = flat(_read(source, np.zeros(1, np.int64)))
     shapes = {name: RowShape(a.shape[1:], a.dtype) for name, a in first.items()}
-    rows = _rows(source)
     widest = max(max(shape.bytes for shape in shapes.values()), 1)
     per = max(1, _SHARD_BYTES // widest) if per is None else per
     validation.whole("rows_per_shard", per)
@@ -295,16 +302,21 @@ def _fill(draft: Path, source: Any, per: int | None, facts: dict[str, Any]) -> N
         os.fsync(file.fileno())
 
 
-def _rows(source: Any) -> int:
-    """The number of rows of a source that `take` has accepted."""
-    while isinstance(source, Mapping | tuple):
-        source = next(iter(source.values() if isinstance(source, Mapping) else source))
-    return len(source)
+def _read(source: Any, indices: np.ndarray) -> Any:
+    """Some rows; of what goes wrong nothing is kept but its kind."""
+    try:
+        return take(source, indices)
+    except Exception as error:  # noqa: BLE001 - whatever a loader may raise
+        kind = type(error).__name__
+    raise DataError(
+        f"The rows to write could not be read ({kind}); check that the source gives "
+        "every row, all of one shape."
+    )
 
 
 def _blocks(source: Any, begin: int, end: int, size: int) -> Iterator[dict[str, Any]]:
     for start in range(begin, end, size):
-        yield flat(take(source, np.arange(start, min(start + size, end))))
+        yield flat(_read(source, np.arange(start, min(start + size, end))))
 
 
 def _write_shard(draft, shard, count, shapes, blocks) -> Iterator[tuple[str, str]]:

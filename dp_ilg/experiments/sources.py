@@ -11,11 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import jax
 import numpy as np
 
 from dp_ilg.experiments.data import Dataset
 from dp_ilg.experiments.data_files import DataError
+from dp_ilg.experiments.shard_rows import Pixels
 from dp_ilg.experiments.shards import (
+    INDEX,
     ShardedArray,
     open_shards,
     read_index,
@@ -112,7 +115,7 @@ def save_dataset(data: Dataset, folder: str | Path, rows_per_shard: int | None) 
         The folder; its own shards are the training rows, ``test`` in it the test rows.
 
     Raises:
-        DataError: if the folder exists.
+        DataError: if the folder exists, or some rows are not finite.
         OSError: if it cannot be written.
 
     Example:
@@ -141,12 +144,16 @@ def save_dataset(data: Dataset, folder: str | Path, rows_per_shard: int | None) 
 def load_folder(folder: str | Path) -> Dataset:
     """Opens a folder that `save_dataset` wrote; training rows stay on the disk.
 
+    Images of bytes (uint8 with three or four axes) are pixels: they come as float32
+    divided by 255, as those that are loaded into memory.
+
     Args:
         folder: the training rows; the test rows in its part ``test`` are read into
             memory.
 
     Returns:
-        The data set; ``x_train`` and ``y_train`` are `ShardedArray`.
+        The data set; ``x_train`` and ``y_train`` are `ShardedArray`, or
+        `dp_ilg.experiments.shard_rows.Pixels` of one.
 
     Raises:
         DataError: for a folder that is absent, damaged or holds something else.
@@ -157,8 +164,13 @@ def load_folder(folder: str | Path) -> Dataset:
         dp_ilg.experiments.data_files.DataError: no/such/folder/index.json cannot ...
     """
     folder = Path(folder)
-    facts = read_index(folder)["facts"]
-    train, test = open_shards(folder), open_shards(folder / "test")
+    facts, train = read_index(folder)["facts"], open_shards(folder)
+    if not (folder / "test" / INDEX).is_file():
+        raise DataError(
+            f"{folder} has no part test to evaluate on; write it with `dp-ilg shards "
+            "--data`, or with parts={'test': ...}."
+        )
+    test = open_shards(folder / "test")
     if "num_classes" not in facts or "y" not in train or set(train) != set(test):
         raise DataError(
             f"{folder} holds no training and test rows x and y; write it with "
@@ -175,9 +187,9 @@ def load_folder(folder: str | Path) -> Dataset:
     _check_labels(folder, train["y"], facts)
     return Dataset(
         facts["name"],
-        _inputs(train),
+        jax.tree.map(_scaled, _inputs(train)),
         train["y"],
-        _inputs(whole),
+        jax.tree.map(lambda a: np.asarray(_scaled(a)), _inputs(whole)),
         whole["y"],
         num_classes=facts["num_classes"],
         note=f"{facts['note']} Read from shards in {folder}.",
@@ -197,6 +209,12 @@ def _check_labels(folder: Path, labels: ShardedArray, facts: dict[str, Any]) -> 
             raise DataError(
                 f"{folder} has labels outside 0..{most - 1}; write the folder again."
             )
+
+
+def _scaled(array: Any) -> Any:
+    """Images of bytes as numbers from 0 to 1; anything else as it is."""
+    is_image = array.dtype == np.uint8 and array.ndim in (3, 4)
+    return Pixels(array) if is_image else array
 
 
 def _inputs(arrays: dict[str, Any]) -> Any:
