@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 
 from dp_ilg.experiments import scattering
-from dp_ilg.experiments.scattering import group_norm, scatter, scattering_features
+from dp_ilg.experiments.scattering import (
+    group_norm,
+    photo_features,
+    scatter,
+    scattering_features,
+)
 
 FIXTURE = np.load(Path(__file__).parent / "fixtures" / "scattering.npz")
 ORDERS = {"zero": slice(0, 1), "one": slice(1, 17), "two": slice(17, 81)}
@@ -104,6 +109,34 @@ def test_other_shapes_are_refused_in_one_sentence(shape):
 def test_groups_that_do_not_divide_are_refused():
     with pytest.raises(ValueError, match="27 groups do not divide 80 channels"):
         group_norm(jnp.zeros((1, 80, 2, 2)))
+
+
+def test_photo_features_know_no_left_and_no_right():
+    photo = jax.random.uniform(jax.random.key(5), (2, 16, 16, 3))
+    found = photo_features(photo)
+    np.testing.assert_allclose(found, photo_features(photo[:, :, ::-1]), atol=1e-5)
+    upside_down = photo_features(photo[:, ::-1])
+    assert np.abs(found - upside_down).max() > 0.1
+
+
+def test_photo_features_are_those_of_opponent_colours():
+    photo = jax.random.uniform(jax.random.key(6), (1, 16, 16, 3))
+    red, green, blue = np.moveaxis(np.asarray(photo), -1, 0)
+    colours = [red + green + blue, red - green, red + green - 2 * blue]
+    lengths = np.sqrt([3, 2, 6])
+    turned = np.stack([c / n for c, n in zip(colours, lengths, strict=True)], -1)
+    sides = [
+        scattering_features(jnp.asarray(turned[:, :, s]))
+        for s in (slice(None), slice(None, None, -1))
+    ]
+    np.testing.assert_allclose(photo_features(photo), sum(sides) / 2, atol=2e-4)
+
+
+def test_a_grey_photo_has_no_colour():
+    grey = jax.random.uniform(jax.random.key(7), (1, 16, 16, 1))
+    found = photo_features(jnp.repeat(grey, 3, axis=-1)).reshape(3, -1)
+    assert np.abs(found[0]).max() > 1.0
+    assert np.abs(found[1:]).max() < 0.01
 
 
 def test_gradients_exist():

@@ -23,7 +23,11 @@ from jaxtyping import Array
 
 from dp_ilg.experiments.data import Dataset
 from dp_ilg.experiments.fields import nearest
-from dp_ilg.experiments.scattering import NUM_COEFFICIENTS, scattering_features
+from dp_ilg.experiments.scattering import (
+    NUM_COEFFICIENTS,
+    photo_features,
+    scattering_features,
+)
 from dp_ilg.experiments.text_features import TEXT_FEATURES, text_chunks
 from dp_ilg.experiments.word_counts import word_counts
 
@@ -40,8 +44,15 @@ CACHE_VARIABLE = "DP_ILG_CACHE"
 FEATURES: dict[str, tuple[Callable[[Array], Array], str]] = {
     RAW: (lambda images: images, ""),
     "scattering": (scattering_features, "scattering J2 L8 groups 27 float16"),
+    "photo_scattering": (
+        photo_features,
+        "opponent mirrored scattering J2 L8 groups 27 float16",
+    ),
 }
-_CHANNELS = {"scattering": NUM_COEFFICIENTS}  # feature maps of one colour
+_CHANNELS = {
+    "scattering": NUM_COEFFICIENTS,
+    "photo_scattering": NUM_COEFFICIENTS,
+}  # feature maps of one colour
 _DTYPE = np.dtype(np.float16)  # normalised features: rounding moves them by 5e-4
 _CHUNK_PIXELS = 50_000  # what fits a processor's cache on its way through
 _CHECKSUM_BYTES = 4
@@ -112,8 +123,8 @@ def feature_names() -> tuple[str, ...]:
     """What ``data.features`` may be.
 
     Example:
-        >>> feature_names()
-        ('raw', 'scattering', 'word_counts', 'word_vectors', 'sentence_encoder')
+        >>> feature_names()[:4]
+        ('raw', 'scattering', 'photo_scattering', 'word_counts')
     """
     return (*FEATURES, COUNTS, *TEXT_FEATURES)
 
