@@ -24,15 +24,14 @@ class Engine(NamedTuple):
         prepare: the same arguments, to the micro-batch it picks (None: all) and the
             engine as a function of parameters and micro-batch.
         explain: the same arguments and a micro-batch size, to an `Explanation`.
-        unrolled: up to how many micro-batches are written out one after the other.
-            JAX's own derivatives of convolutions are several times slower inside a
-            loop on a CPU.
+        unroll: how many micro-batches of so many are written out in one turn of the
+            loop over them, and whether the caller asked for their size.
     """
 
     per_example: Callable[[LossFn, Params, Example, Groups], PerExampleGrads]
     prepare: Callable[[LossFn, Params, Example, Groups], tuple[int | None, Run]]
     explain: Callable[[LossFn, Params, Example, Groups, int], Explanation]
-    unrolled: int
+    unroll: Callable[[int, bool], int]
 
     def __call__(
         self, loss_fn: LossFn, params: Params, batch: Example, groups: Groups
@@ -59,7 +58,21 @@ def _explain_vmap(
     return Explanation(rows)
 
 
+def _unroll_pairs(count: int, asked: bool) -> int:
+    """Two at once on a CPU, where both share the cores.
+
+    That takes twice the memory: not where the caller set the size.
+    """
+    pairs = count % 2 == 0 and not asked and jax.default_backend() == "cpu"
+    return 2 if pairs else 1
+
+
+def _unroll_few(count: int, asked: bool) -> int:
+    """All of a few: JAX's own derivatives of convolutions are slow inside a loop."""
+    return count if count <= 16 else 1
+
+
 ENGINES = {
-    "bookkeeping": Engine(bookkeeping_engine, prepare, explain, 1),
-    "vmap": Engine(vmap_engine, _prepare_vmap, _explain_vmap, 16),
+    "bookkeeping": Engine(bookkeeping_engine, prepare, explain, _unroll_pairs),
+    "vmap": Engine(vmap_engine, _prepare_vmap, _explain_vmap, _unroll_few),
 }

@@ -138,7 +138,8 @@ class ClippedGradFn:
             return total + one(*piece), None
 
         count = jax.tree.leaves(pieces)[0].shape[0]
-        unroll = count <= ENGINES[self.engine].unrolled
+        asked = self.microbatch_size is not None
+        unroll = ENGINES[self.engine].unroll(count, asked)
         return jax.lax.scan(body, start, pieces, unroll=unroll)[0]
 
     def _zero(self, params: Params, geometry: Geometry) -> ClippedGrad:
