@@ -21,6 +21,7 @@ from dp_ilg.statement import Statement, describe
 if TYPE_CHECKING:
     import dp_accounting
 
+_MOST = 2**53  # above, floating point cannot tell a count from the next
 _LATER_FIELDS = ("prior_releases", "max_batch_size")
 
 
@@ -267,14 +268,14 @@ def _expand(stages: tuple[tuple[int, float], ...]) -> np.ndarray:
 
 def _check(plan: PrivacyPlan) -> None:
     for name in ("num_examples", "batch_size", "num_steps"):
-        validation.whole(name, getattr(plan, name))
+        validation.whole(name, getattr(plan, name), most=_MOST)
     if plan.batch_size > plan.num_examples:
         raise ValueError(
             f"batch_size is {plan.batch_size}, but there are only {plan.num_examples} "
             "examples; choose a batch size of at most num_examples."
         )
     if plan.max_batch_size is not None:
-        validation.whole("max_batch_size", plan.max_batch_size, plan.batch_size)
+        validation.whole("max_batch_size", plan.max_batch_size, plan.batch_size, _MOST)
     validation.fraction("delta", plan.delta)
     validation.positive("l2_clip_norm", plan.l2_clip_norm)
     validation.fraction("score_budget", plan.score_budget, include_zero=True)

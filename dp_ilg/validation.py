@@ -66,13 +66,14 @@ def fraction(name: str, value: Any, *, include_zero: bool = False) -> None:
         raise ValueError(f"{name} is {shown(value)}, but must lie between 0 and 1.")
 
 
-def whole(name: str, value: Any, minimum: int = 1) -> None:
+def whole(name: str, value: Any, minimum: int = 1, most: int | None = None) -> None:
     """Raises unless `value` is an integer of at least `minimum`.
 
     Args:
         name: what the caller calls it.
         value: the number to check.
         minimum: the smallest allowed value.
+        most: the largest, None for any.
 
     Raises:
         ValueError: for anything else, booleans included.
@@ -89,6 +90,8 @@ def whole(name: str, value: Any, minimum: int = 1) -> None:
             f"{name} is {shown(value)}, but must be a whole number of at least "
             f"{minimum}."
         )
+    if most is not None and int(value) > most:
+        raise ValueError(f"{name} is {shown(value)}, but must be at most {most}.")
 
 
 def count(name: str, value: Any) -> int:

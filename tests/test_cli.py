@@ -172,6 +172,18 @@ def test_a_resumed_run_has_the_values_of_its_folder(trained, tmp_path):
             ["epsilon", "--noise-multiplier", "1", *PLAN, "--schedule.name", "linear"],
             "linear lacks end",
         ),
+        (
+            ["calibrate", "--epsilon", "1", *PLAN[:4], "--schedule.name", "nope"],
+            "schedule.name is 'nope', which is unknown; known are array, constant",
+        ),
+        *(
+            (["epsilon", "--noise-multiplier", "1", *PLAN, flag, str(10**23)], words)
+            for flag, words in {
+                "--max-batch-size": "max_batch_size is 100000000000000000000000, but",
+                "--num-examples": "num_examples is 100000000000000000000000, but must",
+                "--num-steps": "num_steps is 100000000000000000000000, but must be at",
+            }.items()
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -218,6 +230,12 @@ def test_calibrate_and_epsilon_agree(capsys):
     noise = str(plan["noise_multiplier"])
     back = answer(["epsilon", "--noise-multiplier", noise, *PLAN], capsys)
     assert back["epsilon"] == pytest.approx(plan["epsilon"], rel=1e-9)
+
+
+def test_calibrate_takes_as_many_stages_as_a_run(capsys):
+    command = ["calibrate", "--epsilon", "2", *PLAN, "--accountant", "rdp"]
+    command += ["--schedule.name", "linear", "--schedule.end", "0.5"]
+    assert len(answer([*command, "--num-stages", "3"], capsys)["stages"]) == 3
 
 
 @pytest.mark.parametrize("sought", ["num_steps", "batch_size"])

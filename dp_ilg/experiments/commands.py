@@ -27,6 +27,7 @@ def calibrate(
     num_steps: int | None = None,
     noise_multiplier: float | None = None,
     schedule: ScheduleConfig = _CONSTANT,
+    num_stages: int = 16,
     score_budget: float = 0.01,
     accountant: Accountant = "pld",
     neighboring_relation: Relation = "add_or_remove_one",
@@ -45,6 +46,7 @@ def calibrate(
         num_steps: number of steps.
         noise_multiplier: the scale of the noise, relative to the clip norm.
         schedule: the shape of the noise over the steps.
+        num_stages: the largest number of distinct multipliers, as a run has it.
         score_budget: share of each step's budget for layer scores.
         accountant: how privacy loss is composed.
         neighboring_relation: what two data sets may differ in.
@@ -66,10 +68,12 @@ def calibrate(
         accountant=accountant,
         neighboring_relation=neighboring_relation,
         max_batch_size=max_batch_size,
+        num_stages=num_stages,
     )
     sought = dict(
         noise_multiplier=noise_multiplier, num_steps=num_steps, batch_size=batch_size
     )
+    shape = _schedule(schedule)  # a wrong name comes before what is left out
     missing = [name for name, value in sought.items() if value is None]
     if len(missing) != 1:
         raise ValueError(
@@ -84,7 +88,6 @@ def calibrate(
     del sought[missing[0]]
 
     def work() -> None:
-        shape = _schedule(schedule)
         _show_plan(find(epsilon=epsilon, schedule=shape, **facts, **sought), json)
 
     return work
@@ -98,6 +101,7 @@ def epsilon(
     batch_size: int,
     num_steps: int,
     schedule: ScheduleConfig = _CONSTANT,
+    num_stages: int = 16,
     accountant: Accountant = "pld",
     neighboring_relation: Relation = "add_or_remove_one",
     max_batch_size: int | None = None,
@@ -112,6 +116,7 @@ def epsilon(
         batch_size: the expected batch size.
         num_steps: number of steps.
         schedule: the shape of the noise over the steps.
+        num_stages: the largest number of distinct multipliers, as a run has it.
         accountant: how privacy loss is composed.
         neighboring_relation: what two data sets may differ in.
         max_batch_size: cut larger draws to this size, at random.
@@ -138,6 +143,7 @@ def epsilon(
             accountant=accountant,
             neighboring_relation=neighboring_relation,
             max_batch_size=max_batch_size,
+            num_stages=num_stages,
         )
         _show_plan(plan, json)
 
