@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.core import FrozenDict, freeze, unfreeze
 
 import dp_ilg
 from dp_ilg.experiments.fine_tune import TUNINGS, make_tuning_step, tune
@@ -112,7 +113,7 @@ def test_rows_divide_the_parameters(params):
     with pytest.raises(ValueError, match="no way of tuning 'loar'"):
         tune("loar", LOSS, params, TEXTS[0], key=KEY)
     with pytest.raises(ValueError, match="No parameter is picked"):
-        tune("head", LOSS, params, TEXTS[0], key=KEY, head="top")
+        tune("head", LOSS, params, TEXTS[0], key=KEY)
 
 
 def test_a_step_trains_the_adapters_and_holds_the_base_once(params):
@@ -142,3 +143,86 @@ def test_an_adapter_that_is_not_reached_is_refused(params):
         with_adapters(jitted)(params, tuning.trained, TEXTS[0])
     with pytest.raises(ValueError, match="No dense layer matches 'h9"):
         adapters(LOSS, params, TEXTS[0], key=KEY, where="h9*")
+
+
+# --- what does not fit is refused ----------------------------------------------------
+
+
+def dense(name="top"):
+    """A network of one dense layer, its parameters, and its loss."""
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(1, name=name)(x)
+
+    net = Net()
+    params = net.init(jax.random.key(0), jnp.ones(2))["params"]
+    return net, params
+
+
+def made(loss, params, **options):
+    return adapters(loss, params, jnp.ones(2), key=KEY, rank=1, **options)
+
+
+def test_merging_keeps_frozen_dictionaries():
+    net, params = dense()
+    own = moved(made(lambda p, x: net.apply({"params": p}, x)[0], params))
+    plain, frozen = merge(params, own), merge(freeze(params), own)
+    assert isinstance(frozen, FrozenDict) and isinstance(plain, dict)
+    jax.tree.map(np.testing.assert_array_equal, unfreeze(frozen), plain)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda p: {"params": p}, "no kernel at 'top' in the .* under 'params'"),
+        (lambda p: {"other": p["top"]}, "no kernel at 'top' .* applied to them"),
+        (lambda p: {"top": p["top"]["kernel"]}, "no kernel at 'top'"),
+        (lambda p: {"top": {"kernel": jnp.ones((2, 3))}}, r"shape \(2, 1\), but .*3\)"),
+    ],
+)
+def test_adapters_are_not_merged_into_another_network(change, words):
+    net, params = dense()
+    own = made(lambda p, x: net.apply({"params": p}, x)[0], params)
+    with pytest.raises(ValueError, match=words):
+        merge(change(params), own)
+
+
+def test_two_networks_do_not_share_an_adapter():
+    net, params = dense()
+    both = {"one": params, "other": jax.tree.map(jnp.ones_like, params)}
+
+    def apply(p, x):
+        return net.apply({"params": p}, x)[0]
+
+    def apart(p, x):
+        return apply(p["one"], x) + apply(p["other"], x)
+
+    with pytest.raises(ValueError, match="Several layers .* called 'top'; make them"):
+        made(apart, both)
+    with pytest.raises(ValueError, match="no kernel at 'top'"):
+        made(lambda p, x: apply(p["one"], x), both)
+    own = made(lambda p, x: apply(p, x) * apply(p, -x), params)  # one network, twice
+    with pytest.raises(ValueError, match="Several layers"):
+        with_adapters(apart)(both, own, jnp.ones(2))
+
+
+def test_a_batch_is_refused_where_the_loss_shows_it():
+    net, params = dense()
+    loss = lambda p, x: jnp.asarray(net.apply({"params": p}, x))[..., 0]  # noqa: E731
+    assert list(made(loss, params)) == ["top"]
+    with pytest.raises(
+        ValueError, match=r"shape \(3,\), but must be a scalar; pass ONE"
+    ):
+        adapters(loss, params, jnp.ones((3, 2)), key=KEY)
+
+
+@pytest.mark.parametrize("name", TUNINGS)
+def test_a_head_that_is_not_there_is_refused(name):
+    net, params = dense()
+    loss = lambda p, x: net.apply({"params": p}, x)[0]  # noqa: E731
+    with pytest.raises(ValueError, match="head is 'tpo', but .*did you mean top"):
+        tune(name, loss, params, jnp.ones(2), key=KEY, head="tpo")
+    found = tune("bias", loss, params, jnp.ones(2), key=KEY)  # none is asked for
+    assert list(found.trained) == ["top/bias"]

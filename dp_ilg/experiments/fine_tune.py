@@ -120,7 +120,7 @@ def tune(
     example: Example,
     *,
     key: Any,
-    head: str = "head",
+    head: str | None = None,
     rank: int = 8,
 ) -> Tuning:
     """Divides a network's parameters by a row of `TUNINGS`.
@@ -129,19 +129,21 @@ def tune(
     consumes them, so copy `params` first if they are needed afterwards.
 
     Args:
-        name: "head", "bias" (with the head, if there is one), "lora" or "all".
+        name: "head", "bias" (with the head), "lora" or "all".
         loss_fn: loss of one example, of a linen network for "lora".
         params: all parameters.
-        example: one example; only shapes are read.
+        example: ONE example, without a batch axis; only shapes are read, and only for
+            "lora", so that a batch is not always noticed.
         key: draws the adapters' first factors.
-        head: the top-level name of the head.
+        head: the top-level name of the head, for "head" and "bias"; by default "head",
+            if there is one.
         rank: of the adapters.
 
     Returns:
         The tuning.
 
     Raises:
-        ValueError: for an unknown row, or nothing to train.
+        ValueError: for an unknown row, a head that is not there, or nothing to train.
 
     Privacy:
         The base must be public: what is trained is all that is protected.
@@ -161,7 +163,13 @@ def tune(
         raise ValueError(
             f"There is no way of tuning {name!r}; {nearest(name, tuple(TUNINGS))}"
         )
-    options = dict(example=example, key=key, head=head, rank=rank)
+    tops = sorted({path[0] for path, _ in paths(params) if path})
+    if head is not None and head not in tops:
+        raise ValueError(
+            f"head is {head!r}, but there is no such part of the network; "
+            f"{nearest(head, tuple(tops))}"
+        )
+    options = dict(example=example, key=key, head=head or "head", rank=rank)
     return TUNINGS[name](loss_fn, params, **options)
 
 
