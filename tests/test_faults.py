@@ -94,9 +94,9 @@ def kill(times, out):
     assert any(r["ledger"] for r in records), "every kill came before the first step"
 
 
-def test_killed_four_times_a_run_ends_at_the_same_bits(tmp_path):
+def test_killed_twice_a_run_ends_at_the_same_bits(tmp_path):
     """The script checks ledger, bits and repeats after each kill, and fails loudly."""
-    kill(4, tmp_path / "kills.jsonl")
+    kill(2, tmp_path / "kills.jsonl")
 
 
 @pytest.mark.slow

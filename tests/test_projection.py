@@ -1,6 +1,7 @@
 """A run whose inputs are projected privately: price, folder, resuming and refusals."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -85,7 +86,26 @@ class _Nobody:
         raise AssertionError("a step was charged")
 
 
-def test_a_run_resumes_with_the_projection_in_its_folder(tmp_path, monkeypatch):
+@pytest.fixture
+def one_step():
+    """Runs of one configuration share their job and what is compiled of their step."""
+    build, make = functools.cache(runner.build_job), trainer.make_tools
+    made: dict = {}
+
+    def make_tools(job):
+        found = make(job)
+        return found._replace(step=made.setdefault(id(job.grad_fn), found.step))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "build_job", build)
+        patch.setattr(trainer, "make_tools", make_tools)
+        patch.setattr(runner, "write_report", lambda path: path)
+        yield
+
+
+def test_a_run_resumes_with_the_projection_in_its_folder(
+    tmp_path, monkeypatch, one_step
+):
     whole = runner.run_training(config(), tmp_path / "whole")
     asked = iter([False, False, True])
     monkeypatch.setattr(
@@ -119,7 +139,7 @@ class _Context:
         return None
 
 
-def test_a_projection_that_is_not_the_runs_is_refused(tmp_path):
+def test_a_projection_that_is_not_the_runs_is_refused(tmp_path, one_step):
     runner.run_training(config(2), tmp_path / "run")
     (tmp_path / "run" / "summary.json").unlink()
     path = tmp_path / "run" / projection.FILE
