@@ -179,6 +179,8 @@ def join_norms(
         >>> join_norms(jnp.array([3.0, 4.0, 2.0]), np.array([0, 0, 1]), 2).tolist()
         [5.0, 2.0]
     """
+    if not len(owners):
+        return jnp.zeros((*pieces.shape[:-1], count), pieces.dtype)
     places = [np.flatnonzero(owners == group) for group in range(count)]
     width = max(1, *map(len, places))
     index = np.array([np.resize(np.append(p, [0] * width), width) for p in places])

@@ -171,3 +171,14 @@ def test_padding_rows_may_be_keys():
         params, batch, geometry=geometry
     )
     trees_close(whole.gradients, parts.gradients)
+
+
+@pytest.mark.parametrize("engine", sorted(ENGINES))
+def test_parameters_without_a_number_have_a_norm_of_zero(engine):
+    grad_fn = dp_ilg.clipped_grad(
+        lambda p, x: jnp.sum(x @ p["w"]) + jnp.sum(x), l2_clip_norm=1.0, engine=engine
+    )
+    params = {"w": jnp.ones((4, 0))}
+    found = grad_fn(params, jnp.ones((5, 4)), geometry=dp_ilg.Geometry.uniform(params))
+    assert found.gradients["w"].shape == (4, 0)
+    np.testing.assert_array_equal(found.layer_shares, 0)
