@@ -98,7 +98,8 @@ def test_the_engine_takes_it():
     "engine, count, asked, turns",
     [
         ("bookkeeping", 8, False, 2),
-        ("bookkeeping", 7, False, 1),
+        ("bookkeeping", 9, False, 1),
+        ("bookkeeping", 4, False, 1),
         ("bookkeeping", 8, True, 1),
         ("vmap", 8, True, 8),
         ("vmap", 17, True, 1),
