@@ -59,21 +59,21 @@ WITHOUT_TWINS = [
 @pytest.mark.parametrize("name", WITHOUT_TWINS)
 def test_equals_vmap_in_float32(name):
     case = ZOO[name]()
-    compare_briefly(case, case.tolerance)
+    compare_briefly(case)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PRECISE)
 def test_equals_vmap_in_float64(name):
     with jax.enable_x64(True):
-        compare_case(ZOO[name](), tolerance=1e-10)
+        compare_case(ZOO[name]()._replace(excess=1e-10), tolerance=1e-10)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PRECISE)
 def test_equals_vmap_in_float32_compiled_in_full(name):
     case = ZOO[name]()
-    compare_case(case, "module", ("per_layer",), tolerance=case.tolerance)
+    compare_case(case, "module", ("per_layer",))
 
 
 @pytest.mark.parametrize("name", LOW_PRECISION)
@@ -145,7 +145,7 @@ def test_the_comparison_rejects_a_wrong_engine(change, monkeypatch):
 
 def test_the_comparison_accepts_the_right_engine(monkeypatch):
     monkeypatch.setitem(ENGINES, ENGINE, tampered(lambda e: PerExampleGrads(*e)))
-    compare_case(ZOO["dense_vector"](), tolerance=0.0)
+    compare_case(ZOO["dense_vector"]()._replace(excess=0.0), tolerance=0.0)
     compare_briefly(ZOO["dense_vector"]())
 
 
@@ -180,8 +180,9 @@ GROUPINGS = [
 def test_every_grouping_and_mode(name, layers):
     case = ZOO[name]()
     with jax.enable_x64(True):
-        wide = ZOO[name]()
+        wide = ZOO[name]()._replace(excess=1e-10)
         compare_case(wide, layerings(wide.params)[layers], tuple(CLIP_MODES), 1e-10)
+    case = case._replace(excess=2e-5)  # single rows of attention nearly cancel
     compare_case(case, layerings(case.params)[layers], tuple(CLIP_MODES), options=QUICK)
 
 

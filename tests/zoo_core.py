@@ -27,14 +27,15 @@ class Case(NamedTuple):
         params: float arrays in any tree.
         batch: like an example, with a leading axis.
         exact: the loss without rounding, where `loss` computes in bfloat16.
-        tolerance: how close two float32 engines must come.
+        excess: by how much of itself a float32 norm may exceed the oracle's. Norms
+            are rounded up where terms of an example cancel, so that none is too small.
     """
 
     loss: Callable[[Any, Any], Any]
     params: Any
     batch: Any
     exact: Callable[[Any, Any], Any] | None = None
-    tolerance: float = 5e-6
+    excess: float = 5e-6
 
 
 class Table(dict[str, Callable[[], Case]]):
