@@ -157,7 +157,7 @@ def joined(w: Writer, shape: Shape, depth: int) -> str | None:
 
 def permuted(w: Writer, shape: Shape, depth: int) -> str | None:
     rows = [int(i) for i in w.rng.integers(shape[0], size=shape[0])]
-    return f"{w.weight(shape, depth)}[jnp.array({rows})]"
+    return f"{w.weight(shape, depth)}[jnp.array({rows}, int)]"
 
 
 VIEWS = [

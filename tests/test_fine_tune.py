@@ -199,7 +199,7 @@ def test_two_networks_do_not_share_an_adapter():
     def apart(p, x):
         return apply(p["one"], x) + apply(p["other"], x)
 
-    with pytest.raises(ValueError, match="Several layers .* called 'top'; make them"):
+    with pytest.raises(ValueError, match="called 'top'.*make layers parts"):
         made(apart, both)
     with pytest.raises(ValueError, match="no kernel at 'top'"):
         made(lambda p, x: apply(p["one"], x), both)
@@ -226,3 +226,19 @@ def test_a_head_that_is_not_there_is_refused(name):
         tune(name, loss, params, jnp.ones(2), key=KEY, head="tpo")
     found = tune("bias", loss, params, jnp.ones(2), key=KEY)  # none is asked for
     assert list(found.trained) == ["top/bias"]
+
+
+def test_a_layer_with_batch_dims_is_refused_by_name():
+    class Side(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.DenseGeneral(3, axis=-1, batch_dims=(0,), name="side")(x)
+
+    example = jnp.ones((2, 4))
+    own = Side().init(KEY, example[None])["params"]
+
+    def loss(p, x):
+        return jnp.sum(Side().apply({"params": p}, x[None]))
+
+    with pytest.raises(ValueError, match="'side' has batch_dims"):
+        tune("lora", loss, own, example, key=KEY)

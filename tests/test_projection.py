@@ -122,6 +122,11 @@ def test_a_run_resumes_with_the_projection_in_its_folder(
     with np.load(tmp_path / "out.npz") as file:
         assert file["projection/mean"].shape == (81, 4)
         assert out["arrays"] == len(file.files) == 2 + 5
+    for damage in (lambda path: path.write_bytes(b"no"), lambda path: path.unlink()):
+        damage(tmp_path / "whole" / projection.FILE)
+        with pytest.raises(ValueError, match="missing or not what this run released"):
+            export_parameters(tmp_path / "whole", tmp_path / "without.npz")
+    assert not (tmp_path / "without.npz").exists()
 
 
 def _forbidden(*_):

@@ -1,5 +1,6 @@
 """Parameters alone, out of a checkpoint that also holds the secret keys."""
 
+import hashlib
 import os
 import secrets
 import zipfile
@@ -33,8 +34,8 @@ def export_parameters(
         parameters have seen, and the `epsilon` and `delta` of all steps charged.
 
     Raises:
-        ValueError: in one sentence, for a folder that is damaged or in use, or a file
-            that exists or has another ending.
+        ValueError: in one sentence, for a folder that is damaged or in use, a lost
+            projection, or a file that exists or has another ending.
         OSError: if the file cannot be written; nothing is left behind.
 
     Privacy:
@@ -56,7 +57,7 @@ def export_parameters(
     with locked(Path(run_dir)):
         step, leaves, facts = read_checkpoint(Path(run_dir) / "checkpoints")
     names, first = facts.get("parameters"), facts.get("parameters_from", 0)
-    arrays = _named(leaves, names, first) | _projection(Path(run_dir))
+    arrays = _named(leaves, names, first) | _projection(Path(run_dir), facts)
     _write(out, arrays)
     return {
         "run_dir": str(run_dir),
@@ -84,12 +85,18 @@ def _named(
     }
 
 
-def _projection(run_dir: Path) -> dict[str, np.ndarray]:
+def _projection(run_dir: Path, facts: dict[str, Any]) -> dict[str, np.ndarray]:
     """The arrays of the projection, if the run made one; it is public."""
-    path = run_dir / projection.FILE
-    if not path.exists():
+    known, path = facts.get("projection"), run_dir / projection.FILE
+    if known is None:
         return {}
-    basis = projection.from_bytes(path.read_bytes())
+    content = path.read_bytes() if path.is_file() else b""
+    if hashlib.sha256(content).hexdigest() != known:
+        raise ValueError(
+            f"{path} is missing or not what this run released, and the parameters are "
+            "of no use without it; restore it from a copy."
+        )
+    basis = projection.from_bytes(content)
     return {f"projection/{k}": np.asarray(v) for k, v in basis._asdict().items()}
 
 

@@ -130,6 +130,9 @@ def with_adapters(loss_fn: LossFn, scale: float = 1.0) -> Callable[..., Any]:
 def merge(params: Params, own: Params, scale: float = 1.0) -> Params:
     """Adds the adapters to the kernels: the same network without adapters.
 
+    That holds where layers use their kernels as they are, not under a wrapper that
+    changes them first, as ``nn.WeightNorm`` does.
+
     Args:
         params: the base, nested dictionaries, or a FrozenDict of them.
         own: its adapters.
@@ -187,8 +190,9 @@ def _check_own(met: dict[str, Any], name: str, context: Any) -> None:
     kernel = context.module.variables["params"]["kernel"]
     if met.setdefault(name, kernel) is not kernel:
         raise ValueError(
-            f"Several layers with kernels of their own are called {name!r}; make them "
-            "parts of one network, whose paths tell them apart."
+            f"Several layers called {name!r}, or one that nn.remat, nn.jit or nn.scan "
+            "wraps more than once, have kernels that cannot be told apart; make layers "
+            "parts of one network, and wrap a repeated one once, around all its calls."
         )
 
 
@@ -222,6 +226,7 @@ def _dense_layers(
             name, kernel = _name(context), context.module.variables["params"]["kernel"]
             if fnmatchcase(name, where):
                 _check_own(met, name, context)
+                _check_batch(name, context.module)
             axes = getattr(context.module, "axis", -1)
             count = 1 if isinstance(axes, int) else len(axes)
             shape = kernel.shape
@@ -237,6 +242,15 @@ def _dense_layers(
             "not a batch, and the loss of one."
         )
     return found
+
+
+def _check_batch(name: str, layer: Any) -> None:
+    """Refuses a dense layer that is several side by side."""
+    if getattr(layer, "batch_dims", ()):
+        raise ValueError(
+            f"The layer {name!r} has batch_dims, for which there are no adapters; "
+            "leave it out with where=, or write it without."
+        )
 
 
 def _check_place(params: Params, path: str, shape: tuple[int, ...]) -> None:

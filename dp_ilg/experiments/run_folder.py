@@ -227,7 +227,8 @@ to go on with it.
             if hashlib.sha256(content).hexdigest() == known:
                 return projection.from_bytes(content)
         raise ValueError(
-            f"{self.projection} is not what this run released; restore it from a copy."
+            f"{self.projection} is missing or not what this run released; restore it "
+            "from a copy."
         )
 
     def read_plan(self) -> PrivacyPlan:
