@@ -235,10 +235,12 @@ def test_a_layer_with_batch_dims_is_refused_by_name():
             return nn.DenseGeneral(3, axis=-1, batch_dims=(0,), name="side")(x)
 
     example = jnp.ones((2, 4))
-    own = Side().init(KEY, example[None])["params"]
+    variables: Any = Side().init(KEY, example[None])
+    own = variables["params"]
 
     def loss(p, x):
-        return jnp.sum(Side().apply({"params": p}, x[None]))
+        out: Any = Side().apply({"params": p}, x[None])
+        return jnp.sum(out)
 
     with pytest.raises(ValueError, match="'side' has batch_dims"):
         tune("lora", loss, own, example, key=KEY)
