@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "layer_study.jsonl"
 TASKS = (
     "digits mnist_cnn fashion_cnn cifar10_cnn mnist_scattering fashion_scattering "
-    "cifar10_scattering imdb_embedding imdb_transformer text_lm"
+    "cifar10_scattering imdb_embedding imdb_transformer text_lm flights_mlp"
 ).split()
 NOTE = "computed from the data without noise: for public data, no privacy guarantee"
 
