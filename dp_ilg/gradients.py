@@ -222,7 +222,7 @@ def clipped_grad(
     if microbatch_size is not None:
         validation.whole("microbatch_size", microbatch_size)
     chosen = "bookkeeping" if engine == "auto" else engine
-    if chosen not in ENGINES:
+    if not isinstance(chosen, str) or chosen not in ENGINES:
         raise ValueError(
             f"engine is {engine!r}, but must be 'auto' or one of {sorted(ENGINES)}."
         )

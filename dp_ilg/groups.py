@@ -75,7 +75,7 @@ class Groups:
             pairs = zip(self.leaves, got, want, strict=False)
             bad = [f"{p.path} {g} for {w}" for p, g, w in pairs if g != w]
             raise ValueError(
-                f"The gradients do not fit the geometry's parameters ({len(got)} "
+                f"The arrays do not fit the geometry's parameters ({len(got)} "
                 f"leaves for {len(want)}{'; ' + bad[0] if bad else ''}); use the "
                 "geometry of the same model."
             )

@@ -332,5 +332,6 @@ def _check_leaves(found: list[tuple[Path, Any]]) -> None:
         if not (hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)):
             kind = getattr(leaf, "dtype", type(leaf).__name__)
             raise TypeError(
-                f"{text} is {kind}, but parameters must be real floating-point arrays."
+                f"{text} is {kind}, but parameters must be real floating-point arrays; "
+                "keep the rest out of them (equinox.partition does it for modules)."
             )

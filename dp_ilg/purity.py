@@ -96,11 +96,17 @@ def _refuse_effects(closed: Any) -> None:
     names = {equation.primitive.name for equation in _equations(closed.jaxpr)}
     for name in sorted(names & set(_REFUSED)):
         raise ValueError(f"The loss contains {name}, which {_REFUSED[name]}.")
-    if effects:
-        names = ", ".join(sorted(str(effect) for effect in effects))
+    kinds = sorted({type(effect).__name__ for effect in effects})
+    if any("MutableArray" in kind for kind in kinds):
         raise ValueError(
-            f"The loss has effects ({names}), which would show single examples; take "
-            "jax.debug.print, io_callback and the like out of it."
+            "The loss writes into an array in place (jax.new_ref), which no engine "
+            "takes; write it with x.at[...].set, or with jax.lax.scan."
+        )
+    if kinds:
+        raise ValueError(
+            f"The loss has effects ({', '.join(kinds)}), which would show single "
+            "examples; take jax.debug.print, io_callback, checkify.check and the like "
+            "out of it."
         )
 
 

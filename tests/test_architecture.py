@@ -56,7 +56,7 @@ BOOKKEEPING = [
     ["rules"],
     ["tape"],
     ["parts"],
-    ["cost", "rows"],
+    ["cost", "few", "rows"],
     ["factors"],
     ["engine"],
     ["explain"],

@@ -71,8 +71,9 @@ def _row(paths: Paths, index: int, leaf: LeafGroups, held: int) -> LeafPlan:
 def _terms(part: Part) -> str:
     _, first, second = part.shape
     rows = "rows" if part.has_rows else str(first)
+    noun = "term" if part.terms == 1 else "terms"
     kinds = sorted({use.use.eqn.primitive.name for use in part.uses})
-    return f"{' and '.join(kinds)}: {part.terms} terms of {rows} x {second}"
+    return f"{' and '.join(kinds)}: {part.terms} {noun} of {rows} x {second}"
 
 
 def _general(path: str, reason: str, size: int, held: int) -> LeafPlan:

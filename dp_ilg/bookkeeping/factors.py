@@ -15,12 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from dp_ilg.bookkeeping.few import GUARD, squares_of_few
 from dp_ilg.bookkeeping.parts import Part
 from dp_ilg.bookkeeping.rows import FEWEST, squares_of_rows
 from dp_ilg.bookkeeping.rules import Rows
 
 _EXACT = jax.lax.Precision.HIGHEST
-_GUARD, _UNLIKE = 0.25, 8.0
+_UNLIKE = 8.0
 
 
 class Factors(NamedTuple):
@@ -36,17 +37,21 @@ class Factors(NamedTuple):
 
 
 def joined(uses: list[tuple[Any, Any]]) -> Factors:
-    """The factors of all uses of a part, their terms in one where none is in rows."""
+    """The factors of all uses of a part, their terms in one where they are alike."""
     firsts, seconds = ([pair[k] for pair in uses] for k in (0, 1))
-    if any(isinstance(x, Rows) for x in (*firsts, *seconds)):
+    one, other = _joined(firsts), _joined(seconds)
+    if len(one) != len(other):
         return Factors(firsts, seconds)
-    return Factors(_joined(firsts), _joined(seconds))
+    return Factors(one, other)
 
 
 def _joined(values: list[Any]) -> list[Any]:
-    """Joins the terms of several uses where none is in rows."""
-    if len(values) == 1 or any(isinstance(x, Rows) for x in values):
+    """Joins the terms of several uses where all or none are in rows."""
+    if len(values) == 1 or len({isinstance(x, Rows) for x in values}) > 1:
         return values
+    if isinstance(values[0], Rows):
+        ids = jnp.concatenate([x.ids for x in values], axis=2)
+        return [Rows(ids, values[0].size)]
     return [jnp.concatenate(values, axis=2)]
 
 
@@ -81,7 +86,7 @@ def squares_of_factors(part: Part, factors: Factors) -> list[Square]:
     `norms`, so that no norm comes out too small.
     """
     side = part.side
-    found = _lookup(part, factors)
+    found = _lookup(part, factors) or _few(part, factors)
     if found is not None:
         return found
     if not side.name:
@@ -112,6 +117,14 @@ def _lookup(part: Part, factors: Factors) -> list[Square] | None:
         names = {"second": "rows", "first": "entries"}
     side = names.get(part.side.name, part.side.name)
     return squares_of_rows(part, first, second, side)
+
+
+def _few(part: Part, factors: Factors) -> list[Square] | None:
+    """The squares of a part that is a sum of few products."""
+    if len(factors.firsts) > 1 or part.terms < 2:
+        return None
+    (first,), (second,) = factors.firsts, factors.seconds
+    return squares_of_few(part.side, first, second)
 
 
 def _by_row(part: Part, rows: list[Any], rest: Array) -> list[Square]:
@@ -163,7 +176,7 @@ def norms(squares: list[Square], scale: Array) -> Array:
     square = jnp.stack([s for s, _ in squares], axis=1)
     reach = jnp.stack([r for _, r in squares], axis=1)
     facts = jnp.finfo(square.dtype)
-    slack = _GUARD * facts.eps * reach + 1e8 * facts.tiny
+    slack = GUARD * facts.eps * reach + 1e8 * facts.tiny
     root = jnp.sqrt(jnp.maximum(square, 0) + slack)
     return jnp.where(scale == 0, 0, scale * root)
 

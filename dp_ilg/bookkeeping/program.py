@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend.core import (
     ClosedJaxpr,
     DebugInfo,
@@ -40,7 +41,7 @@ def flat(closed: ClosedJaxpr) -> ClosedJaxpr:
 def run(closed: ClosedJaxpr, args: Sequence[Any], inline: bool = False) -> list[Any]:
     """Evaluates a program, its calls equation by equation if asked."""
     env: dict[Any, Any] = {}
-    write(env, closed.jaxpr.constvars, closed.consts)
+    write(env, closed.jaxpr.constvars, constants(closed))
     write(env, closed.jaxpr.invars, args)
     for eqn in closed.jaxpr.eqns:
         values = [read(env, v) for v in eqn.invars]
@@ -59,6 +60,11 @@ def evaluate(eqn: Any, values: Sequence[Any]) -> list[Any]:
     }
     alone = Jaxpr((), tuple(given), eqn.outvars, [eqn], eqn.effects, _DEBUG)
     return jaxpr_as_fun(ClosedJaxpr(alone, ()))(*given.values())
+
+
+def constants(closed: ClosedJaxpr) -> list[Any]:
+    """The constants of a program as arrays, which derivatives in Python expect."""
+    return [x if isinstance(x, jax.Array) else jnp.asarray(x) for x in closed.consts]
 
 
 def inner_program(eqn: Any) -> ClosedJaxpr | None:

@@ -19,7 +19,14 @@ from jax import lax
 from jax.extend.core import ClosedJaxpr, Literal
 
 from dp_ilg.bookkeeping.pooling import pooling
-from dp_ilg.bookkeeping.program import as_closed, evaluate, flat, read, write
+from dp_ilg.bookkeeping.program import (
+    as_closed,
+    constants,
+    evaluate,
+    flat,
+    read,
+    write,
+)
 from dp_ilg.bookkeeping.rules import RULES, Linear
 from dp_ilg.bookkeeping.views import Turns, View, span, view_op
 
@@ -161,7 +168,7 @@ def play(level: Level, args: Sequence[Any], probe: Tree) -> tuple[list[Any], Tre
     """
     env: dict[Any, Any] = {}
     records: Tree = {}
-    write(env, level.closed.jaxpr.constvars, level.closed.consts)
+    write(env, level.closed.jaxpr.constvars, constants(level.closed))
     write(env, level.closed.jaxpr.invars, args)
     for index, eqn in enumerate(level.closed.jaxpr.eqns):
         values = [read(env, v) for v in eqn.invars]
