@@ -39,6 +39,9 @@ class LeafPlan(NamedTuple):
 class Explanation(tuple[LeafPlan, ...]):
     """The rows of all leaves; ``print`` shows a table and what its words mean.
 
+    Attributes:
+        microbatch: how many examples are differentiated at once, None if not known.
+
     Example:
         >>> row = LeafPlan("w", "gram", "one term", 8, 2**20, "")
         >>> print(Explanation([row]))
@@ -49,6 +52,8 @@ class Explanation(tuple[LeafPlan, ...]):
         MFLOP/example: millions of operations beyond the ordinary backward pass
         MiB: what a micro-batch holds for the leaf
     """
+
+    microbatch: int | None = None
 
     def __str__(self) -> str:
         """A table of fixed width, and a legend of the words in it."""
@@ -66,4 +71,6 @@ class Explanation(tuple[LeafPlan, ...]):
         ]
         words = {*_HEAD, *(row.path for row in self)}
         legend = [f"{key}: {text}" for key, text in _LEGEND.items() if key in words]
+        if self.microbatch is not None:
+            legend.append(f"A micro-batch is of {self.microbatch} examples.")
         return "\n".join([*table, "", *legend])

@@ -108,6 +108,7 @@ class ClippedGradFn:
         found: Explanation = ENGINES[self.engine].explain(
             self.loss_fn, params, batch, groups, held
         )
+        found.microbatch = held
         return found
 
     def microbatch(self, params: Params, batch: Example) -> int:

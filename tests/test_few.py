@@ -190,3 +190,19 @@ def test_arrays_written_in_place_are_refused_by_name():
             np.ones((2, 3), np.float32),
             geometry=dp_ilg.Geometry.uniform(params),
         )
+
+
+def test_an_explanation_says_the_micro_batch_of_a_call():
+    params = {"w": np.ones((3, 2), np.float32)}
+    batch = np.ones((6, 3), np.float32)
+    for size in (4, None):
+        grad_fn = dp_ilg.clipped_grad(
+            lambda p, e: jnp.sum(jnp.tanh(e @ p["w"])),
+            l2_clip_norm=1.0,
+            microbatch_size=size,
+        )
+        found = grad_fn.explain(params, batch)
+        assert found.microbatch == (size or grad_fn.microbatch(params, batch))
+        last = str(found).splitlines()[-1]
+        assert last == f"A micro-batch is of {found.microbatch} examples."
+        assert "1 term of 3 x 2" in str(found)
