@@ -72,5 +72,5 @@ class Explanation(tuple[LeafPlan, ...]):
         words = {*_HEAD, *(row.path for row in self)}
         legend = [f"{key}: {text}" for key, text in _LEGEND.items() if key in words]
         if self.microbatch is not None:
-            legend.append(f"A micro-batch is of {self.microbatch} examples.")
+            legend[-1] = legend[-1].replace("batch", f"batch of {self.microbatch}")
         return "\n".join([*table, "", *legend])

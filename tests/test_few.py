@@ -204,5 +204,5 @@ def test_an_explanation_says_the_micro_batch_of_a_call():
         found = grad_fn.explain(params, batch)
         assert found.microbatch == (size or grad_fn.microbatch(params, batch))
         last = str(found).splitlines()[-1]
-        assert last == f"A micro-batch is of {found.microbatch} examples."
-        assert "1 term of 3 x 2" in str(found)
+        assert last == f"MiB: what a micro-batch of {found.microbatch} holds for the leaf"
+        assert "1 term of 2 x 3" in str(found)
