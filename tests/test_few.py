@@ -203,6 +203,6 @@ def test_an_explanation_says_the_micro_batch_of_a_call():
         )
         found = grad_fn.explain(params, batch)
         assert found.microbatch == (size or grad_fn.microbatch(params, batch))
-        last = str(found).splitlines()[-1]
-        assert last == f"MiB: what a micro-batch of {found.microbatch} holds for the leaf"
+        held = f"micro-batch of {found.microbatch} holds"
+        assert held in str(found).splitlines()[-1]
         assert "1 term of 2 x 3" in str(found)
