@@ -25,7 +25,9 @@ def fetch(
         DataError: where scikit-learn is absent, or OpenML cannot be asked.
 
     Example:
-        >>> fetch("adult", ("adult", 2), None, "adult.npz")  # doctest: +SKIP
+        >>> fetch("adult", ("adult", 0), None, "adult.npz")
+        Traceback (most recent call last):
+        dp_ilg.experiments.data_files.DataError: adult is not given by a --data-dir ...
     """
     name, version = name_version
     options = dict(as_frame=False, parser="liac-arff", n_retries=1, delay=0.1)
