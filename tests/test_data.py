@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import sklearn.datasets
 
-from dp_ilg.experiments import data, data_flights
+from dp_ilg.experiments import data, data_adult, data_flights
 from dp_ilg.experiments.data import LOADERS, Dataset, load_dataset
 from dp_ilg.experiments.data_files import DataError
 from dp_ilg.sampling import take
@@ -38,7 +38,8 @@ def offline(monkeypatch):
         raise URLError("no route to host")
 
     monkeypatch.setattr(sklearn.datasets, "fetch_openml", refuse)
-    monkeypatch.setattr(data_flights, "_PACKAGE", "no_such_package")
+    for module in (data_adult, data_flights):
+        monkeypatch.setattr(module, "_PACKAGE", "no_such_package")
 
 
 def savez(path: Path, arrays: dict[str, Any]) -> None:

