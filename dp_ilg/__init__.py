@@ -17,6 +17,7 @@ from dp_ilg.calibration import (
 )
 from dp_ilg.clip_schedule import clip_by_schedule
 from dp_ilg.clipping import clip_per_example
+from dp_ilg.filters import FilterExhausted, PrivacyFilter
 from dp_ilg.geometry import Geometry
 from dp_ilg.gradients import clipped_grad
 from dp_ilg.importance import (
@@ -37,9 +38,11 @@ __version__ = "0.1.0"
 __all__ = [
     "BudgetExhausted",
     "ClippedGrad",
+    "FilterExhausted",
     "Geometry",
     "PerExampleGrads",
     "PoissonSampler",
+    "PrivacyFilter",
     "PrivacyLedger",
     "PrivacyPlan",
     "accounting",

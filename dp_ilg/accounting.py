@@ -76,7 +76,7 @@ def epsilon(
     check_names(accountant, neighboring_relation)
     if not 0 < delta < 1:
         raise ValueError(f"delta is {delta!r}, but must lie between 0 and 1.")
-    return _epsilon(_kinds(event), float(delta), accountant, neighboring_relation)
+    return _epsilon(kinds_of(event), float(delta), accountant, neighboring_relation)
 
 
 def check_names(accountant: Any, neighboring_relation: Any) -> None:
@@ -157,14 +157,29 @@ def estimate(
         True
     """
     check_names(accountant, neighboring_relation)
-    kinds = _kinds(event)
+    kinds = kinds_of(event)
     if accountant == "zcdp":
         return _epsilon(kinds, delta, accountant, neighboring_relation)
     return _estimate(kinds, delta, neighboring_relation)
 
 
-def _kinds(event: dp_accounting.DpEvent) -> _Kinds:
-    """Merges an event into distinct Gaussians; order never matters to composition."""
+def kinds_of(event: dp_accounting.DpEvent) -> _Kinds:
+    """Merges an event into distinct Gaussians; order never matters to composition.
+
+    Args:
+        event: as `epsilon` takes it.
+
+    Returns:
+        The kinds of its steps, sorted.
+
+    Raises:
+        ValueError: for an event that is not supported.
+
+    Example:
+        >>> import dp_accounting
+        >>> kinds_of(dp_accounting.GaussianDpEvent(2.0))
+        (Kind(sampling_prob=1.0, noise_multiplier=2.0, truncated=0.0, count=1),)
+    """
     counts: dict[tuple[float, float, float], int] = {}
     _collect(event, 1, counts)
     found = (Kind(*key, count) for key, count in sorted(counts.items()))
@@ -308,14 +323,7 @@ def _estimate(kinds: _Kinds, delta: float, relation: str) -> float:
 def _renyi_epsilon(kinds, delta: float, relation: str, orders) -> float:
     from dp_accounting import rdp
 
-    total = np.zeros(len(orders))
-    sensitivity = NEIGHBORING_RELATIONS[relation]
-    for q, z, truncated, count in kinds:
-        step = renyi.step_divergences(q, z, orders, sensitivity)
-        if truncated:
-            worse = renyi.step_divergences(q, z / 2, orders, sensitivity)
-            step = renyi.mixture(step, worse, truncated, orders)
-        total += count * step
+    total = renyi.run_divergences(kinds, orders, NEIGHBORING_RELATIONS[relation])
     return float(rdp.compute_epsilon(orders, total.tolist(), delta)[0])
 
 

@@ -8,6 +8,7 @@ against each other.
 
 import functools
 import math
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -54,6 +55,35 @@ def step_divergences(
         unsampled = np.minimum(unsampled, sampled)  # sampling never costs
     unsampled.flags.writeable = False
     return unsampled
+
+
+def run_divergences(
+    kinds: Iterable[tuple[float, float, float, int]],
+    orders: tuple[float, ...],
+    sensitivity: int,
+) -> np.ndarray:
+    """Adds up the divergences of the steps of a run.
+
+    Args:
+        kinds: `dp_ilg.spectra.Kind` of its steps.
+        orders: orders above 1.
+        sensitivity: as for `step_divergences`.
+
+    Returns:
+        The divergence at each order; steps that may be cut are charged as such.
+
+    Example:
+        >>> run_divergences([(1.0, 2.0, 0.0, 3)], (2.0, 4.0), 1)
+        array([0.75, 1.5 ])
+    """
+    total = np.zeros(len(orders))
+    for q, z, truncated, count in kinds:
+        step = step_divergences(q, z, orders, sensitivity)
+        if truncated:
+            worse = step_divergences(q, z / 2, orders, sensitivity)
+            step = mixture(step, worse, truncated, orders)
+        total += count * step
+    return total
 
 
 def mixture(

@@ -38,6 +38,7 @@ RANKS = {
         "averaging",
         "clip_schedule",
         "engines",
+        "filters",
         "importance",
         "quantile",
         "scaling",

@@ -187,3 +187,22 @@ def test_images_of_another_size_are_refused(digits, tmp_path):
     odd = dataclasses.replace(digits, x_train=digits.x_train[:, :7, :7])
     with pytest.raises(ValueError, match="not 7 x 7; pad or crop"):
         with_features(odd, "scattering", tmp_path)
+
+
+def test_standardized_images_are_images_of_their_own(digits):
+    found = with_features(digits, "standardized")
+    assert found.x_train.shape == digits.x_train.shape and found.map_shape is None
+    image = digits.x_train[3].astype(np.float64)
+    expected = (image - image.mean()) / (image.std() + 0.1)
+    np.testing.assert_allclose(found.x_train[3], expected, rtol=1e-4, atol=1e-6)
+    assert found.x_train.dtype == np.float32
+    others = dataclasses.replace(digits, x_train=digits.x_train[3:4])
+    np.testing.assert_array_equal(
+        with_features(others, "standardized").x_train[0], found.x_train[3]
+    )
+    blank = dataclasses.replace(digits, x_test=np.ones((2, 8, 8, 1), np.float32))
+    assert (with_features(blank, "standardized").x_test == 0).all()  # nothing seen
+    assert "own mean and contrast" in found.note
+    texts = dataclasses.replace(digits, x_train=digits.x_train[:, 0, :, 0])
+    with pytest.raises(ValueError, match="is made of images, but digits has none"):
+        with_features(texts, "standardized")

@@ -37,7 +37,8 @@ except ImportError:  # no such locks on this system
     fcntl = None
 
 RAW = "raw"
-COUNTS = "word_counts"  # of texts, which are no images, and too quick to be kept
+COUNTS = "word_counts"  # of texts, which are no images
+EVEN = "standardized"  # of images, which stay images
 CACHE_VARIABLE = "DP_ILG_CACHE"
 # name -> images [batch, height, width, channels] to features [batch, k]; a change of
 # what a row computes needs a new name in the digest: its second entry
@@ -56,6 +57,7 @@ _CHANNELS = {
 _DTYPE = np.dtype(np.float16)  # normalised features: rounding moves them by 5e-4
 _CHUNK_PIXELS = 50_000  # what fits a processor's cache on its way through
 _CHECKSUM_BYTES = 4
+_LEAST_CONTRAST = 0.1  # added to an image's own, so that an empty one stays empty
 _DRAFT_SECONDS = 86_400  # nobody writes for a day
 
 
@@ -64,15 +66,16 @@ def with_features(data: Dataset, name: str, cache: Path | None = None) -> Datase
 
     Args:
         data: images, float32[N, height, width, channels], or token ids.
-        name: the row; "raw" leaves the data as they are, "word_counts" is for texts,
-            and so are "word_vectors" and "sentence_encoder", whose weights come inside
-            packages of their own.
+        name: the row; "raw" leaves the data as they are, "standardized" takes its own
+            mean off each image and divides by its standard deviation (plus 0.1);
+            "word_counts" is for texts, and so are "word_vectors" and
+            "sentence_encoder", whose weights come inside packages of their own.
         cache: the folder for results; by default `cache_folder()`. One that cannot be
             written to is done without.
 
     Returns:
         The data set with float16[N, features] inputs, mapped from files where possible,
-        or uint8[N, tokens] counts, and a note that says what was done.
+        float32 images or uint8[N, tokens] counts, and a note that says what was done.
 
     Raises:
         ValueError: for an unknown row, data that are no images (or no texts with one
@@ -97,15 +100,11 @@ def with_features(data: Dataset, name: str, cache: Path | None = None) -> Datase
         )
     if name == RAW:
         return data
-    if name == COUNTS:
-        return _counted(data)
+    if name in _QUICK:
+        return _QUICK[name](data)
     if name in TEXT_FEATURES:
         return _encoded(data, name, cache or cache_folder())
-    if not isinstance(data.x_train, np.ndarray) or data.x_train.ndim != 4:
-        raise ValueError(
-            f"data.features is {name!r}, which is made of images, but {data.name} has "
-            f"none; set data.features to {RAW!r}."
-        )
+    _check_images(data, name)
     folder = cache or cache_folder()
     x_train, x_test = (_features(x, name, folder) for x in (data.x_train, data.x_test))
     note = f"{data.note} Inputs are fixed {name} features, each of its own image alone."
@@ -126,7 +125,7 @@ def feature_names() -> tuple[str, ...]:
         >>> feature_names()[:4]
         ('raw', 'scattering', 'photo_scattering', 'word_counts')
     """
-    return (*FEATURES, COUNTS, *TEXT_FEATURES)
+    return (*FEATURES, *_QUICK, *TEXT_FEATURES)
 
 
 def _counted(data: Dataset) -> Dataset:
@@ -135,6 +134,35 @@ def _counted(data: Dataset) -> Dataset:
     x_train, x_test = (word_counts(np.asarray(x), data.num_tokens) for x in texts)
     note = f"{data.note} Inputs are counts of words, their order is not used."
     return dataclasses.replace(data, x_train=x_train, x_test=x_test, note=note)
+
+
+def _standardized(data: Dataset) -> Dataset:
+    _check_images(data, EVEN)
+    x_train, x_test = (_even(x) for x in (data.x_train, data.x_test))
+    note = f"{data.note} Each image is centred and scaled by its own mean and contrast."
+    return dataclasses.replace(data, x_train=x_train, x_test=x_test, note=note)
+
+
+def _even(images: Any) -> np.ndarray:
+    pixels = (1, 2, 3)
+    centred = images - np.mean(images, axis=pixels, keepdims=True)
+    contrast = np.std(centred, axis=pixels, keepdims=True)
+    return (centred / (contrast + _LEAST_CONTRAST)).astype(np.float32)
+
+
+# too quick to be kept on disk
+_QUICK: dict[str, Callable[[Dataset], Dataset]] = {
+    COUNTS: _counted,
+    EVEN: _standardized,
+}
+
+
+def _check_images(data: Dataset, name: str) -> None:
+    if not isinstance(data.x_train, np.ndarray) or data.x_train.ndim != 4:
+        raise ValueError(
+            f"data.features is {name!r}, which is made of images, but {data.name} has "
+            f"none; set data.features to {RAW!r}."
+        )
 
 
 def _encoded(data: Dataset, name: str, folder: Path) -> Dataset:

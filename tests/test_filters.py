@@ -1,0 +1,165 @@
+"""The privacy filter: what it admits never costs more than it says."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from dp_accounting import ComposedDpEvent, GaussianDpEvent, PoissonSampledDpEvent, rdp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+import dp_ilg
+from dp_ilg.filters import FilterExhausted, PrivacyFilter
+
+FACTS: dict[str, Any] = dict(num_examples=25_000, batch_size=1_000)
+PLANNED = dp_ilg.plan_privacy(epsilon=1.0, delta=1e-5, num_steps=200, **FACTS)
+
+
+def _stage(noise_multiplier: float, num_steps: int, **other) -> dp_ilg.PrivacyPlan:
+    facts: dict[str, Any] = FACTS | dict(delta=1e-5) | other
+    return dp_ilg.plan_privacy(
+        noise_multiplier=noise_multiplier, num_steps=num_steps, **facts
+    )
+
+
+def test_a_charge_is_dp_accountings_divergence():
+    found = PrivacyFilter(1.0, PLANNED)
+    accountant = rdp.RdpAccountant([found.order])
+    event = PoissonSampledDpEvent(0.04, GaussianDpEvent(2.0))
+    accountant.compose(event, 7)
+    expected = accountant._rdp[0]
+    assert found.cost(_stage(2.0, 7)) == pytest.approx(expected, rel=1e-6)
+    assert found.cost(_stage(2.0, 7)) >= expected * (1 - 1e-12)
+    prior = _stage(2.0, 7, prior_releases=(("a sum", 20.0),))
+    more = expected + found.order / (2 * 20.0**2)
+    assert found.cost(prior) == pytest.approx(more, rel=1e-6)
+
+
+def test_the_budget_is_dp_accountings_conversion():
+    for epsilon in (0.3, 1.0, 8.0):
+        found = PrivacyFilter(epsilon, PLANNED)
+        back = rdp.compute_epsilon([found.order], [found.budget], 1e-5)[0]
+        assert back == pytest.approx(epsilon, rel=1e-12)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.floats(0.3, 8.0),
+    st.lists(
+        st.tuples(st.floats(0.6, 12.0), st.integers(1, 80), st.integers(1, 4)),
+        min_size=1,
+        max_size=6,
+    ),
+)
+def test_whatever_is_admitted_stays_below_epsilon(epsilon, wishes):
+    """By loss distributions, which are tighter and know nothing of the filter."""
+    found = PrivacyFilter(epsilon, PLANNED)
+    admitted = []
+    for noise, steps, part in wishes:
+        plan = _stage(noise, steps, batch_size=1_000 * part)
+        spent = found.spent
+        try:
+            found.admit(plan)
+        except FilterExhausted:
+            assert found.spent == spent and found.cost(plan) > found.left
+        else:
+            admitted.append(plan.event())
+    if admitted:
+        whole = ComposedDpEvent(admitted)
+        assert dp_ilg.accounting.epsilon(whole, 1e-5) <= epsilon
+
+
+@pytest.mark.parametrize("epsilon", [0.5, 1.0, 2.0, 8.0])
+def test_one_stage_of_everything_costs_some_percent_of_noise(epsilon):
+    """What one order instead of the whole distribution costs (README has it)."""
+    facts: dict[str, Any] = FACTS | dict(num_steps=200)
+    fixed = dp_ilg.plan_privacy(epsilon=epsilon, delta=1e-5, **facts)
+    found = PrivacyFilter(epsilon, fixed)
+    plan = found.stage(1, **facts)
+    found.admit(plan)
+    ratio = plan.noise_multipliers[0] / fixed.noise_multipliers[0]
+    assert 1.02 < ratio < 1.12
+    assert found.left < 1e-6 * found.budget
+    with pytest.raises(FilterExhausted, match=r"too little for these steps"):
+        found.stage(0.1, **facts)
+
+
+def test_ten_shares_of_a_tenth_are_admitted():
+    found = PrivacyFilter(1.0, PLANNED)
+    for _ in range(10):
+        found.admit(found.stage(0.1, num_steps=20, **FACTS))
+    assert found.left < 1e-6 * found.budget
+    with pytest.raises(FilterExhausted, match="times the budget of epsilon 1"):
+        found.admit(_stage(50.0, 1))
+
+
+def _hockey_stick(epsilon: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """The delta of one Gaussian of multiplier z at any epsilon, negative ones too."""
+    tail = stats.norm.sf(epsilon * z - 0.5 / z)
+    return tail - np.exp(epsilon) * stats.norm.sf(epsilon * z + 0.5 / z)
+
+
+def _adaptive_delta(epsilon: float, first: float, second) -> float:
+    """Delta of a Gaussian, then of one whose multiplier follows from what it gave."""
+    x = np.linspace(-12 * first, 1 + 12 * first, 200_001)
+    loss = (2 * x - 1) / (2 * first**2)
+    density = stats.norm.pdf(x, 1, first)
+    # p1 H(e - loss): E_p1[max(...)] of both stages together
+    both = density * _hockey_stick(epsilon - loss, second(x))
+    return float(np.sum(both) * (x[1] - x[0]))
+
+
+@pytest.mark.parametrize("threshold", [-3.0, 0.0, 3.0])
+def test_stages_that_follow_a_release_keep_delta(threshold):
+    """An adversary spends all the rest or next to nothing, by the first release.
+
+    Exact, by integration; with twice the budget delta is exceeded.
+    """
+    everyone: dict[str, Any] = dict(
+        num_examples=10, batch_size=10, num_steps=1, score_budget=0.0
+    )
+    planned = dp_ilg.plan_privacy(epsilon=2.0, delta=1e-5, **everyone)
+    for factor, holds in ((1, True), (2, False)):
+        found = PrivacyFilter(2.0, planned)
+        found.budget *= factor
+        first = found.stage(0.4, **everyone).noise_multipliers[0]
+        found.admit(found.stage(0.4, **everyone))
+        rest = found.stage(1, **everyone).noise_multipliers[0]
+
+        def second(x, first=first, rest=rest):
+            return np.where(x > threshold * first, rest, 1e4)
+
+        delta = _adaptive_delta(2.0, first, second)
+        assert (delta <= 1e-5) == holds, (factor, delta)
+
+
+def test_what_is_refused_in_one_sentence():
+    found = PrivacyFilter(1.0, PLANNED)
+    cases = [
+        (TypeError, lambda: PrivacyFilter(1.0, None), "planned is NoneType"),
+        (ValueError, lambda: PrivacyFilter(-1, PLANNED), "epsilon is -1"),
+        (ValueError, lambda: PrivacyFilter(math.nan, PLANNED), "epsilon is nan"),
+        (ValueError, lambda: PrivacyFilter(1e-9, PLANNED), "too small for Renyi"),
+        (TypeError, lambda: found.admit("plan"), "plan is str"),
+        (ValueError, lambda: found.stage(0, num_steps=1, **FACTS), "share is 0"),
+        (ValueError, lambda: found.stage(1.5, num_steps=1, **FACTS), "share is 1.5"),
+        (
+            TypeError,
+            lambda: found.stage(0.5, num_steps=1, epsilon=3, **FACTS),
+            "got epsilon, which the filter decides",
+        ),
+        (
+            ValueError,
+            lambda: found.admit(_stage(2.0, 3, neighboring_relation="replace_one")),
+            "use one of them for both",
+        ),
+        (FilterExhausted, lambda: found.admit(_stage(0, 1)), "costs inf times"),
+    ]
+    for kind, call, words in cases:
+        with pytest.raises(kind) as caught:
+            call()
+        text = str(caught.value)
+        assert words in text and text.endswith(".") and ". " not in text, text
+    assert found.spent == 0
