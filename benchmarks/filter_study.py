@@ -49,7 +49,7 @@ MODES: dict[str, float | None] = {
     "filter, more where the signal is weak": -0.5,
     "filter, more where the signal is strong": 0.5,
 }
-MOST = 2.0  # a part is at most so many times, at least one so manieth of, an equal one
+MOST = 2.0  # a stage weighs at most so many times, at least one so manieth of, others
 
 
 def released_ratio(total: Any, squares: float, count: int) -> float:
@@ -78,11 +78,11 @@ def stage_plans(job: Job, mode: str, count: int) -> Callable[[int, list], Any]:
     }
 
     def choose(stage: int, ratios: list[float]) -> Any:
-        part = budget.left / budget.budget / (count - stage)
-        if ratios and stage < count - 1:
+        weight = 1.0  # of this stage, where every later one has 1
+        if ratios:
             change = (max(ratios[-1], 1e-6) / max(ratios[0], 1e-6)) ** power
-            part *= min(max(change, 1 / MOST), MOST)
-        part = min(part, 1.0)
+            weight = min(max(change, 1 / MOST), MOST)
+        part = budget.left / budget.budget * weight / (weight + count - stage - 1)
         chosen = budget.stage(part, num_steps=steps, **facts)
         budget.admit(chosen)
         return chosen
