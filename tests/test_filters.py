@@ -1,6 +1,8 @@
 """The privacy filter: what it admits never costs more than it says."""
 
+import copy
 import math
+import pickle
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ import dp_ilg
 from dp_ilg.filters import FilterExhausted, PrivacyFilter
 
 FACTS: dict[str, Any] = dict(num_examples=25_000, batch_size=1_000)
+STEPS: dict[str, Any] = dict(batch_size=1_000)  # the filter knows the examples
 PLANNED = dp_ilg.plan_privacy(epsilon=1.0, delta=1e-5, num_steps=200, **FACTS)
 
 
@@ -74,25 +77,58 @@ def test_whatever_is_admitted_stays_below_epsilon(epsilon, wishes):
 @pytest.mark.parametrize("epsilon", [0.5, 1.0, 2.0, 8.0])
 def test_one_stage_of_everything_costs_some_percent_of_noise(epsilon):
     """What one order instead of the whole distribution costs (README has it)."""
-    facts: dict[str, Any] = FACTS | dict(num_steps=200)
-    fixed = dp_ilg.plan_privacy(epsilon=epsilon, delta=1e-5, **facts)
+    facts: dict[str, Any] = STEPS | dict(num_steps=200)
+    fixed = dp_ilg.plan_privacy(epsilon=epsilon, delta=1e-5, num_steps=200, **FACTS)
     found = PrivacyFilter(epsilon, fixed)
     plan = found.stage(1, **facts)
     found.admit(plan)
     ratio = plan.noise_multipliers[0] / fixed.noise_multipliers[0]
     assert 1.02 < ratio < 1.12
     assert found.left < 1e-6 * found.budget
-    with pytest.raises(FilterExhausted, match=r"too little for these steps"):
+    with pytest.raises(FilterExhausted, match=r"too little for 200 steps"):
         found.stage(0.1, **facts)
 
 
 def test_ten_shares_of_a_tenth_are_admitted():
     found = PrivacyFilter(1.0, PLANNED)
     for _ in range(10):
-        found.admit(found.stage(0.1, num_steps=20, **FACTS))
+        found.admit(found.stage(0.1, num_steps=20, **STEPS))
     assert found.left < 1e-6 * found.budget
     with pytest.raises(FilterExhausted, match="times the budget of epsilon 1"):
         found.admit(_stage(50.0, 1))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.floats(0.05, 0.95), st.integers(1, 40))
+def test_all_that_is_left_is_admitted(share, steps):
+    found = PrivacyFilter(1.0, PLANNED)
+    found.admit(found.stage(share, num_steps=steps, **STEPS))
+    found.admit(found.stage(1, num_steps=steps, **STEPS))
+    assert found.spent <= found.budget * (1 + 1e-12)
+
+
+def test_rounding_of_tiny_rates_is_charged():
+    """log(1 + tiny) keeps 16 digits of 1, not of tiny; the sum is far below the terms.
+
+    At order 2 the moment is 1 + q^2 (exp(1 / z^2) - 1), to be had without rounding.
+    """
+    q, z, steps = 1e-5, 10.0, 1_000
+    facts = dict(num_examples=100_000, batch_size=1)
+    planned = _stage(z, steps, **facts)
+    found = PrivacyFilter(1.0, planned)
+    found.order = 2.0
+    exact = steps * math.log1p(q**2 * math.expm1(1 / z**2))
+    assert found.cost(planned) >= exact
+
+
+def test_a_filter_is_not_copied():
+    found = PrivacyFilter(1.0, PLANNED)
+    for again in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="would spend one budget twice"):
+            again(found)
+    with pytest.raises(AttributeError):
+        found.spent = 0.0  # pyright: ignore[reportAttributeAccessIssue]
+    assert repr(found).startswith("PrivacyFilter(epsilon=1, delta=1e-05, order=")
 
 
 def _hockey_stick(epsilon: np.ndarray, z: np.ndarray) -> np.ndarray:
@@ -117,10 +153,8 @@ def test_stages_that_follow_a_release_keep_delta(threshold):
 
     Exact, by integration; with twice the budget delta is exceeded.
     """
-    everyone: dict[str, Any] = dict(
-        num_examples=10, batch_size=10, num_steps=1, score_budget=0.0
-    )
-    planned = dp_ilg.plan_privacy(epsilon=2.0, delta=1e-5, **everyone)
+    everyone: dict[str, Any] = dict(batch_size=10, num_steps=1, score_budget=0.0)
+    planned = dp_ilg.plan_privacy(epsilon=2.0, delta=1e-5, num_examples=10, **everyone)
     for factor, holds in ((1, True), (2, False)):
         found = PrivacyFilter(2.0, planned)
         found.budget *= factor
@@ -143,19 +177,35 @@ def test_what_is_refused_in_one_sentence():
         (ValueError, lambda: PrivacyFilter(math.nan, PLANNED), "epsilon is nan"),
         (ValueError, lambda: PrivacyFilter(1e-9, PLANNED), "too small for Renyi"),
         (TypeError, lambda: found.admit("plan"), "plan is str"),
-        (ValueError, lambda: found.stage(0, num_steps=1, **FACTS), "share is 0"),
-        (ValueError, lambda: found.stage(1.5, num_steps=1, **FACTS), "share is 1.5"),
+        (ValueError, lambda: found.stage(0, num_steps=1, **STEPS), "share is 0"),
+        (ValueError, lambda: found.stage(1.5, num_steps=1, **STEPS), "share is 1.5"),
         (
             TypeError,
-            lambda: found.stage(0.5, num_steps=1, epsilon=3, **FACTS),
-            "got epsilon, which the filter decides",
+            lambda: found.stage(0.5, num_steps=1, epsilon=3, **STEPS),
+            "got epsilon, which is the filter's",
         ),
         (
             ValueError,
             lambda: found.admit(_stage(2.0, 3, neighboring_relation="replace_one")),
-            "use one of them for both",
+            "planned for neighboring_relation 'replace_one', but",
         ),
         (FilterExhausted, lambda: found.admit(_stage(0, 1)), "costs inf times"),
+        (
+            ValueError,
+            lambda: found.admit(_stage(9.0, 3, num_examples=50_000)),
+            "planned for num_examples 50000, but the filter for 25000",
+        ),
+        (
+            FilterExhausted,
+            lambda: found.stage(
+                0.1, num_steps=3, prior_releases=(("PCA", 1.0),), **STEPS
+            ),
+            "too little for 3 steps and the release of PCA",
+        ),
+        (TypeError, lambda: found.stage(0.5, **STEPS), "lacks num_steps"),
+        (TypeError, lambda: found.stage(0.5, steps=1, **STEPS), "got steps, which is"),
+        (ValueError, lambda: found.stage([1, 1], num_steps=1, **STEPS), "share is"),
+        (ValueError, lambda: PrivacyFilter(1, _stage(1e-200, 1)), "hardly any noise"),
     ]
     for kind, call, words in cases:
         with pytest.raises(kind) as caught:

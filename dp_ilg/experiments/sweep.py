@@ -258,7 +258,8 @@ def _check_names(sweep: Sweep) -> None:
     for kind, found in names.items():
         twice = [name for name in found if list(found).count(name) > 1]
         if twice:
-            why = " (seeds that tune must not report)" if kind == "seed" else ""
+            tunes = kind == "seed" and twice[0] in sweep.tuning.seeds
+            why = " (seeds that tune must not report)" if tunes else ""
             raise ValueError(
                 f"{sweep.source} has the {kind} {twice[0]} twice{why}; use each once."
             )

@@ -6,6 +6,7 @@ dropped; anything else that is damaged is refused, so that nothing is lost silen
 
 import errno
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,9 @@ except ImportError:  # no such locks on this system: then one process is assumed
     fcntl = None
 
 KINDS = ("run", "choice")
+_WORDS = ("task", "method", "phase", "status")
+_NUMBERS = ("epsilon", "learning_rate", "seed")
+_REACHED = ("accuracy", "epsilon_spent", "train_seconds")
 
 
 class Results:
@@ -181,7 +185,7 @@ def _parse(path: Path, content: bytes) -> list[dict[str, Any]]:
         try:
             record = json.loads(line)
             sound = record["kind"] in KINDS
-            sound = sound and (record["kind"] != "run" or "config" in record)
+            sound = sound and (record["kind"] != "run" or _is_run(record))
         except (ValueError, KeyError, TypeError, RecursionError):
             sound = False
         if not sound:
@@ -191,3 +195,18 @@ def _parse(path: Path, content: bytes) -> list[dict[str, Any]]:
             )
         records.append(record)
     return records
+
+
+def _is_run(record: dict[str, Any]) -> bool:
+    """Whether a run has what every report reads."""
+    words = all(isinstance(record[name], str) for name in _WORDS)
+    numbers = [record[name] for name in _NUMBERS]
+    if record["status"] == "done":
+        numbers += [record[name] for name in _REACHED]
+    sound = words and isinstance(record["config"], dict) and all(map(_finite, numbers))
+    return sound and (record["status"] != "done" or 0 <= record["accuracy"] <= 1)
+
+
+def _finite(value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and math.isfinite(value)
