@@ -107,6 +107,8 @@ def main() -> None:
             continue
         began = time.perf_counter()
         found = bench.run(with_powers(shipped(args.toy), powers, seed), str(powers))
+        if found["status"] != "done":
+            raise SystemExit(found["error"])
         kept = ("status", "accuracy", "epsilon_spent", "delta", "steps")
         record = {"powers": powers, "seed": seed} | {k: found[k] for k in kept}
         record |= machine() | {"seconds": round(time.perf_counter() - began, 1)}
