@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from dp_ilg.bookkeeping import phases
+
 
 @dataclasses.dataclass(frozen=True)
 class Convolution:
@@ -167,6 +169,13 @@ class Convolution:
         return jnp.stack(cuts, place)
 
 
+def _fast(conv: Convolution, x: Array, kernel: Array) -> Array:
+    if not phases.pays(conv, x.shape[-1]):
+        return _plain(conv, x, kernel)
+    moved = phases.phased_input(conv, x), phases.phased_kernel(conv, kernel)
+    return _plain(phases.unstrided(conv), *moved)
+
+
 def _plain(conv: Convolution, x: Array, kernel: Array) -> Array:
     return lax.conv_general_dilated(
         x,
@@ -191,11 +200,11 @@ def _layout(count: int) -> lax.ConvDimensionNumbers:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _convolve(conv: Convolution, x: Array, kernel: Array) -> Array:
-    return _plain(conv, x, kernel)
+    return _fast(conv, x, kernel)
 
 
 def _forward(conv: Convolution, x: Array, kernel: Array) -> tuple[Array, Any]:
-    return _plain(conv, x, kernel), (jnp.zeros((0, *x.shape), x.dtype), kernel)
+    return _fast(conv, x, kernel), (jnp.zeros((0, *x.shape), x.dtype), kernel)
 
 
 def _backward(conv: Convolution, saved: Any, cotangent: Array) -> tuple[Array, Array]:

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from dp_ilg.bookkeeping import phases
 from dp_ilg.bookkeeping.convolution import Convolution
 from dp_ilg.bookkeeping.views import Digits, View, merged, regroup, span
 
@@ -143,8 +144,15 @@ def _conv_general_dilated(eqn: Any, position: int, view: View) -> Linear | str:
         given = conv.channels_last(cotangent, conv.out_spec)
         return conv.kernel_gradient(seen, given)
 
+    def unphased(x: Array, cotangent: Array) -> Array:
+        seen = conv.channels_last(x, conv.lhs_spec)
+        given = conv.channels_last(cotangent, conv.out_spec)
+        return phases.kernel_gradient(conv, seen, given)
+
     lying = (*_join(view, (*spatial[1:], into, *spatial[:1])), *split[1])
     direct = Direct(shifted, lying) if conv.shifts else None
+    if phases.pays(conv, eqn.invars[1].aval.shape[into]):
+        direct = Direct(unphased, (*first, *split[1]))
     return Linear(
         split[0], first, split[1], terms, 0, factors, conv.apply, False, direct
     )
