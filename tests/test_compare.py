@@ -85,6 +85,7 @@ def run(tmp_path, capsys):
 
     def go(path, out="out", **options):
         capsys.readouterr()
+        go.ended = 0
         command = compare_command.compare(
             path, out=str(tmp_path / out), json=True, **options
         )
@@ -93,6 +94,8 @@ def run(tmp_path, capsys):
         except ValueError as error:
             assert "\n" not in str(error)
             return None, str(error)
+        except SystemExit as end:
+            go.ended = end.code
         text, err = capsys.readouterr()
         return json.loads(text), err
 
@@ -135,6 +138,10 @@ def test_a_sweep_tunes_on_other_seeds_chooses_and_reports(
     assert {"results.jsonl", "report.html", "report.md", "accuracy-1.svg"} <= names
     markdown = Path(found["markdown"]).read_text()
     assert "| sgd | 85.20 ± 0.16; -5.00 (-5.00 to -5.00) ▼ |" in markdown
+    assert "| dp_adam | 2 | privacy.l2_clip_norm = 0.5 | 0.01: 85.23, 0.03: **90.00**" in (
+        markdown
+    )
+    assert "= 1.0 | 0.01: 85.23, 0.03: 90.00, 0.1: 84.77 |" in markdown
 
 
 def test_nothing_is_run_again_and_a_cut_line_is_mended(sweep, fake, run, tmp_path):
@@ -225,8 +232,10 @@ def test_an_impossible_cell_is_on_file_and_the_rest_goes_on(sweep, fake, run, tm
     found, _ = run(sweep(), out="all")
     assert {c["status"] for c in found["cells"]} == {"impossible"}
     assert found["cells"][0]["note"] == "It is impossible."
+    assert run.ended == 1  # nothing came to an end: not a success
     fake("impossible", 4)
     found, err = run(sweep(), out="some")
+    assert run.ended == 0
     assert len(found["cells"][0]["by_seed"]) == 4
     assert len(runs(tmp_path / "some")) == TUNING + FINAL
 

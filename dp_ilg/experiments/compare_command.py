@@ -31,7 +31,7 @@ def compare(
         json: print one JSON object.
 
     Returns:
-        What does it.
+        What does it; it ends with 1 where no run of any cell came to an end.
 
     Example:
         >>> compare("no/such.toml")()
@@ -50,7 +50,10 @@ def compare(
             retry_failed=retry_failed,
             extend=extend,
         )
-        _show(comparing.compare(Path(sweep), options), json)
+        found = comparing.compare(Path(sweep), options)
+        _show(found, json)
+        if not report_only and all(cell["mean"] is None for cell in found["cells"]):
+            raise SystemExit(1)  # each cell's reason is shown and in the report
 
     return work
 

@@ -133,6 +133,7 @@ def _task(comparison: Comparison, name: str) -> dict[str, Any]:
         "epsilons": [f"{epsilon:g}" for epsilon in comparison.sweep.epsilons],
         "rows": table_of(results, reference),
         "choices": [_choice(result) for result in results if result.choice],
+        "grid": [row for result in results for row in _grid(result)],
         "times": _times(comparison, name),
         "figures": {
             "accuracy": compare_plots.accuracy_figure(results, reference),
@@ -151,6 +152,23 @@ def _choice(result: Result) -> dict[str, str]:
         "parameter": f"{printable(choice.parameter)} = {printable(str(choice.value))}",
         "validation": "-" if held is None else f"{held:.2f}{_lost(result)}",
     }
+
+
+def _grid(result: Result) -> list[dict[str, Any]]:
+    """Every point of a cell's grid that was tried: a row a value of the parameter."""
+    rows: dict[str, dict[str, Any]] = {}
+    for choice, held in result.tuned:
+        own = f"{printable(choice.parameter)} = {printable(str(choice.value))}"
+        first = {
+            "method": printable(result.cell.method),
+            "epsilon": f"{result.cell.epsilon:g}",
+            "parameter": own,
+            "points": [],
+        }
+        point = {"rate": f"{choice.learning_rate:g}", "held": f"{held:.2f}"}
+        point["chosen"] = choice == result.choice
+        rows.setdefault(own, first)["points"].append(point)
+    return list(rows.values())
 
 
 def _lost(result: Result) -> str:
