@@ -9,6 +9,7 @@ from dp_ilg import accounting, auditing, baselines, layers, schedules
 from dp_ilg.adam import scale_by_noise_corrected_adam
 from dp_ilg.aggregate import differentially_private_aggregate
 from dp_ilg.averaging import average_iterates, averaged_params
+from dp_ilg.balance import scale_by_balanced_adam
 from dp_ilg.base import ClippedGrad, PerExampleGrads
 from dp_ilg.calibration import (
     batch_size_for_epsilon,
@@ -62,6 +63,7 @@ __all__ = [
     "layers",
     "plan_privacy",
     "private_pca",
+    "scale_by_balanced_adam",
     "scale_by_noise_corrected_adam",
     "schedules",
     "score_layer_importance",

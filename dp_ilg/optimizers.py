@@ -11,6 +11,7 @@ from jax.core import Tracer
 
 from dp_ilg import validation
 from dp_ilg.adam import scale_by_noise_corrected_adam, scale_by_wide_adam
+from dp_ilg.balance import scale_by_balanced_adam
 from dp_ilg.base import ClippedGrad, Params, PrivateTransformation
 from dp_ilg.clipping import ClipMode, as_clip_mode, clip_per_example
 from dp_ilg.geometry import Geometry
@@ -141,7 +142,8 @@ def dp_adam_ilg(
         layers: "module", "leaf", `dp_ilg.layers.blocks`, a function of the path, or a
             `dp_ilg.layers.Layering`, which can also freeze parameters.
         clip_mode: "joint", "normalize" or "per_layer".
-        adam: "plain" or "noise_corrected".
+        adam: "plain", "noise_corrected" or "balanced" (larger steps in layers of which
+            less is signal, see `scale_by_balanced_adam`).
         b1: decay of the first moment.
         b2: decay of the second moment.
         eps: Adam's epsilon.
@@ -230,6 +232,7 @@ def _adam(adam: str, plan: PrivacyPlan, layers: Any, moments: dict[str, Any]) ->
         "noise_corrected": lambda: scale_by_noise_corrected_adam(
             plan, layers=layers, **moments
         ),
+        "balanced": lambda: scale_by_balanced_adam(layers=layers, **moments),
     }
     return _row("adam", adam, rows)
 

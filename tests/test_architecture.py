@@ -43,7 +43,7 @@ RANKS = {
         "quantile",
         "scaling",
     ],
-    5: ["gradients"],
+    5: ["balance", "gradients"],
     6: ["memory", "optimizers"],
     7: ["plain_methods", "published"],
     8: ["adaptive_methods"],
@@ -53,7 +53,8 @@ RANKS = {
 RANK_OF = {name: rank for rank, names in RANKS.items() for name in names}
 CORE_DISTRIBUTIONS = {"jax", "optax", "numpy", "scipy", "dp_accounting", "jaxtyping"}
 BOOKKEEPING = [
-    ["convolution", "magnitudes", "pool", "pooling", "program", "views"],
+    ["magnitudes", "phases", "pool", "pooling", "program", "views"],
+    ["convolution"],
     ["rules"],
     ["tape"],
     ["parts"],

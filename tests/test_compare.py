@@ -138,8 +138,9 @@ def test_a_sweep_tunes_on_other_seeds_chooses_and_reports(
     assert {"results.jsonl", "report.html", "report.md", "accuracy-1.svg"} <= names
     markdown = Path(found["markdown"]).read_text()
     assert "| sgd | 85.20 ± 0.16; -5.00 (-5.00 to -5.00) ▼ |" in markdown
-    assert "| dp_adam | 2 | privacy.l2_clip_norm = 0.5 | 0.01: 85.23, 0.03: **90.00**" in (
-        markdown
+    assert (
+        "| dp_adam | 2 | privacy.l2_clip_norm = 0.5 | 0.01: 85.23, 0.03: **90.00**"
+        in (markdown)
     )
     assert "= 1.0 | 0.01: 85.23, 0.03: 90.00, 0.1: 84.77 |" in markdown
 

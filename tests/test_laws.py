@@ -327,6 +327,7 @@ def test_law_12_claims_are_labelled():
         "clip_per_example",
         "clipped_grad",
         "differentially_private_aggregate",
+        "scale_by_balanced_adam",
         "scale_by_noise_corrected_adam",
     ):
         assert "Privacy:" in (getattr(dp_ilg, name).__doc__ or ""), name

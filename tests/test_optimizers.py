@@ -136,7 +136,7 @@ def test_plain_optax_chain_works_with_a_given_geometry():
 
 @pytest.mark.parametrize("source", ["scores", "released", "public"])
 @pytest.mark.parametrize("mode", CLIP_MODES)
-@pytest.mark.parametrize("adam", ["plain", "noise_corrected"])
+@pytest.mark.parametrize("adam", ["plain", "noise_corrected", "balanced"])
 def test_every_combination_trains_with_stable_state(source, mode, adam):
     the_plan = plan(score_budget=0.01 if source == "scores" else 0.0)
     tx = dp_ilg.dp_adam_ilg(
@@ -497,7 +497,7 @@ def compiled_step(tx, grad_fn, counter):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("adam", ["plain", "noise_corrected"])
+@pytest.mark.parametrize("adam", ["plain", "noise_corrected", "balanced"])
 def test_one_trace_donated_buffers_no_callback(dtype, adam):
     tx = dp_ilg.dp_adam_ilg(1e-2, plan(), key=jax.random.key(0), adam=adam)
     grad_fn = dp_ilg.clipped_grad(mlp_loss, l2_clip_norm=1.0, microbatch_size=4)

@@ -186,7 +186,7 @@ class OptimizerConfig:
     layers: Literal["module", "leaf"] = "module"
     blocks: Blocks = ()
     frozen: tuple[str, ...] = ()
-    adam: Literal["plain", "noise_corrected"] = "plain"
+    adam: Literal["plain", "noise_corrected", "balanced"] = "plain"
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
