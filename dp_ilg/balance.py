@@ -106,8 +106,9 @@ def scale_by_balanced_adam(
     ) -> tuple[Params, ScaleByBalancedAdamState]:
         del extra
         groups = _groups(geometry, l2_clip_norm, state)
-        known, count = state.adam, state.adam.count.astype(jnp.float32)
-        mean = jax.tree.map(lambda m: m / jnp.maximum(1 - b1**count, 1e-6), known.mu)
+        known: Any = state.adam
+        grown = jnp.maximum(1 - b1 ** known.count.astype(jnp.float32), 1e-6)
+        mean = jax.tree.map(lambda m: m / grown, known.mu)
         found = _products(groups, updates, mean, l2_clip_norm)
         blend = lambda old, new: jnp.where(  # noqa: E731
             known.count > 0, decay * old + (1 - decay) * new, old
@@ -116,11 +117,11 @@ def scale_by_balanced_adam(
         factors = jnp.where(
             known.count < _PATIENCE, 1.0, _factors(product, energy, power, floor)
         )
-        directions, known = adam.update(updates, known, params)
+        directions, moved = adam.update(updates, known, params)
         leaves, treedef = jax.tree.flatten(directions)
         wide = zip(leaves, groups.expand(factors), strict=True)
         scaled = [x * factor.astype(x.dtype) for x, factor in wide]
-        state = ScaleByBalancedAdamState(known, product, energy)
+        state = ScaleByBalancedAdamState(moved, product, energy)
         return jax.tree.unflatten(treedef, scaled), state
 
     return PrivateTransformation(init, update)

@@ -29,7 +29,7 @@ def releases(count, seed=0, signal=(0.3, 0.02), noise=0.1):
         }
 
 
-def run(tx, given, params: Any = PARAMS, layers: Any = "module", clip=1.0):
+def run(tx, given, params: Any = PARAMS, layers: Any = "module", clip=1.0) -> Any:
     """Updates of every step, and the last state."""
     shared = dict(geometry=geometry(params, layers), l2_clip_norm=clip)
     state, out = tx.init(params), []
@@ -134,7 +134,7 @@ def test_the_unit_of_the_clip_norm_does_not_matter():
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_in_a_chain_with_bands_and_frozen_leaves(dtype):
-    params = mlp_params(dtype=dtype)
+    params: Any = mlp_params(dtype=dtype)
     name = "d1/kernel"
     layers = by_leaf(blocks(name, axis=0, num_blocks=2), frozen=("d2/bias",))
     the_plan = plan(num_steps=8)
@@ -142,6 +142,7 @@ def test_in_a_chain_with_bands_and_frozen_leaves(dtype):
         0.01, the_plan, key=jax.random.key(0), layers=layers, adam="balanced"
     )
     state, start = tx.init(params), params
+    updates: Any
     for seed in range(8):
         grads = per_example(params, mlp_batch(seed=seed))
         updates, state = jax.jit(tx.update)(grads, state, params)

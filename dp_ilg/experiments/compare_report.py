@@ -165,8 +165,11 @@ def _grid(result: Result) -> list[dict[str, Any]]:
             "parameter": own,
             "points": [],
         }
-        point = {"rate": f"{choice.learning_rate:g}", "held": f"{held:.2f}"}
-        point["chosen"] = choice == result.choice
+        point = {
+            "rate": f"{choice.learning_rate:g}",
+            "held": f"{held:.2f}",
+            "chosen": choice == result.choice,
+        }
         rows.setdefault(own, first)["points"].append(point)
     return list(rows.values())
 
