@@ -37,7 +37,7 @@ import dp_ilg  # noqa: E402
 from dp_ilg.clipping import as_clip_mode  # noqa: E402
 from dp_ilg.experiments.config import Config, read_config  # noqa: E402
 from dp_ilg.experiments.job import Job, build_job, run_keys  # noqa: E402
-from dp_ilg.experiments.recipe import _layering  # noqa: E402
+from dp_ilg.experiments.recipe import layering  # noqa: E402
 from dp_ilg.sampling import PoissonSampler  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
@@ -128,7 +128,7 @@ def release_chain(config: Config, plan: Any, key: Any) -> Any:
     return dp_ilg.chain(
         dp_ilg.clip_per_example(plan.l2_clip_norm, clip_mode=mode),
         dp_ilg.score_layer_importance(
-            rule, plan, key=one, layers=_layering(config.optimizer)
+            rule, plan, key=one, layers=layering(config.optimizer)
         ),
         dp_ilg.add_importance_noise(plan, key=two),
     )

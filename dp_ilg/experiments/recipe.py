@@ -204,11 +204,29 @@ def make_optimizer(
     peak = chosen.learning_rate if peak is None else peak
     rate = learning_rate(chosen.learning_rate_schedule, peak, plan.num_steps)
     row = BASELINES[chosen.method]
-    tx = row(rate, plan, key=key, layers=_layering(chosen), **method_options(config))
+    tx = row(rate, plan, key=key, layers=layering(chosen), **method_options(config))
     return average_iterates(tx, chosen.average) if chosen.average else tx
 
 
-def _layering(chosen: OptimizerConfig) -> Any:
+def layering(chosen: OptimizerConfig) -> Any:
+    """How the parameters of a configuration are grouped.
+
+    Args:
+        chosen: the section "optimizer".
+
+    Returns:
+        What every private transformation takes as ``layers``.
+
+    Raises:
+        ValueError: for blocks that cannot be.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from dp_ilg.layers import group
+        >>> chosen = layering(OptimizerConfig(layers="leaf", frozen=("b",)))
+        >>> group({"a": jnp.ones(2), "b": jnp.ones(3)}, chosen).names
+        ('a',)
+    """
     cuts = [
         layers.blocks(b.path, axis=b.axis, edges=b.edges, num_blocks=b.num_blocks)
         for b in chosen.blocks
