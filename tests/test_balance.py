@@ -167,9 +167,33 @@ def test_a_layer_without_a_release_has_no_say():
     assert np.allclose(ours[-1]["a"]["w"], plain(given)[-1]["a"]["w"], rtol=1e-5)
 
 
+@pytest.mark.parametrize("bad", [jnp.inf, jnp.nan, 1e25])
+def test_a_release_that_is_not_finite_stays_where_it_is(bad):
+    """Its layer keeps its factor and the others theirs."""
+    given = list(releases(14))
+    spoiled = [dict(release) for release in given]
+    w = jnp.asarray(given[7]["b"]["w"])
+    spoiled[7]["b"] = {"w": w.at[3].set(bad)}
+    ours, state = run(dp_ilg.scale_by_balanced_adam(), spoiled)
+    assert bool(jnp.all(jnp.isfinite(state.product) & jnp.isfinite(state.energy)))
+    whole = np.isfinite(plain(spoiled)[-1]["b"]["w"])
+    assert np.array_equal(np.isfinite(ours[-1]["b"]["w"]), whole)
+    assert bool(jnp.all(jnp.isfinite(ours[-1]["a"]["w"])))
+
+
+def test_traced_settings():
+    def last(power):
+        tx = dp_ilg.scale_by_balanced_adam(power=power)
+        return run(tx, list(releases(8)))[0][-1]["b"]["w"]
+
+    assert np.allclose(jax.jit(last)(0.3), last(0.3), rtol=1e-5)
+    assert not np.allclose(jax.jit(last)(0.3), last(0.2), rtol=1e-3)
+
+
 def test_what_is_refused():
-    with pytest.raises(ValueError, match="power is -1"):
-        dp_ilg.scale_by_balanced_adam(power=-1)
+    for power in (-1, 1, float("nan"), "much"):
+        with pytest.raises(ValueError, match="power is"):
+            dp_ilg.scale_by_balanced_adam(power=power)
     with pytest.raises(ValueError, match="decay is 1"):
         dp_ilg.scale_by_balanced_adam(decay=1)
     with pytest.raises(ValueError, match="floor is 0"):

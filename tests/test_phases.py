@@ -26,6 +26,7 @@ CASES: dict[str, Any] = {
 }
 LAYOUTS = {1: ("NWC", "WIO", "NWC"), 2: ("NCHW", "OIHW", "NHWC")}
 LAYOUTS[3] = ("NDHWC", "DHWIO", "NDHWC")
+LAYOUTS[0] = ("NHWC", "HWIO", "NHWC")
 
 
 def scene(name, dtype=jnp.float32, outputs=4) -> Any:
@@ -128,6 +129,20 @@ def test_a_gradient_of_other_phases_is_noticed():
     found = phases.kernel_gradient(conv, x, given)
     assert np.allclose(found, right, atol=2e-5)
     assert not np.allclose(jnp.swapaxes(found, 0, 1), right, atol=1e-2)
+
+
+def test_what_no_window_reads_does_not_matter():
+    """The last row and column lie beyond the last window, whose cell reaches them."""
+    x = jax.random.normal(jax.random.key(0), (1, 10, 12, 1))
+    kernel = jax.random.normal(jax.random.key(1), (5, 5, 1, 3))
+    convolve = lambda params, x: lax.conv_general_dilated(  # noqa: E731
+        x, params["k"], (2, 3), "VALID", dimension_numbers=LAYOUTS[0]
+    )
+    conv = convolution(convolve, {"k": kernel}, x)
+    assert phases.pays(conv, 1)
+    spoiled = x.at[:, 9].set(jnp.nan).at[:, :, 11].set(jnp.inf)
+    got, want = conv.apply(spoiled, kernel), convolve({"k": kernel}, x)
+    assert got.shape == want.shape and np.allclose(got, want, atol=1e-5)
 
 
 @pytest.mark.parametrize(

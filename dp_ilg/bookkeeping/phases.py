@@ -55,15 +55,20 @@ def phased_input(conv: Any, x: Array) -> Array:
     Returns:
         ``[batch, *spatial / strides, strides x channels]``.
     """
-    pads = []
+    pads, more = [], []
     facts = zip(x.shape[1:-1], conv.padding, conv.kernel, conv.strides, strict=True)
     for cells, (size, (low, high), window, stride) in zip(
         _cells(conv), facts, strict=True
     ):
         outputs = (size + low + high - window) // stride + 1
-        reach = (outputs + cells - 1) * stride
-        pads.append((low, reach - size - low, 0))
-    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
+        seen = (outputs - 1) * stride + window
+        beyond = (outputs + cells - 1) * stride - seen
+        unread = seen < size + low  # cut off: no NaN may meet a zero of the kernel
+        pads.append((low, seen - size - low + (0 if unread else beyond), 0))
+        more.append((0, beyond if unread else 0, 0))
+    zero, whole = jnp.zeros((), x.dtype), (0, 0, 0)
+    x = lax.pad(x, zero, [whole, *pads, whole])
+    x = lax.pad(x, zero, [whole, *more, whole]) if any(map(any, more)) else x
     return _phased(x, conv.strides, 1)
 
 
