@@ -55,7 +55,8 @@ def scale_by_balanced_adam(
 
     Args:
         layers: what a layer is, as given to the scorer.
-        power: 0 is Adam; 0.3 was best of 0.15, 0.3 and 0.5 on IMDB in bands.
+        power: 0 is Adam; on held-out reviews of IMDB in bands 0.3 and 0.5 did alike,
+            0.15 a little worse.
         decay: how much of the running averages a step keeps.
         floor: smallest coherence; no step is more than ``floor^-power`` times another.
         b1: decay of the first moment.
@@ -106,19 +107,10 @@ def scale_by_balanced_adam(
     ) -> tuple[Params, ScaleByBalancedAdamState]:
         del extra
         groups = _groups(geometry, l2_clip_norm, state)
-        known: Any = state.adam
-        grown = jnp.maximum(1 - b1 ** known.count.astype(jnp.float32), 1e-6)
-        mean = jax.tree.map(lambda m: m / grown, known.mu)
-        found = _products(groups, updates, mean, l2_clip_norm)
-        seen = jnp.isfinite(found[0] + found[1]) & (known.count > 0)
-        blend = lambda old, new: jnp.where(  # noqa: E731
-            seen, decay * old + (1 - decay) * new, old
-        ).astype(jnp.float32)
-        product, energy = blend(state.product, found[0]), blend(state.energy, found[1])
-        factors = jnp.where(
-            known.count < _PATIENCE, 1.0, _factors(product, energy, power, floor)
-        )
-        directions, moved = adam.update(updates, known, params)
+        product, energy = _averaged(groups, updates, state, l2_clip_norm, (decay, b1))
+        early = jnp.asarray(state.adam.count) < _PATIENCE
+        factors = jnp.where(early, 1.0, _factors(product, energy, power, floor))
+        directions, moved = adam.update(updates, state.adam, params)
         leaves, treedef = jax.tree.flatten(directions)
         wide = zip(leaves, groups.expand(factors), strict=True)
         scaled = [x * factor.astype(x.dtype) for x, factor in wide]
@@ -126,6 +118,26 @@ def scale_by_balanced_adam(
         return jax.tree.unflatten(treedef, scaled), state
 
     return PrivateTransformation(init, update)
+
+
+def _averaged(
+    groups: Groups,
+    updates: Params,
+    state: ScaleByBalancedAdamState,
+    l2_clip_norm: Any,
+    decays: tuple[Any, Any],
+) -> tuple[Array, Array]:
+    """The running averages after a release; what is not finite leaves them alone."""
+    decay, b1 = decays
+    count = state.adam.count.astype(jnp.float32)
+    grown = jnp.maximum(1 - b1**count, 1e-6)
+    mean = jax.tree.map(lambda m: m / grown, state.adam.mu)
+    found = _products(groups, updates, mean, l2_clip_norm)
+    seen = jnp.isfinite(found[0] + found[1]) & (count > 0)
+    blend = lambda old, new: jnp.where(  # noqa: E731
+        seen, decay * old + (1 - decay) * new, old
+    ).astype(jnp.float32)
+    return blend(state.product, found[0]), blend(state.energy, found[1])
 
 
 def _factors(product: Array, energy: Array, power: Any, floor: Any) -> Array:
