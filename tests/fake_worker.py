@@ -1,7 +1,8 @@
 """A worker of a sweep that trains nothing: `fake_worker.py FOLDER BEHAVIOUR SEED`.
 
 It writes down what it is asked and answers with made-up accuracies that are best at a
-learning rate of 0.03, or behaves badly once, or always, when asked for SEED.
+learning rate of 0.03, or behaves badly once, or always, when asked for SEED. With
+"texts" there are perplexities, an infinite one for SEED.
 """
 
 import json
@@ -63,10 +64,13 @@ def main(folder, behaviour, seed):
         config = tomllib.loads(json.loads(line)["config"])
         with (folder / "asked.jsonl").open("a") as file:
             file.write(json.dumps(config) + "\n")
-        found = None
-        if config["run"]["seed"] == seed:
-            found = misbehave(behaviour, folder)
-        print(json.dumps(found or answer(config)), flush=True)
+        found = answer(config)
+        is_asked = config["run"]["seed"] == seed
+        if behaviour == "texts":
+            found["perplexity"] = math.inf if is_asked else 100 * found["accuracy"]
+        elif is_asked:
+            found = misbehave(behaviour, folder) or found
+        print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":

@@ -145,6 +145,31 @@ def test_a_sweep_tunes_on_other_seeds_chooses_and_reports(
     assert "= 1.0 | 0.01: 85.23, 0.03: 90.00, 0.1: 84.77 |" in markdown
 
 
+def test_perplexity_stands_beside_accuracy(sweep, fake, run, tmp_path):
+    fake("texts")
+    found, _ = run(sweep())
+    markdown = Path(found["markdown"]).read_text()
+    assert "| dp_adam | 90.20 ± 0.16; perplexity 90.20 ± 0.16 |" in markdown
+    gap = "-5.00 (-5.00 to -5.00)"
+    assert f"85.20 ± 0.16; {gap} ▼; perplexity 85.20 ± 0.16; {gap} |" in markdown
+    page = Path(found["report"]).read_text()
+    assert f"<small>perplexity 85.20 ± 0.16; {gap}</small>" in page
+    assert found["cells"][1]["perplexity"]["4"] == pytest.approx(85.4)
+
+
+def test_an_infinite_perplexity_is_shown(sweep, fake, run, tmp_path):
+    fake("texts", 4)
+    found, _ = run(sweep())
+    assert found["cells"][0]["perplexity"]["4"] is None  # JSON has no infinity
+    assert "perplexity inf ± nan" in Path(found["markdown"]).read_text()
+    file = tmp_path / "out" / "results.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    damaged = json.dumps(json.loads(lines[0]) | {"perplexity": "low"}) + "\n"
+    file.write_text("".join([damaged, *lines[1:]]))
+    found, err = run(sweep())
+    assert found is None and "Line 1 of" in err
+
+
 def test_nothing_is_run_again_and_a_cut_line_is_mended(sweep, fake, run, tmp_path):
     path = sweep()
     run(path)

@@ -99,6 +99,28 @@ def test_padding_does_not_change_a_label():
     )
 
 
+@pytest.mark.parametrize("framework", ["linen", "nnx"])
+@pytest.mark.parametrize(
+    ("name", "facts"), [("transformer", LABEL), ("language_model", TEXT)]
+)
+def test_what_a_transformer_adds_up_starts_as_small_as_asked(name, facts, framework):
+    sizes = dict(embed_dim=16, depth=2, heads=2, framework=framework)
+    spread = {}
+    for init in (1.0, 0.1):
+        model = build_model(name, facts, **sizes, embed_init=init)
+        params = model.init(jax.random.key(0))
+        leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+        spread[init] = {jax.tree_util.keystr(p): float(a.std()) for p, a in leaves}
+    plain = build_model(name, facts, **sizes).init(jax.random.key(0))
+    assert [float(a.std()) for a in jax.tree.leaves(plain)] == [*spread[1.0].values()]
+    for path, large in spread[1.0].items():
+        is_added = any(
+            part in path for part in ("embedding", "places", "mix", "narrow")
+        )
+        ratio = 0.1 if is_added and "bias" not in path else 1.0
+        assert spread[0.1][path] == pytest.approx(ratio * large, rel=1e-5), path
+
+
 def test_attention_is_that_of_one_head_written_out():
     q, k, v = jax.random.normal(jax.random.key(0), (3, 5, 4))
     found = attend(q, k, v, visible(jnp.ones(5, jnp.int32), True), heads=1)

@@ -1,5 +1,6 @@
 """`dp-ilg compare`: carries out a sweep, goes on with one, or reports what is there."""
 
+import math
 import os
 import shutil
 from dataclasses import dataclass
@@ -144,6 +145,10 @@ def _row(result: Result) -> dict[str, Any]:
         "difference": None if gap is None else gap.mean,
         "interval": [gap.low, gap.high] if gap is not None and several else None,
         "verdict": None if gap is None else gap.verdict(),
+        "perplexity": {
+            str(seed): value if math.isfinite(value) else None
+            for seed, value in result.perplexity.items()
+        },
         "choice": None if result.choice is None else result.choice._asdict(),
         "validation": result.validation,
         "seconds": list(result.seconds),

@@ -5,15 +5,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from dp_ilg.experiments import compare_plots
 from dp_ilg.experiments.compare_cost import tuning_cost, whole_cost
-from dp_ilg.experiments.compare_statistics import Result
+from dp_ilg.experiments.compare_statistics import Difference, Result
 from dp_ilg.experiments.run_folder import write_atomically
 from dp_ilg.experiments.svg import inline_svg, printable, save_figure
 from dp_ilg.experiments.sweep import Sweep
@@ -91,7 +92,8 @@ def table_of(results: Sequence[Result], reference: str) -> list[dict[str, Any]]:
         reference: the method the others are compared with.
 
     Returns:
-        Rows of texts: `method`, and `cells` with `mean`, `gap`, `verdict` and `title`.
+        Rows of texts: `method`, and `cells` with `mean`, `gap`, `perplexity`, `verdict`
+        and `title`.
 
     Example:
         >>> done = Result(Cell("t", "m", 1.0), "done", mean=97.123, deviation=0.2,
@@ -112,6 +114,7 @@ def table_of(results: Sequence[Result], reference: str) -> list[dict[str, Any]]:
 
 def _cell(result: Result) -> dict[str, str]:
     found = {"mean": result.status, "gap": "", "verdict": "", "title": result.note}
+    found["perplexity"] = _perplexity(result)
     if result.mean is None:
         return found
     spread = "" if result.deviation is None else f" ± {result.deviation:.2f}"
@@ -121,9 +124,24 @@ def _cell(result: Result) -> dict[str, str]:
     if result.difference is not None:
         gap, verdict = result.difference, result.difference.verdict()
         found["verdict"] = verdict
-        ends = f" ({gap.low:+.2f} to {gap.high:+.2f})" if math.isfinite(gap.low) else ""
-        found["gap"] = f"{round(gap.mean, 2) + 0.0:+.2f}{ends} {_MARKS[verdict]}"
+        found["gap"] = f"{_ends(gap)} {_MARKS[verdict]}"
     return found
+
+
+def _ends(gap: Difference) -> str:
+    ends = f" ({gap.low:+.2f} to {gap.high:+.2f})" if math.isfinite(gap.low) else ""
+    return f"{round(gap.mean, 2) + 0.0:+.2f}{ends}"
+
+
+def _perplexity(result: Result) -> str:
+    """What a task of texts to continue shows beside its accuracy; less is better."""
+    values = list(result.perplexity.values())
+    if not values:
+        return ""
+    with np.errstate(invalid="ignore"):  # a run that diverged may have an infinite one
+        spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
+    gap = "" if result.perplexity_gap is None else f"; {_ends(result.perplexity_gap)}"
+    return f"perplexity {mean(values):.2f}{spread}{gap}"
 
 
 def _task(comparison: Comparison, name: str) -> dict[str, Any]:

@@ -56,8 +56,8 @@ def paired_difference(
     """Compares two methods over the seeds they share.
 
     Args:
-        method: seed to accuracy.
-        reference: seed to accuracy.
+        method: seed to accuracy or perplexity.
+        reference: the same.
 
     Returns:
         The mean of method minus reference, with Student's 95 % interval for paired
@@ -72,14 +72,17 @@ def paired_difference(
     seeds = sorted(method.keys() & reference.keys())
     if not seeds:
         return None
-    gaps = np.array([method[seed] - reference[seed] for seed in seeds])
-    mean = float(gaps.mean())
-    if len(gaps) == 1:
-        return Difference(mean, -math.inf, math.inf, 1)
+    with np.errstate(invalid="ignore"):  # perplexities may be infinite
+        gaps = np.subtract(
+            *([of[seed] for seed in seeds] for of in (method, reference))
+        )
+        mean = float(gaps.mean())
+        if len(gaps) == 1:
+            return Difference(mean, -math.inf, math.inf, 1)
+        error = float(gaps.std(ddof=1)) / math.sqrt(len(gaps))
     from scipy.special import stdtrit  # slow to import
 
-    quantile = float(stdtrit(len(gaps) - 1, (1 + CONFIDENCE) / 2))
-    half = quantile * float(gaps.std(ddof=1)) / math.sqrt(len(gaps))
+    half = float(stdtrit(len(gaps) - 1, (1 + CONFIDENCE) / 2)) * error
     return Difference(mean, mean - half, mean + half, len(gaps))
 
 
@@ -95,6 +98,8 @@ class Result:
         mean: of them; None without any.
         deviation: their standard deviation; None for fewer than two.
         difference: against the reference; None for the reference itself.
+        perplexity: test perplexity of each seed, where texts are continued.
+        perplexity_gap: as `difference`, of perplexity.
         choice: the settings that were chosen.
         validation: mean accuracy on held-out examples at that choice.
         tuned: every point of the grid with its mean accuracy on held-out examples.
@@ -112,6 +117,8 @@ class Result:
     mean: float | None = None
     deviation: float | None = None
     difference: Difference | None = None
+    perplexity: Mapping[int, float] = dataclasses.field(default_factory=dict)
+    perplexity_gap: Difference | None = None
     choice: Choice | None = None
     validation: float | None = None
     tuned: tuple[tuple[Choice, float], ...] = ()
@@ -140,17 +147,21 @@ def results_of(
         >>> found.status, found.note
         ('incomplete', '0 of 2 runs are there.')
     """
-    seeds: dict[Cell, dict[int, float]] = {}
-    plain = {}
-    for cell in cells(sweep):
-        plain[cell] = found = _result(sweep, cell, find, absent)
-        seeds[cell] = dict(found.by_seed or {})
-    for cell, found in plain.items():
-        other = seeds[cell._replace(method=sweep.reference)]
-        if cell.method != sweep.reference:
-            gap = paired_difference(seeds[cell], other)
-            plain[cell] = dataclasses.replace(found, difference=gap)
-    return plain
+    alone = {cell: _result(sweep, cell, find, absent) for cell in cells(sweep)}
+    return {
+        cell: found
+        if cell.method == sweep.reference
+        else _compared(found, alone[cell._replace(method=sweep.reference)])
+        for cell, found in alone.items()
+    }
+
+
+def _compared(found: Result, other: Result) -> Result:
+    return dataclasses.replace(
+        found,
+        difference=paired_difference(found.by_seed or {}, other.by_seed or {}),
+        perplexity_gap=paired_difference(found.perplexity, other.perplexity),
+    )
 
 
 def _result(sweep: Sweep, cell: Cell, find: Find, absent: Mapping[str, str]) -> Result:
@@ -178,6 +189,7 @@ def _result(sweep: Sweep, cell: Cell, find: Find, absent: Mapping[str, str]) -> 
         by_seed=by_seed,
         mean=float(np.mean(values)) if values else None,
         deviation=float(np.std(values, ddof=1)) if len(values) > 1 else None,
+        perplexity={r["seed"]: r["perplexity"] for r in done if "perplexity" in r},
         choice=choice,
         validation=None if validation is None else 100 * validation,
         tuned=tuned,

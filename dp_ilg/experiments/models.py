@@ -214,21 +214,25 @@ def _transformer(
     *,
     embed_dim=32,
     embed_scale=8.0,
+    embed_init=1.0,
     depth=2,
     heads=4,
     length=None,
 ) -> dict[str, Any]:
     _check_tokens("transformer", facts)
     outputs = 1 if facts.num_classes == 2 else facts.num_classes
-    scale = float(embed_scale)
     sizes = _blocks(facts, embed_dim, depth, heads, length)
-    return dict(sizes, outputs=outputs, scale=scale, is_causal=False)
+    sizes |= dict(scale=float(embed_scale), stddev=float(embed_init))
+    return dict(sizes, outputs=outputs, is_causal=False)
 
 
-def _language_model(facts: Facts, *, embed_dim=32, depth=2, heads=4) -> dict[str, Any]:
+def _language_model(
+    facts: Facts, *, embed_dim=32, embed_init=1.0, depth=2, heads=4
+) -> dict[str, Any]:
     _check_tokens("language_model", facts)
     sizes = _blocks(facts, embed_dim, depth, heads, None)
-    return dict(sizes, outputs=facts.num_tokens, scale=1.0, is_causal=True)
+    sizes |= dict(scale=1.0, stddev=float(embed_init))
+    return dict(sizes, outputs=facts.num_tokens, is_causal=True)
 
 
 def _counted(facts: Facts) -> bool:

@@ -200,6 +200,7 @@ def _parse(path: Path, content: bytes) -> list[dict[str, Any]]:
 def _is_run(record: dict[str, Any]) -> bool:
     """Whether a run has what every report reads."""
     words = all(isinstance(record[name], str) for name in _WORDS)
+    words &= isinstance(record.get("perplexity", 1.0), float)
     numbers = [record[name] for name in _NUMBERS]
     if record["status"] == "done":
         numbers += [record[name] for name in _REACHED]

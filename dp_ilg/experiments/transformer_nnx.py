@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dp_ilg.experiments.linen_models import masked_mean
-from dp_ilg.experiments.transformer_linen import attend, visible
+from dp_ilg.experiments.transformer_linen import attend, small, visible
 
 
 class Block(nnx.Module):
@@ -17,14 +17,14 @@ class Block(nnx.Module):
         (1, 3, 4)
     """
 
-    def __init__(self, width, heads, *, rngs):
-        self.heads = heads
+    def __init__(self, width, heads, stddev=1.0, *, rngs):
+        self.heads, init = heads, small(stddev)
         self.queries = nnx.Linear(width, width, rngs=rngs)
         self.keys = nnx.Linear(width, width, use_bias=False, rngs=rngs)
         self.values = nnx.Linear(width, width, rngs=rngs)
-        self.mix = nnx.Linear(width, width, rngs=rngs)
+        self.mix = nnx.Linear(width, width, kernel_init=init, rngs=rngs)
         self.wide = nnx.Linear(width, 4 * width, rngs=rngs)
-        self.narrow = nnx.Linear(4 * width, width, rngs=rngs)
+        self.narrow = nnx.Linear(4 * width, width, kernel_init=init, rngs=rngs)
         self.norm_0 = nnx.LayerNorm(width, rngs=rngs)
         self.norm_1 = nnx.LayerNorm(width, rngs=rngs)
 
@@ -47,16 +47,27 @@ class Transformer(nnx.Module):
     """
 
     def __init__(
-        self, *, tokens, width, depth, heads, length, outputs, scale, is_causal, rngs
+        self,
+        *,
+        tokens,
+        width,
+        depth,
+        heads,
+        length,
+        outputs,
+        scale,
+        is_causal,
+        stddev=1.0,
+        rngs,
     ):
-        embed = nnx.initializers.normal(1.0)
+        embed = nnx.initializers.normal(stddev)
         self.embedding = nnx.Embed(tokens, width, embedding_init=embed, rngs=rngs)
-        places = nnx.initializers.normal(0.1)(rngs.params(), (length, width))
-        self.places = nnx.Param(places)
+        near = nnx.initializers.normal(0.1 * stddev)
+        self.places = nnx.Param(near(rngs.params(), (length, width)))
         self.depth, self.length, self.scale = depth, length, scale
         self.is_causal = is_causal
         for i in range(depth):
-            setattr(self, f"block_{i}", Block(width, heads, rngs=rngs))
+            setattr(self, f"block_{i}", Block(width, heads, stddev, rngs=rngs))
         self.norm = nnx.LayerNorm(width, rngs=rngs)
         self.output = nnx.Linear(width, outputs, rngs=rngs)
 
