@@ -72,10 +72,9 @@ def paired_difference(
     seeds = sorted(method.keys() & reference.keys())
     if not seeds:
         return None
+    ours, theirs = (np.array([of[s] for s in seeds]) for of in (method, reference))
     with np.errstate(invalid="ignore"):  # perplexities may be infinite
-        gaps = np.subtract(
-            *([of[seed] for seed in seeds] for of in (method, reference))
-        )
+        gaps = ours - theirs
         mean = float(gaps.mean())
         if len(gaps) == 1:
             return Difference(mean, -math.inf, math.inf, 1)
