@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 from scipy import stats
@@ -20,7 +21,7 @@ from dp_ilg.experiments.trainer_audit_report import (
     audit_trainer,
     bound_by_trials,
 )
-from dp_ilg.experiments.trainer_audit_residuals import observe
+from dp_ilg.experiments.trainer_audit_residuals import draws, observe
 from dp_ilg.importance import score_layer_importance
 from tests.audit_scene import scene_plan, trainer, with_links
 from tests.baseline_cases import CASES
@@ -195,6 +196,22 @@ def test_equal_scores_bound_nothing():
 
 
 # --- scene and command ---------------------------------------------------------------
+
+
+def test_draws_share_their_shape_and_are_the_samplers():
+    audited = trainer(scene_plan(num_examples=400, batch_size=100))
+    groups = jax.random.split(jax.random.key(0), (20, 3))
+    sizes, longest = set(), set()
+    for keys in groups:
+        rows, masks, drawn = draws(audited, keys, lambda row: row)
+        sizes.add(rows.shape[2])
+        longest.add(int((~masks).sum(2).max()))
+        for run, key in enumerate(keys):
+            own = np.asarray(audited.sampler(key).indices(2))
+            assert np.array_equal(rows[2, run][~masks[2, run]], own)
+            assert drawn[2, run] == (399 in own)
+    assert len(sizes) <= 2 < 4 < len(longest)  # else a step is compiled every time
+    assert all(size < 1.25 * max(longest) for size in sizes)
 
 
 @pytest.mark.parametrize("rate", [1.0, 0.5, 0.178, 0.01])

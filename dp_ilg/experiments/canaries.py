@@ -174,10 +174,12 @@ def attacks(
         or not, or one that takes another's place.
 
     Example:
-        >>> from dp_ilg.experiments.config import Config
+        >>> from dp_ilg.experiments.config import Config, ModelConfig
         >>> from dp_ilg.experiments.trainer_audit import audited_trainer
         >>> from dp_ilg.experiments.trainer_audit_residuals import observe
-        >>> found = attacks(observe(audited_trainer(Config(), max_steps=2)), 4, 0)
+        >>> config = Config(model=ModelConfig("linear"))
+        >>> trainer = audited_trainer(config, max_steps=2)
+        >>> found = attacks(observe(trainer), 4, 0)
         >>> found[0].canary, found[0].inside.shape
         ('least noised layer', (4,))
     """
