@@ -29,6 +29,10 @@ def releases(count, seed=0, signal=(0.3, 0.02), noise=0.1):
         }
 
 
+def stacked(trees):
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
 def run(tx, given, params: Any = PARAMS, layers: Any = "module", clip=1.0) -> Any:
     """Updates of every step, and the last state."""
     shared = dict(geometry=geometry(params, layers), l2_clip_norm=clip)
@@ -94,11 +98,20 @@ def test_the_factors_are_those_spelt_out():
 def test_coherence_is_the_share_of_signal():
     """For known signal and noise; the noise alone is told from a signal as long."""
     sizes, signal, noise = np.array([120, 50]), np.array([0.05, 0.02]), 0.1
-    found = []
-    for seed in range(40):
-        given = releases(60, seed, signal=tuple(signal), noise=noise)
-        _, state = run(dp_ilg.scale_by_balanced_adam(decay=0.98), given)
-        found.append(np.asarray(state.product / state.energy))
+    tx = dp_ilg.scale_by_balanced_adam(decay=0.98)
+    shared = dict(geometry=geometry(), l2_clip_norm=1.0)
+
+    @jax.jit
+    @jax.vmap
+    def coherence(given: Any) -> Any:
+        def step(state, release):
+            return tx.update(release, state, PARAMS, **shared)[1], None
+
+        state, _ = jax.lax.scan(step, tx.init(PARAMS), given)
+        return state.product / state.energy
+
+    runs = [stacked(releases(60, k, tuple(signal), noise)) for k in range(40)]
+    found = np.asarray(coherence(stacked(runs)))
     share = signal**2 / (signal**2 + noise**2)
     error = np.std(found, axis=0, ddof=1) / np.sqrt(len(found))
     assert np.all(np.abs(np.mean(found, axis=0) - share) < 4 * error)
