@@ -2,7 +2,7 @@
 
 It writes down what it is asked and answers with made-up accuracies that are best at a
 learning rate of 0.03, or behaves badly once, or always, when asked for SEED. With
-"texts" there are perplexities, an infinite one for SEED.
+"texts" there are perplexities.
 """
 
 import json
@@ -65,10 +65,9 @@ def main(folder, behaviour, seed):
         with (folder / "asked.jsonl").open("a") as file:
             file.write(json.dumps(config) + "\n")
         found = answer(config)
-        is_asked = config["run"]["seed"] == seed
         if behaviour == "texts":
-            found["perplexity"] = math.inf if is_asked else 100 * found["accuracy"]
-        elif is_asked:
+            found["perplexity"] = 100 * found["accuracy"]
+        elif config["run"]["seed"] == seed:
             found = misbehave(behaviour, folder) or found
         print(json.dumps(found), flush=True)
 

@@ -71,6 +71,7 @@ EXPERIMENTS = [
         "config_run",
         "gpt2",
         "lora",
+        "model_sizes",
         "pca_network",
         "resnet",
         "scattering",

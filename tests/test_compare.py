@@ -157,17 +157,36 @@ def test_perplexity_stands_beside_accuracy(sweep, fake, run, tmp_path):
     assert found["cells"][1]["perplexity"]["4"] == pytest.approx(85.4)
 
 
-def test_an_infinite_perplexity_is_shown(sweep, fake, run, tmp_path):
-    fake("texts", 4)
+def test_only_what_a_sweep_made_is_replaced_or_removed(sweep, fake, run, tmp_path):
+    (tmp_path / "out" / "compiled").mkdir(parents=True)
+    (tmp_path / "out" / "compiled" / "mine").write_text("kept")
+    assert run(sweep())[0]["complete"]
+    assert (tmp_path / "out" / "compiled" / "mine").read_text() == "kept"
+    training = tmp_path / "run"
+    training.mkdir()
+    for name in ("config.toml", "report.html"):
+        (training / name).write_text("a run's")
+    for only in (False, True):
+        found, err = run(sweep(), out="run", report_only=only)
+        assert found is None and "is the folder of a run" in err
+    assert (training / "report.html").read_text() == "a run's"
+    found, err = run(sweep(), out="sweep.toml")
+    assert found is None and "sweep.toml is a file; give a folder" in err
+
+
+def test_failed_runs_of_before_a_new_field_are_tried_again(sweep, fake, run, tmp_path):
+    fake("failed", 4)
     found, _ = run(sweep())
-    assert found["cells"][0]["perplexity"]["4"] is None  # JSON has no infinity
-    assert "perplexity inf ± nan" in Path(found["markdown"]).read_text()
+    assert not found["complete"] and found["cells"][0]["status"] == "failed"
     file = tmp_path / "out" / "results.jsonl"
-    lines = file.read_text().splitlines(keepends=True)
-    damaged = json.dumps(json.loads(lines[0]) | {"perplexity": "low"}) + "\n"
-    file.write_text("".join([damaged, *lines[1:]]))
-    found, err = run(sweep())
-    assert found is None and "Line 1 of" in err
+    old = [json.loads(line) for line in file.read_text().splitlines()]
+    for record in old:
+        if record.get("status") == "failed":
+            del record["digest"], record["config"]["model"]["embed_init"]
+    file.write_text("".join(json.dumps(record) + "\n" for record in old))
+    fake("good")
+    assert not run(sweep())[0]["complete"]
+    assert run(sweep(), retry_failed=True)[0]["complete"]
 
 
 def test_nothing_is_run_again_and_a_cut_line_is_mended(sweep, fake, run, tmp_path):
@@ -202,10 +221,24 @@ def test_a_line_without_what_a_report_reads_is_refused(sweep, fake, run, tmp_pat
     lines = file.read_text().splitlines(keepends=True)
     run_line = json.loads(lines[0])
     assert run_line["kind"] == "run"
-    lacking = {k: v for k, v in run_line.items() if k != "accuracy"}
-    changes = {"accuracy": ("x", math.nan, 7.0, None), "config": (7,), "task": (None,)}
+    lacking = [
+        {k: v for k, v in run_line.items() if k != name}
+        for name in ("accuracy", "seconds", "train_seconds", "delta", "plan", "config")
+    ]
+    lacking += [run_line | {"status": "failed"}]  # and no error
+    changes = {
+        "accuracy": ("x", math.nan, 7.0, None),
+        "config": (7, run_line["config"] | {"run": {"seed": 3}}),
+        "task": (None,),
+        "delta": ("x", None),
+        "plan": ("x", "[]", 3),
+        "seed": (1, 0.5),
+        "status": ("doone",),
+        "versions": (None, []),
+        "perplexity": ("low", math.inf),
+    }
     damaged = [run_line | {k: v} for k, found in changes.items() for v in found]
-    for record in [lacking, *damaged]:
+    for record in [*lacking, *damaged]:
         file.write_text("".join([json.dumps(record) + "\n", *lines[1:]]))
         found, err = run(sweep())
         assert found is None and "Line 1 of" in err and "Traceback" not in err, record
@@ -326,7 +359,7 @@ def test_the_same_sweep_goes_on_after_its_process_was_ended(
 def test_a_report_of_what_is_there_says_what_is_missing(sweep, fake, run, tmp_path):
     path = sweep()
     found, err = run(path, report_only=True)
-    assert found is None and "is not a folder" in err
+    assert found is None and "out holds no sweep; give the --out of one." in err
     run(path)
     file = tmp_path / "out" / "results.jsonl"
     lines = file.read_text().splitlines(keepends=True)
@@ -351,7 +384,31 @@ def test_a_report_of_what_is_there_says_what_is_missing(sweep, fake, run, tmp_pa
         (("values = [0.5, 1.0]", "values = [0.5, 0]"), "l2_clip_norm is 0.0, but must"),
         (("values = [0.5, 1.0]", "values = [0.5, 0.5]"), "each once"),
         (("seeds = [1000]", "seeds = [4]"), "the seed 4 twice (seeds that tune"),
+        (("seeds = [1000]", "seeds = []"), "has no tuning.seeds, but dp_adam has 6"),
+        (("seeds = [1000]", "seeds = [-1]"), "tuning.seeds is -1"),
+        (("seeds = [1000]", f"seeds = [{2**63}]"), "give seeds below 2**63"),
         (("epsilons = [2.0]", "epsilons = []"), "has no epsilons"),
+        (("epsilons = [2.0]", "epsilons = [1, 1.0000001]"), "the epsilon 1 twice"),
+        (("workers = 2", 'source = "x"'), "unknown field source; remove it"),
+        (
+            ("values = [0.5, 1.0]", 'parameter = "privacy"\nvalues = [{epsilon = 9}]'),
+            "sets privacy.epsilon in overrides or as a parameter",
+        ),
+        (
+            ("values = [0.5, 1.0]", 'parameter = "run"\nvalues = [{seed = 3}]'),
+            "sets run.seed in overrides or as a parameter",
+        ),
+        (
+            ('digits.toml"', 'digits.toml"\nlearning_rates = []'),
+            "the learning rates of dp_adam are []; give at least one",
+        ),
+        (('digits.toml"', 'digits.toml"\nvalues = []'), "dp_adam are []; give at"),
+        (
+            ('digits.toml"', 'digits.toml"\noverrides.model.embed_init = 0.1'),
+            "The model mlp has no size embed_init; it takes hidden, activation.",
+        ),
+        (('name = "sgd"', 'name = "sgd"\noverrides.privacy = 3'), "privacy"),
+        (('name = "sgd"', 'name = "sgd"\noverrides.privacy = "epsilon"'), "privacy"),
         (("epsilons = [2.0]", "epsilons = [-1]"), "epsilons is -1.0, but must"),
         (("workers = 2", "workers = 0"), "workers is 0"),
         (

@@ -128,6 +128,13 @@ def test_an_epsilon_out_of_reach_is_impossible_not_failed():
     assert found["error"].count(". ") == 0 and "epsilon" in found["error"]
 
 
+def test_a_run_that_diverges_is_failed_and_not_chosen():
+    fast = dataclasses.replace(TINY.optimizer, learning_rate=3e38)
+    found = Bench(None).run(dataclasses.replace(TINY, optimizer=fast), "fast")
+    assert found["status"] == "failed"
+    assert found["error"].startswith("The run diverged") and "rate." in found["error"]
+
+
 @pytest.mark.parametrize("path", sorted(SWEEPS.glob("*.toml")), ids=lambda p: p.stem)
 def test_shipped_sweeps_can_be_and_report_five_seeds(path):
     sweep = read_sweep(path)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from dp_ilg.experiments.compare import CompareOptions, compare
+from dp_ilg.experiments.sweep_pool import COMPILED
 from dp_ilg.experiments.sweep_results import read_results
 
 SWEEP = Path(__file__).parent.parent / "configs" / "sweeps" / "digits.toml"
@@ -64,4 +65,4 @@ def test_a_toy_of_the_bundled_sweep_survives_kill_9(tmp_path):
     held = {(r["phase"], r["num_examples"], r["num_evaluated"]) for r in runs}
     assert held == {("tuning", 1150, 287), ("final", 1437, 360)}
     assert all(0 < r["epsilon_spent"] <= 4 for r in runs)
-    assert not workers() and not (folder / "compiled").exists()
+    assert not workers() and not (folder / COMPILED).exists()

@@ -7,13 +7,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dp_ilg.experiments.models import (
-    MODELS,
-    Facts,
-    build_model,
-    linen_model,
-    nnx_model,
-)
+from dp_ilg.experiments.model_sizes import SIZES, Facts
+from dp_ilg.experiments.models import MODELS, build_model, linen_model, nnx_model
 
 FRAMEWORKS = ("linen", "nnx")
 FACTS = {
@@ -41,7 +36,7 @@ def batch_of(facts, size=3):
 
 
 def test_every_model_is_covered():
-    assert set(FACTS) == set(MODELS)
+    assert set(FACTS) == set(MODELS) == set(SIZES)
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)

@@ -15,7 +15,8 @@ from dp_ilg.experiments.config import Config, ModelConfig, PrivacyConfig
 from dp_ilg.experiments.data import Dataset
 from dp_ilg.experiments.job import build_job, run_keys
 from dp_ilg.experiments.layer_study import measure, noise_energy_ratio
-from dp_ilg.experiments.models import Facts, build_model
+from dp_ilg.experiments.model_sizes import Facts
+from dp_ilg.experiments.models import build_model
 from dp_ilg.experiments.text_data import UNKNOWN, WINDOW, read_windows
 from dp_ilg.experiments.trainer import accuracy_fn, perplexity_fn, start
 from dp_ilg.experiments.transformer_linen import Transformer, attend, visible
@@ -104,7 +105,7 @@ def test_padding_does_not_change_a_label():
     ("name", "facts"), [("transformer", LABEL), ("language_model", TEXT)]
 )
 def test_what_a_transformer_adds_up_starts_as_small_as_asked(name, facts, framework):
-    sizes = dict(embed_dim=16, depth=2, heads=2, framework=framework)
+    sizes: Any = dict(embed_dim=16, depth=2, heads=2, framework=framework)
     spread = {}
     for init in (1.0, 0.1):
         model = build_model(name, facts, **sizes, embed_init=init)

@@ -10,7 +10,8 @@ from flax import nnx
 from flax.training.train_state import TrainState
 
 import dp_ilg
-from dp_ilg.experiments.models import Facts, build_model
+from dp_ilg.experiments.model_sizes import Facts
+from dp_ilg.experiments.models import build_model
 from dp_ilg.experiments.train_step import (
     make_train_step,
     nnx_step,

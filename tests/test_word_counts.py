@@ -10,7 +10,8 @@ import pytest
 import dp_ilg
 from dp_ilg.experiments.data import Dataset, load_dataset
 from dp_ilg.experiments.features import with_features
-from dp_ilg.experiments.models import Facts, build_model
+from dp_ilg.experiments.model_sizes import Facts
+from dp_ilg.experiments.models import build_model
 from dp_ilg.experiments.word_counts import word_counts
 
 TOKENS = 50

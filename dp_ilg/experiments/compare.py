@@ -1,6 +1,5 @@
 """`dp-ilg compare`: carries out a sweep, goes on with one, or reports what is there."""
 
-import math
 import os
 import shutil
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from dp_ilg.experiments.reproduce import tell
 from dp_ilg.experiments.sweep import Sweep
 from dp_ilg.experiments.sweep_board import Board
 from dp_ilg.experiments.sweep_check import read_sweep
-from dp_ilg.experiments.sweep_pool import WORKER, Pool, Worker
+from dp_ilg.experiments.sweep_pool import COMPILED, WORKER, Pool, Worker
 from dp_ilg.experiments.sweep_results import Results, index, read_results
 
 
@@ -79,20 +78,29 @@ def compare(path: Path, options: CompareOptions) -> dict[str, Any]:
     sweep = read_sweep(path)
     folder = options.out or Path("runs") / f"compare-{Path(path).stem}"
     absent: dict[str, str] = {}
-    if options.report_only:
-        if not folder.is_dir():
-            raise ValueError(f"{folder} is not a folder; give the --out of a sweep.")
-    else:
+    _check_folder(folder, options.report_only)
+    if not options.report_only:
         text = Path(path).read_text(encoding="utf-8")
         with Results(folder, text, extend=options.extend) as results:
             absent = _run(sweep, results, options)
     return _report(sweep, folder, absent)
 
 
+def _check_folder(folder: Path, report_only: bool) -> None:
+    """Raises for a folder whose files a sweep's would replace, or without a sweep."""
+    begun = any((folder / name).exists() for name in ("sweep.toml", "results.jsonl"))
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; give a folder as --out.")
+    if not begun and (folder / "config.toml").exists():
+        raise ValueError(f"{folder} is the folder of a run; give another --out.")
+    if report_only and not begun:
+        raise ValueError(f"{folder} holds no sweep; give the --out of one.")
+
+
 def _run(sweep: Sweep, results: Results, options: CompareOptions) -> dict[str, str]:
     """Runs what is missing; returns the tasks without data, and why."""
     board = Board(sweep, results, options.retry_failed)
-    size = options.workers or sweep.workers
+    size = min(options.workers or sweep.workers, board.total)
     threads = max(1, (os.cpu_count() or 1) // size)
     data = options.data_dir
     if data is not None and not data.is_dir():
@@ -107,7 +115,7 @@ def _run(sweep: Sweep, results: Results, options: CompareOptions) -> dict[str, s
     except KeyboardInterrupt:
         tell("Interrupted; the same command goes on where it stopped.")
         raise SystemExit(130) from None
-    shutil.rmtree(results.folder / "compiled", ignore_errors=True)
+    shutil.rmtree(results.folder / COMPILED, ignore_errors=True)
     return board.absent
 
 
@@ -145,10 +153,7 @@ def _row(result: Result) -> dict[str, Any]:
         "difference": None if gap is None else gap.mean,
         "interval": [gap.low, gap.high] if gap is not None and several else None,
         "verdict": None if gap is None else gap.verdict(),
-        "perplexity": {
-            str(seed): value if math.isfinite(value) else None
-            for seed, value in result.perplexity.items()
-        },
+        "perplexity": {str(k): v for k, v in result.perplexity.items()},
         "choice": None if result.choice is None else result.choice._asdict(),
         "validation": result.validation,
         "seconds": list(result.seconds),

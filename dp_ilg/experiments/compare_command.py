@@ -66,6 +66,8 @@ def _show(found: Mapping[str, Any], json: bool) -> None:
         return
     rows = [_row(cell) for cell in found["cells"]]
     notes = [f"{len(found['missing'])} cells are not done; the report says which."]
+    if any(cell["status"] == "failed" for cell in found["cells"]):
+        notes.append("--retry-failed runs again what failed.")
     notes = notes * (not found["complete"]) + [f"Report: {found['report']}"]
     title = f"{found['sweep']}: test accuracy (%)"
     show_rows({"title": title, "rows": rows, "notes": notes}, False)

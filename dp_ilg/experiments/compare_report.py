@@ -5,10 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean, median, stdev
 from typing import Any
 
-import numpy as np
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
@@ -138,8 +137,7 @@ def _perplexity(result: Result) -> str:
     values = list(result.perplexity.values())
     if not values:
         return ""
-    with np.errstate(invalid="ignore"):  # a run that diverged may have an infinite one
-        spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
+    spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
     gap = "" if result.perplexity_gap is None else f"; {_ends(result.perplexity_gap)}"
     return f"perplexity {mean(values):.2f}{spread}{gap}"
 

@@ -73,12 +73,11 @@ def paired_difference(
     if not seeds:
         return None
     ours, theirs = (np.array([of[s] for s in seeds]) for of in (method, reference))
-    with np.errstate(invalid="ignore"):  # perplexities may be infinite
-        gaps = ours - theirs
-        mean = float(gaps.mean())
-        if len(gaps) == 1:
-            return Difference(mean, -math.inf, math.inf, 1)
-        error = float(gaps.std(ddof=1)) / math.sqrt(len(gaps))
+    gaps = ours - theirs
+    mean = float(gaps.mean())
+    if len(gaps) == 1:
+        return Difference(mean, -math.inf, math.inf, 1)
+    error = float(gaps.std(ddof=1)) / math.sqrt(len(gaps))
     from scipy.special import stdtrit  # slow to import
 
     half = float(stdtrit(len(gaps) - 1, (1 + CONFIDENCE) / 2)) * error

@@ -23,7 +23,8 @@ from dp_ilg.experiments.data import LOADERS, Dataset, load_dataset
 from dp_ilg.experiments.features import feature_names, with_features
 from dp_ilg.experiments.holdout import hold_out
 from dp_ilg.experiments.memory_limits import budgeted
-from dp_ilg.experiments.models import Facts, Model, build_model
+from dp_ilg.experiments.model_sizes import Facts
+from dp_ilg.experiments.models import Model, build_model
 from dp_ilg.experiments.recipe import (
     build_schedule,
     check_row,

@@ -126,8 +126,11 @@ class Sweep:
         for name in ("tasks", "methods", "epsilons", "seeds"):
             if not getattr(self, name):
                 raise ValueError(f"{self.source} has no {name}; give at least one.")
-        for seed in (*self.seeds, *self.tuning.seeds):
-            whole("seeds", seed, 0)
+        for name, seeds in (("seeds", self.seeds), ("tuning.seeds", self.tuning.seeds)):
+            for seed in seeds:
+                whole(name, seed, 0)
+                if seed >= 2**63:
+                    raise ValueError(f"{name} has {seed}; give seeds below 2**63.")
         _check_names(self)
 
     def label(self) -> str:
@@ -158,11 +161,13 @@ class Sweep:
             >>> sweep.grid(sweep.tasks[0], sgd).learning_rates
             (0.5,)
         """
-        usual = task.learning_rates or self.tuning.learning_rates
-        scaled = tuple(float(f"{r * method.learning_rate_factor:.6g}") for r in usual)
-        values = task.values or self.tuning.values
+        rates, values = task.learning_rates, task.values
+        rates = self.tuning.learning_rates if rates is None else rates
+        values = self.tuning.values if values is None else values
+        factor = method.learning_rate_factor
+        scaled = tuple(r if factor == 1 else float(f"{r * factor:.6g}") for r in rates)
         return Grid(
-            method.learning_rates or scaled,
+            scaled if method.learning_rates is None else method.learning_rates,
             method.parameter or self.tuning.parameter,
             values if method.values is None else method.values,
         )
@@ -252,7 +257,7 @@ def _check_names(sweep: Sweep) -> None:
     names = {
         "task": [task.label() for task in sweep.tasks],
         "method": [method.name for method in sweep.methods],
-        "epsilon": sweep.epsilons,
+        "epsilon": [f"{epsilon:g}" for epsilon in sweep.epsilons],  # as reports show
         "seed": (*sweep.seeds, *sweep.tuning.seeds),
     }
     for kind, found in names.items():

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from dp_ilg.experiments.config import Config, DataConfig
 from dp_ilg.experiments.data import Dataset
@@ -111,6 +112,7 @@ class Bench:
         job = group.job
         position = start(job, keys)
         position, found = _train(group, position, config.optimizer.learning_rate)
+        _check_finite(position.kept, found)
         plan = job.plan
         return {
             **found,
@@ -192,6 +194,16 @@ def _train(
             watch = Watch(evaluated=found.update)
             position = train(group.job, position, ledger, watch, tools)
     return position, found
+
+
+def _check_finite(params: Any, found: dict[str, Any]) -> None:
+    """Raises for a run that diverged; parameters are released, so they may be read."""
+    numbers = [*jax.tree.leaves(params), *found.values()]
+    if not all(np.all(np.isfinite(np.asarray(x, np.float64))) for x in numbers):
+        raise ValueError(
+            "The run diverged: its parameters or its perplexity are no finite numbers; "
+            "try a smaller learning rate."
+        )
 
 
 def _not_done(status: str, error: Exception) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from dp_ilg.experiments.sweep_runs import (
     Choice,
     Run,
     cells,
+    config_key,
     final_runs,
     grid_of,
     tuning_runs,
@@ -29,6 +30,7 @@ class Board:
 
     Attributes:
         absent: tasks whose data is not there, with the sentence.
+        total: number of runs of the whole sweep.
 
     Example:
         >>> import inspect
@@ -47,7 +49,7 @@ class Board:
         self.absent: dict[str, str] = {}
         self._sweep, self._results = sweep, results
         self._again = {
-            record["digest"]
+            config_key(record["config"])  # as old records, too, are found by
             for record in results.records
             if retry_failed and record.get("status") == "failed"
         }
@@ -58,7 +60,7 @@ class Board:
         self._changed = threading.Condition()
         self._common = machine() | {"commit": _commit()}
         every = [run for runs in self._tuning.values() for run in runs]
-        self._total = len(every) + len(self._tuning) * len(sweep.seeds)
+        self.total = len(every) + len(self._tuning) * len(sweep.seeds)
 
     def take(self, last: Run | None) -> Run | None:
         """Gives a thread its next run, once there is one.
@@ -115,7 +117,7 @@ class Board:
         runs = [run for runs in self._tuning.values() for run in runs]
         runs += [run for runs in self._final.values() for run in runs]
         count = sum(self._found(run) is not None for run in runs)
-        return f"{count}/{self._total}"
+        return f"{count}/{self.total}"
 
     def _miss(self, task: str, sentence: str) -> None:
         if task not in self.absent:

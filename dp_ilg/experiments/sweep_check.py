@@ -7,7 +7,7 @@ from dp_ilg.baselines import BASELINES
 from dp_ilg.experiments.config import Config
 from dp_ilg.experiments.data import LOADERS
 from dp_ilg.experiments.fields import from_mapping
-from dp_ilg.experiments.models import MODELS
+from dp_ilg.experiments.model_sizes import SIZES, check_sizes
 from dp_ilg.experiments.recipe import build_schedule, check_row, method_options
 from dp_ilg.experiments.sweep import Grid, Method, Sweep, Task, nested
 from dp_ilg.rules import RULES
@@ -45,6 +45,8 @@ def read_sweep(path: Path) -> Sweep:
         raise ValueError(f"The sweep {path} cannot be read: {reason}.") from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"The sweep {path} is not valid TOML: {error}.") from None
+    if "source" in mapping:
+        raise ValueError(f"{path}: unknown field source; remove it.")
     mapping["source"] = str(path)
     sweep = from_mapping(Sweep, mapping, source=str(path))
     check_sweep(sweep)
@@ -71,16 +73,26 @@ def check_sweep(sweep: Sweep) -> None:
         grids = [(method, sweep.grid(task, method)) for method in sweep.methods]
         _check_equal(task, grids)
         for method, grid in grids:
-            _check_owned(sweep, nested({grid.parameter: 0}), OWNED)
+            _check_tuned(sweep, method, grid)
             for rate, value in grid.points():
+                _check_owned(sweep, nested({grid.parameter: value}))
                 changes = {"optimizer.learning_rate": rate, grid.parameter: value}
                 _check_config(sweep.config(task, method, changes), task, method)
 
 
-def _check_owned(sweep: Sweep, overrides: dict, owned: dict = OWNED) -> None:
-    for path, instead in owned.items():
+def _check_tuned(sweep: Sweep, method: Method, grid: Grid) -> None:
+    if not sweep.tuning.seeds and len(grid.points()) > 1:
+        raise ValueError(
+            f"{sweep.source} has no tuning.seeds, but {method.name} has "
+            f"{len(grid.points())} settings to choose from; give a seed or one setting."
+        )
+
+
+def _check_owned(sweep: Sweep, overrides: dict) -> None:
+    for path, instead in OWNED.items():
         section, name = path.split(".")
-        if name in (overrides.get(section) or {}):
+        inside = overrides.get(section)
+        if isinstance(inside, dict) and name in inside:
             raise ValueError(
                 f"{sweep.source} sets {path} in overrides or as a parameter, but the "
                 f"sweep itself does so; use {instead}."
@@ -110,7 +122,8 @@ def _check_equal(task: Task, grids: list[tuple[Method, Grid]]) -> None:
 def _check_config(config: Config, task: Task, method: Method) -> None:
     try:
         check_row("data.name", config.data.name, LOADERS)
-        check_row("model.name", config.model.name, MODELS)
+        check_row("model.name", config.model.name, SIZES)
+        check_sizes(config.model.name, config.model.options())
         check_row("optimizer.importance", config.optimizer.importance, RULES)
         check_row("optimizer.method", config.optimizer.method, BASELINES)
         method_options(config)

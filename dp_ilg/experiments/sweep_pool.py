@@ -14,6 +14,7 @@ from dp_ilg.experiments.config import config_to_toml
 from dp_ilg.experiments.sweep_board import Board
 from dp_ilg.experiments.sweep_runs import Run
 
+COMPILED = ".compiled-by-dp-ilg"  # removed at the end, so nobody else's name
 WORKER = (sys.executable, "-m", "dp_ilg.experiments.sweep_worker")
 _TRIES = 2
 
@@ -63,7 +64,7 @@ class Worker:
         """
         environment = os.environ | {
             "NPROC": str(threads),  # the size of XLA's thread pool
-            "JAX_COMPILATION_CACHE_DIR": str(folder.resolve() / "compiled"),
+            "JAX_COMPILATION_CACHE_DIR": str(folder.resolve() / COMPILED),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
         self._log, self._answered = folder / "workers.log", False

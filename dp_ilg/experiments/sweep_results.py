@@ -21,8 +21,9 @@ except ImportError:  # no such locks on this system: then one process is assumed
 
 KINDS = ("run", "choice")
 _WORDS = ("task", "method", "phase", "status")
+_STATUSES = ("done", "failed", "impossible")
 _NUMBERS = ("epsilon", "learning_rate", "seed")
-_REACHED = ("accuracy", "epsilon_spent", "train_seconds")
+_REACHED = ("accuracy", "epsilon_spent", "delta", "seconds", "train_seconds")
 
 
 class Results:
@@ -199,13 +200,28 @@ def _parse(path: Path, content: bytes) -> list[dict[str, Any]]:
 
 def _is_run(record: dict[str, Any]) -> bool:
     """Whether a run has what every report reads."""
-    words = all(isinstance(record[name], str) for name in _WORDS)
-    words &= isinstance(record.get("perplexity", 1.0), float)
-    numbers = [record[name] for name in _NUMBERS]
-    if record["status"] == "done":
-        numbers += [record[name] for name in _REACHED]
-    sound = words and isinstance(record["config"], dict) and all(map(_finite, numbers))
-    return sound and (record["status"] != "done" or 0 <= record["accuracy"] <= 1)
+    is_done = record["status"] == "done"
+    words = [*_WORDS, "plan" if is_done else "error"]
+    numbers = [record[name] for name in (*_NUMBERS, *(_REACHED if is_done else ()))]
+    numbers.append(record.get("perplexity", 1.0))
+    return (
+        all(isinstance(record[name], str) for name in words)
+        and record["status"] in _STATUSES
+        and isinstance(record.get("versions", {}), dict)
+        and all(map(_finite, numbers))
+        and _is_of(record["config"], record)
+        and (not is_done or 0 <= record["accuracy"] <= 1)
+        and (not is_done or isinstance(json.loads(record["plan"]), dict))
+    )
+
+
+def _is_of(config: dict[str, Any], record: dict[str, Any]) -> bool:
+    """Whether a run is labelled with its own settings."""
+    return (
+        config["run"]["seed"] == record["seed"]
+        and config["privacy"]["epsilon"] == record["epsilon"]
+        and config["optimizer"]["learning_rate"] == record["learning_rate"]
+    )
 
 
 def _finite(value: Any) -> bool:
