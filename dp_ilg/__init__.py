@@ -5,20 +5,23 @@ transformation) and `clipped_grad` (the clipped gradient of a batch); batches co
 from `PoissonSampler`, and `PrivacyLedger` refuses a step past the plan.
 """
 
-from dp_ilg import accounting, auditing, baselines, layers, schedules
+from dp_ilg import accounting, auditing, baselines, layers
+from dp_ilg.accounting import schedules
+from dp_ilg.accounting.calibration import (
+    batch_size_for_epsilon,
+    plan_privacy,
+    steps_for_epsilon,
+)
+from dp_ilg.accounting.filters import FilterExhausted, PrivacyFilter
+from dp_ilg.accounting.ledger import BudgetExhausted, PrivacyLedger
+from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.adam import scale_by_noise_corrected_adam
 from dp_ilg.aggregate import differentially_private_aggregate
 from dp_ilg.averaging import average_iterates, averaged_params
 from dp_ilg.balance import scale_by_balanced_adam
 from dp_ilg.base import ClippedGrad, PerExampleGrads
-from dp_ilg.calibration import (
-    batch_size_for_epsilon,
-    plan_privacy,
-    steps_for_epsilon,
-)
 from dp_ilg.clip_schedule import clip_by_schedule
 from dp_ilg.clipping import clip_per_example
-from dp_ilg.filters import FilterExhausted, PrivacyFilter
 from dp_ilg.geometry import Geometry
 from dp_ilg.gradients import clipped_grad
 from dp_ilg.importance import (
@@ -26,12 +29,10 @@ from dp_ilg.importance import (
     score_released_gradients,
     set_layer_importance,
 )
-from dp_ilg.ledger import BudgetExhausted, PrivacyLedger
 from dp_ilg.lots import clipped_lot, sum_lot
 from dp_ilg.noise import add_importance_noise
 from dp_ilg.optimizers import chain, dp_adam_ilg
 from dp_ilg.pca import private_pca
-from dp_ilg.plan import PrivacyPlan
 from dp_ilg.sampling import PoissonSampler
 
 __version__ = "0.1.0"

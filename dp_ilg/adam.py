@@ -10,12 +10,12 @@ import optax
 from jaxtyping import Array
 
 from dp_ilg import validation
+from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.base import Params, PrivateTransformation
 from dp_ilg.geometry import Geometry
 from dp_ilg.groups import accumulator
 from dp_ilg.layers import group
 from dp_ilg.noise import noise_stddev
-from dp_ilg.plan import PrivacyPlan
 
 
 def scale_by_wide_adam(

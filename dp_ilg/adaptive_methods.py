@@ -10,12 +10,12 @@ from typing import Any
 import optax
 
 from dp_ilg import validation
+from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.base import PrivateTransformation
 from dp_ilg.clipping import clip_per_example
 from dp_ilg.noise import add_importance_noise
 from dp_ilg.optimizers import chain
 from dp_ilg.plain_methods import descend, heavy_ball, keys, scale_by_adam
-from dp_ilg.plan import PrivacyPlan
 from dp_ilg.quantile import adapt_clip_norm
 from dp_ilg.scaling import scale_coordinates
 

@@ -13,6 +13,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.adaptive_methods import (
     adaclip,
     adadp,
@@ -30,7 +31,6 @@ from dp_ilg.plain_methods import (
     dp_sgd,
     dp_sgd_decay,
 )
-from dp_ilg.plan import PrivacyPlan
 from dp_ilg.rules import RULES
 
 __all__ = [

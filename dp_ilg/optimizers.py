@@ -10,6 +10,7 @@ import optax
 from jax.core import Tracer
 
 from dp_ilg import validation
+from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.adam import scale_by_noise_corrected_adam, scale_by_wide_adam
 from dp_ilg.balance import scale_by_balanced_adam
 from dp_ilg.base import ClippedGrad, Params, PrivateTransformation
@@ -22,7 +23,6 @@ from dp_ilg.importance import (
 )
 from dp_ilg.layers import as_layering, group
 from dp_ilg.noise import add_importance_noise, fresh_key
-from dp_ilg.plan import PrivacyPlan
 from dp_ilg.rules import Rule, as_rule
 from dp_ilg.wrappers import refuse_wrappers
 

@@ -12,13 +12,13 @@ import numpy as np
 import optax
 
 from dp_ilg import validation
+from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.adam import scale_by_noise_corrected_adam, scale_by_wide_adam
 from dp_ilg.base import PrivateTransformation
 from dp_ilg.clipping import clip_per_example, normalize
 from dp_ilg.importance import set_layer_importance
 from dp_ilg.noise import add_importance_noise, fresh_key
 from dp_ilg.optimizers import chain
-from dp_ilg.plan import PrivacyPlan
 
 
 def dp_sgd(

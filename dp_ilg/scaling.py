@@ -15,13 +15,13 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from dp_ilg import validation
+from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.base import Params, PrivateTransformation
 from dp_ilg.coordinates import Coordinates
 from dp_ilg.geometry import LARGEST_RATIO, Geometry
 from dp_ilg.groups import Groups, accumulator
 from dp_ilg.layers import group
 from dp_ilg.noise import noise_stddev
-from dp_ilg.plan import PrivacyPlan
 
 
 class CoordinateRule(NamedTuple):

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, special, stats
 
-from dp_ilg import accounting, renyi
+from dp_ilg.accounting import accountants, renyi
 
-RELATIONS = list(accounting.NEIGHBORING_RELATIONS)
-ACCOUNTANTS = list(accounting.ACCOUNTANTS)
+RELATIONS = list(accountants.NEIGHBORING_RELATIONS)
+ACCOUNTANTS = list(accountants.ACCOUNTANTS)
 ADD, REPLACE = RELATIONS
 NEIGHBOURS = {
     ADD: dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE,
@@ -36,7 +36,7 @@ def composed(*events):
 
 
 def eps(event, accountant="pld", relation=ADD, delta=1e-5):
-    return accounting.epsilon(
+    return accountants.epsilon(
         event, delta, accountant=accountant, neighboring_relation=relation
     )
 
@@ -293,7 +293,7 @@ def test_score_and_gradient_on_one_sample_are_one_gaussian():
     """RdpAccountant accepts the nested event, an independent check of the formula."""
     z, share, orders = 1.3, 0.01, [2, 4, 8, 16, 32]
     parts = [z / math.sqrt(1 - share), z / math.sqrt(share)]
-    assert accounting.effective_noise_multiplier(parts) == pytest.approx(z, rel=1e-14)
+    assert accountants.effective_noise_multiplier(parts) == pytest.approx(z, rel=1e-14)
     nested = dp_accounting.PoissonSampledDpEvent(0.01, composed(*map(gaussian, parts)))
     together, single = rdp.RdpAccountant(orders), rdp.RdpAccountant(orders)
     together.compose(nested)
@@ -323,7 +323,7 @@ def test_nested_events_are_rejected_by_pld_and_by_us():
 
 def test_effective_noise_multiplier_of_layers_and_limits():
     """Ten layers each clipped to C and noised with z: z / sqrt(10), PEERS.md."""
-    combine = accounting.effective_noise_multiplier
+    combine = accountants.effective_noise_multiplier
     assert combine([1.0] * 10) == pytest.approx(10**-0.5)
     assert combine([3.0, math.inf]) == 3.0
     assert combine([3.0, 0.0]) == 0.0
@@ -415,7 +415,7 @@ def test_unknown_raises_in_one_sentence(call, message):
 @pytest.mark.parametrize("z", [0.5, 1.0, 10.0])
 def test_estimate_is_an_upper_bound(z, accountant, relation):
     event = sampled(0.02, z, 300)
-    bound = accounting.estimate(
+    bound = accountants.estimate(
         event, 1e-5, accountant=accountant, neighboring_relation=relation
     )
     assert eps(event, accountant, relation) <= bound * (1 + 1e-9)

@@ -13,16 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dp_ilg import accounting, calibration, schedules, search
-from dp_ilg.calibration import (
+from dp_ilg.accounting import accountants, calibration, schedules, search
+from dp_ilg.accounting.calibration import (
     batch_size_for_epsilon,
     plan_privacy,
     steps_for_epsilon,
 )
 from tests.test_plan import PlainPlan, without_type_checks
 
-ACCOUNTANTS = list(accounting.ACCOUNTANTS)
-RELATIONS = list(accounting.NEIGHBORING_RELATIONS)
+ACCOUNTANTS = list(accountants.ACCOUNTANTS)
+RELATIONS = list(accountants.NEIGHBORING_RELATIONS)
 MNIST: dict[str, Any] = dict(
     delta=1e-5, num_examples=60_000, batch_size=1024, num_steps=600
 )
@@ -429,7 +429,7 @@ def test_search_survives_a_jump():
 BUDGETS = """
 import resource, sys, time
 from dp_ilg import accounting, schedules
-from dp_ilg.calibration import plan_privacy
+from dp_ilg.accounting.calibration import plan_privacy
 start = time.process_time()
 plan = plan_privacy({arguments})
 calibrated = time.process_time() - start

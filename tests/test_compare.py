@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
+from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.experiments import cli, compare, compare_command, compare_plots
 from dp_ilg.experiments.sweep_results import Results, read_results
-from dp_ilg.plan import PrivacyPlan
 from tests.fake_worker import PLAN
 
 HERE = Path(__file__).parent

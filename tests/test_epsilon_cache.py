@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from dp_ilg import accounting, epsilon_cache
-from dp_ilg.calibration import plan_privacy
-from dp_ilg.epsilon_cache import cache_folder, remembered
+from dp_ilg.accounting import accountants, epsilon_cache
+from dp_ilg.accounting.calibration import plan_privacy
+from dp_ilg.accounting.epsilon_cache import cache_folder, remembered
 
 
 @pytest.fixture
@@ -141,10 +141,10 @@ def test_a_plans_epsilon_comes_from_the_disk_in_the_next_process(folder, monkeyp
         delta=1e-5, num_examples=1000, batch_size=100, num_steps=9
     )
     plan = plan_privacy(noise_multiplier=1.0, **facts)
-    accounting._epsilon.cache_clear()
+    accountants._epsilon.cache_clear()
     known = plan.epsilon()
-    accounting._epsilon.cache_clear()
-    monkeypatch.setitem(accounting.ACCOUNTANTS, "pld", lambda *a: forbidden())
+    accountants._epsilon.cache_clear()
+    monkeypatch.setitem(accountants.ACCOUNTANTS, "pld", lambda *a: forbidden())
     assert plan.epsilon() == known
     near = plan_privacy(noise_multiplier=1.0 + 2**-52, **facts)
     with pytest.raises(AssertionError, match="computed again"):

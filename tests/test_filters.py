@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import dp_ilg
-from dp_ilg.filters import FilterExhausted, PrivacyFilter
+from dp_ilg.accounting.filters import FilterExhausted, PrivacyFilter
 
 FACTS: dict[str, Any] = dict(num_examples=25_000, batch_size=1_000)
 STEPS: dict[str, Any] = dict(batch_size=1_000)  # the filter knows the examples

@@ -18,11 +18,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.experiments import cli
 from dp_ilg.experiments.config import Config, config_to_toml, read_config
 from dp_ilg.experiments.data_files import DataError, read_npz
 from dp_ilg.experiments.run_record import read_run
-from dp_ilg.plan import PrivacyPlan
 from tests import fuzz_arguments, fuzz_inputs
 from tests.fuzz_inputs import TARGETS, fresh
 

@@ -18,8 +18,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from dp_ilg.ledger import BudgetExhausted, PrivacyLedger
-from dp_ilg.plan import PrivacyPlan
+from dp_ilg.accounting.ledger import BudgetExhausted, PrivacyLedger
+from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.sampling import PoissonSampler
 
 STEPS = 1000
@@ -267,7 +267,7 @@ def test_another_plans_ledger_is_refused(path):
 
 
 def test_a_later_format_is_refused(path, monkeypatch):
-    monkeypatch.setattr("dp_ilg.ledger.FORMAT_VERSION", 2)
+    monkeypatch.setattr("dp_ilg.accounting.ledger.FORMAT_VERSION", 2)
     _write(path, 1)
     monkeypatch.undo()
     with pytest.raises(ValueError, match="unknown format"):
@@ -397,8 +397,8 @@ def test_full_disk_at_creation_leaves_a_file_that_opens_later(path, monkeypatch)
 
 _CHILD = textwrap.dedent("""
     import sys, types
-    from dp_ilg.ledger import PrivacyLedger
-    from dp_ilg.plan import PrivacyPlan
+    from dp_ilg.accounting.ledger import PrivacyLedger
+    from dp_ilg.accounting.plan import PrivacyPlan
     plan = PrivacyPlan.from_json(sys.argv[2])
     with PrivacyLedger(sys.argv[1], plan) as ledger:
         for step in range(ledger.steps, plan.num_steps):

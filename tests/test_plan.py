@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dp_ilg import accounting
-from dp_ilg.plan import PrivacyPlan
-from dp_ilg.statement import RELATIONS, round_up
+from dp_ilg.accounting import accountants
+from dp_ilg.accounting.plan import PrivacyPlan
+from dp_ilg.accounting.statement import RELATIONS, round_up
 
 FACTS = dict(
     num_examples=60_000,
@@ -62,7 +62,7 @@ def test_multipliers_of_gradient_and_scores_combine_to_those_accounted():
         one.noise_multipliers,
         strict=True,
     ):
-        joint = accounting.effective_noise_multiplier([sigma, tau])
+        joint = accountants.effective_noise_multiplier([sigma, tau])
         assert joint == pytest.approx(z, rel=1e-14)
     np.testing.assert_allclose(one.gradient_noise_multipliers[0], 2 / math.sqrt(0.96))
     np.testing.assert_allclose(one.score_noise_multipliers[0], 2 / math.sqrt(0.04))
@@ -101,12 +101,12 @@ def test_event_is_one_poisson_event_of_one_gaussian_a_step(steps):
         )
 
 
-@pytest.mark.parametrize("relation", list(accounting.NEIGHBORING_RELATIONS))
-@pytest.mark.parametrize("accountant", list(accounting.ACCOUNTANTS))
+@pytest.mark.parametrize("relation", list(accountants.NEIGHBORING_RELATIONS))
+@pytest.mark.parametrize("accountant", list(accountants.ACCOUNTANTS))
 def test_a_plan_costs_what_its_steps_composed_one_by_one_cost(accountant, relation):
     one = plan(accountant=accountant, neighboring_relation=relation)
     apart = dp_accounting.ComposedDpEvent(list(step_events(one.event())))
-    assert one.epsilon() == accounting.epsilon(
+    assert one.epsilon() == accountants.epsilon(
         apart, one.delta, accountant=accountant, neighboring_relation=relation
     )
 
@@ -281,8 +281,8 @@ def test_a_missing_fact_is_named(name):
 # --- Statement ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("relation", list(accounting.NEIGHBORING_RELATIONS))
-@pytest.mark.parametrize("accountant", list(accounting.ACCOUNTANTS))
+@pytest.mark.parametrize("relation", list(accountants.NEIGHBORING_RELATIONS))
+@pytest.mark.parametrize("accountant", list(accountants.ACCOUNTANTS))
 def test_statement_names_every_condition(accountant, relation):
     one = plan(accountant=accountant, neighboring_relation=relation)
     statement = one.statement()

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+from dp_ilg.accounting.ledger import PrivacyLedger
+from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.experiments import plots
 from dp_ilg.experiments.report import render_report, write_overview, write_report
 from dp_ilg.experiments.run_record import History, read_run
 from dp_ilg.experiments.svg import CSS_VARIABLES, inline_svg, short_names
-from dp_ilg.ledger import PrivacyLedger
-from dp_ilg.plan import PrivacyPlan
 
 BANDS = (0, 10, 24, 57, 136, 322, 765, 1815, 10_000)
 IMDB = {

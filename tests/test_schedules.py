@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dp_ilg import schedules
+from dp_ilg.accounting import schedules
 
 EXAMPLES = {
     "constant": schedules.constant(),

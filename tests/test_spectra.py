@@ -11,8 +11,8 @@ import pytest
 from dp_accounting import pld
 from scipy import integrate, stats
 
-from dp_ilg import accounting, loss_pairs, spectra
-from dp_ilg.spectra import Kind
+from dp_ilg.accounting import accountants, loss_pairs, spectra
+from dp_ilg.accounting.spectra import Kind
 
 RELATIONS = {
     1: dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE,
@@ -132,11 +132,11 @@ def test_many_kinds_are_rounded_to_less_noise():
 def test_the_accountant_changes_hands_without_a_jump(monkeypatch):
     """The same steps by dp_accounting and, as if they were many, by spectra."""
     step = dp_accounting.PoissonSampledDpEvent(0.01, dp_accounting.GaussianDpEvent(1.0))
-    known = accounting.epsilon(dp_accounting.SelfComposedDpEvent(step, 300), 1e-5)
-    monkeypatch.setattr(accounting, "_FEW_STEPS", 0)
-    accounting._epsilon.cache_clear()
-    found = accounting.epsilon(dp_accounting.SelfComposedDpEvent(step, 300), 1e-5)
-    accounting._epsilon.cache_clear()
+    known = accountants.epsilon(dp_accounting.SelfComposedDpEvent(step, 300), 1e-5)
+    monkeypatch.setattr(accountants, "_FEW_STEPS", 0)
+    accountants._epsilon.cache_clear()
+    found = accountants.epsilon(dp_accounting.SelfComposedDpEvent(step, 300), 1e-5)
+    accountants._epsilon.cache_clear()
     assert found != known and found == pytest.approx(known, rel=1e-3)
 
 
@@ -147,7 +147,7 @@ def test_losses_beyond_any_grid_are_left_to_the_bound():
 BIG = """
 import resource, time
 from dp_ilg import schedules
-from dp_ilg.calibration import plan_privacy
+from dp_ilg.accounting.calibration import plan_privacy
 start = time.process_time()
 plan = plan_privacy({how}, delta=1e-7, num_examples=1_000_000, batch_size=1000,
                     num_steps={steps}, schedule=schedules.linear(0.5),

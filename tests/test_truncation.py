@@ -12,7 +12,7 @@ from dp_accounting import pld
 from scipy import stats
 
 import dp_ilg
-from dp_ilg import accounting, renyi, truncation
+from dp_ilg.accounting import accountants, renyi, truncation
 from dp_ilg.sampling import PoissonSampler
 
 N, B, MOST = 400, 40, 48
@@ -108,7 +108,7 @@ def test_the_plan_has_its_own_event_and_digest():
     assert "cut" not in str(plain.statement())
 
 
-@pytest.mark.parametrize("relation", list(accounting.NEIGHBORING_RELATIONS))
+@pytest.mark.parametrize("relation", list(accountants.NEIGHBORING_RELATIONS))
 @pytest.mark.parametrize("most", [44, 50, 60, 80])
 def test_near_dp_accountings_own(relation, most):
     ours = plan(max_batch_size=most, neighboring_relation=relation)
@@ -123,7 +123,7 @@ def test_near_dp_accountings_own(relation, most):
         assert 0.94 * known <= ours.epsilon() <= 1.001 * known
 
 
-@pytest.mark.parametrize("accountant", list(accounting.ACCOUNTANTS))
+@pytest.mark.parametrize("accountant", list(accountants.ACCOUNTANTS))
 def test_cutting_costs_and_less_if_it_is_rare(accountant):
     found = [
         plan(max_batch_size=most, accountant=accountant).epsilon()
@@ -141,7 +141,7 @@ def test_pld_is_below_rdp_below_zcdp():
     for most in (B, 50, 70):
         found = [
             plan(max_batch_size=most, accountant=a).epsilon()
-            for a in accounting.ACCOUNTANTS
+            for a in accountants.ACCOUNTANTS
         ]
         assert found == sorted(found)
 

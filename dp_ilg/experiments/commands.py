@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 import tyro
 
 import dp_ilg
+from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.experiments.config import ScheduleConfig
-from dp_ilg.plan import PrivacyPlan
 
 Accountant = Literal["pld", "rdp", "zcdp"]
 Relation = Literal["add_or_remove_one", "replace_one"]

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from dp_ilg.plan import PrivacyPlan
+from dp_ilg.accounting.plan import PrivacyPlan
 
 
 def tuning_cost(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -89,7 +89,7 @@ def _search(plan: PrivacyPlan, runs: int) -> float | None:
 
 @lru_cache(maxsize=256)
 def _search_of(plan: PrivacyPlan, runs: int) -> float | None:
-    from dp_ilg.composition import search_epsilon
+    from dp_ilg.accounting.composition import search_epsilon
 
     try:
         return search_epsilon(plan.event(), plan.delta, expected_runs=runs)

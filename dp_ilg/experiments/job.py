@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 import dp_ilg
+from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.base import PrivateTransformation
 from dp_ilg.baselines import BASELINES
 from dp_ilg.experiments import projection
@@ -34,7 +35,6 @@ from dp_ilg.experiments.recipe import (
 )
 from dp_ilg.experiments.sources import is_folder_name, load_folder
 from dp_ilg.factor_pca import FactorPca
-from dp_ilg.plan import PrivacyPlan
 from dp_ilg.rules import RULES
 
 

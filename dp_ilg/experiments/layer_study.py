@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dp_ilg.accounting.ledger import PrivacyLedger
 from dp_ilg.engines import ENGINES
 from dp_ilg.experiments.job import Job, RunKeys, ready
 from dp_ilg.experiments.trainer import Position, Watch, start, train
 from dp_ilg.geometry import Geometry, scaled_to_profile
 from dp_ilg.groups import Groups
-from dp_ilg.ledger import PrivacyLedger
 from dp_ilg.rules import RULES
 from dp_ilg.sampling import take
 

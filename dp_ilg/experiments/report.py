@@ -19,11 +19,11 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from dp_ilg.accounting.plan import PrivacyPlan
+from dp_ilg.accounting.statement import round_up
 from dp_ilg.experiments import plots
 from dp_ilg.experiments.run_record import History, RunRecord, read_run
 from dp_ilg.experiments.svg import inline_svg, printable, save_figure
-from dp_ilg.plan import PrivacyPlan
-from dp_ilg.statement import round_up
 
 _PACKAGES = ("dp_ilg", "jax", "jaxlib", "optax", "flax", "dp-accounting", "numpy")
 

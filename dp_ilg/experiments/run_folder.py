@@ -15,6 +15,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from dp_ilg.accounting.ledger import PrivacyLedger
+from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.experiments import projection
 from dp_ilg.experiments.checkpoints import save_checkpoint
 from dp_ilg.experiments.config import Config, config_to_toml, read_config
@@ -26,8 +28,6 @@ from dp_ilg.experiments.shards import ShardedArray
 from dp_ilg.experiments.trainer import Position
 from dp_ilg.factor_pca import FactorPca
 from dp_ilg.layers import paths
-from dp_ilg.ledger import PrivacyLedger
-from dp_ilg.plan import PrivacyPlan
 
 _DRAFT = re.compile(r"\..+\.[0-9a-f]{8}|\.report-.*")
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from dp_ilg.ledger import PrivacyLedger
-from dp_ilg.plan import PrivacyPlan
+from dp_ilg.accounting.ledger import PrivacyLedger
+from dp_ilg.accounting.plan import PrivacyPlan
 
 
 @dataclass(frozen=True)

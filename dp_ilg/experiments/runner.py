@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from dp_ilg.accounting.ledger import PrivacyLedger
 from dp_ilg.experiments.checkpoints import load_checkpoint
 from dp_ilg.experiments.config import Config
 from dp_ilg.experiments.distributed import Team, deaf_to_interrupts
@@ -39,7 +40,6 @@ from dp_ilg.experiments.trainer import (
     start,
     train,
 )
-from dp_ilg.ledger import PrivacyLedger
 
 _ONE_DEVICE = Devices()
 _PACKAGES = ("dp_ilg", "jax", "jaxlib", "optax", "flax", "dp-accounting", "numpy")

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from dp_ilg.accounting.ledger import PrivacyLedger
+from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.experiments.config import Config, DataConfig
 from dp_ilg.experiments.data import Dataset
 from dp_ilg.experiments.data_files import DataError
@@ -30,8 +32,6 @@ from dp_ilg.experiments.trainer import (
     start,
     train,
 )
-from dp_ilg.ledger import PrivacyLedger
-from dp_ilg.plan import PrivacyPlan
 
 _KEPT = 6  # projected data sets of one task: tuning's and one for each seed
 _MEMORY = Path("/dev/shm")  # a ledger that need not outlive its run is not synced

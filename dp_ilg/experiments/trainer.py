@@ -103,7 +103,7 @@ class Records(Protocol):
     """Whatever a step is written down in before it is taken, such as a ledger.
 
     Example:
-        >>> from dp_ilg.ledger import PrivacyLedger
+        >>> from dp_ilg.accounting.ledger import PrivacyLedger
         >>> issubclass(PrivacyLedger, Records)
         True
     """

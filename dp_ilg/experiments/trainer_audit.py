@@ -19,6 +19,8 @@ import numpy as np
 import optax
 
 import dp_ilg
+from dp_ilg.accounting.ledger import PrivacyLedger
+from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.base import ClippedGrad, LossFn, Params, PrivateTransformation
 from dp_ilg.experiments import projection
 from dp_ilg.experiments.checkpoints import load_checkpoint, save_checkpoint
@@ -26,8 +28,6 @@ from dp_ilg.experiments.config import Config, LearningRateConfig
 from dp_ilg.experiments.data import Dataset
 from dp_ilg.experiments.job import Job, build_job, load_data, ready, run_keys
 from dp_ilg.factor_pca import FactorPca
-from dp_ilg.ledger import PrivacyLedger
-from dp_ilg.plan import PrivacyPlan
 from dp_ilg.sampling import PoissonSampler
 
 _BATCH_SIZES = range(6, 17)  # expected sizes of a scene's batch; the best fit to q wins

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.experiments import projection
 from dp_ilg.experiments.config import Config, read_config
 from dp_ilg.experiments.fields import nearest
@@ -15,7 +16,6 @@ from dp_ilg.experiments.trainer_audit_report import (
     write_plot,
 )
 from dp_ilg.factor_pca import FactorPca
-from dp_ilg.plan import PrivacyPlan
 from dp_ilg.validation import whole
 
 _FOLDERS = (Path("configs"), Path(__file__).parents[2] / "configs")

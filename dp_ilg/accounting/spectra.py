@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dp_ilg import loss_pairs
+from dp_ilg.accounting import loss_pairs
 
 _RELATIVE_ERROR = 1.5e-4
 _GRIDS = 4  # tried at most, each valid
@@ -89,7 +89,7 @@ def epsilon(
 
     Privacy:
         Every step is taken for its dominating pair, see `renyi.step_divergences`; a cut
-        draw for a mixture of two such pairs (`dp_ilg.truncation`).
+        draw for a mixture of two such pairs (`dp_ilg.accounting.truncation`).
 
     Example:
         >>> run = [Kind(0.01, z, 0.0, 10_000) for z in (1.0, 0.99, 0.98)]

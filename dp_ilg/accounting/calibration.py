@@ -12,9 +12,10 @@ from typing import Any, SupportsFloat, SupportsIndex
 
 import numpy as np
 
-from dp_ilg import accounting, search, validation
-from dp_ilg import schedules as schedules_lib
-from dp_ilg.plan import PrivacyPlan
+from dp_ilg import validation
+from dp_ilg.accounting import accountants, search
+from dp_ilg.accounting import schedules as schedules_lib
+from dp_ilg.accounting.plan import PrivacyPlan
 
 _CONSTANT = schedules_lib.constant()
 _LEAST_NOISE, _MOST_NOISE = 1e-3, 1e6
@@ -65,7 +66,7 @@ def plan_privacy(
         prior_releases: pairs of a name and a noise multiplier, for noisy sums over all
             training examples that share the budget (`dp_ilg.pca.private_pca`).
         max_batch_size: cut larger draws to this size, so that every batch fits one
-            compiled shape; costs little where cuts are rare (`dp_ilg.truncation`).
+            compiled shape; costs little where cuts are rare (`dp_ilg.accounting.truncation`).
 
     Returns:
         The plan.
@@ -342,7 +343,7 @@ def _solve(
 
     def rough(x: float) -> float:
         plan = at(x)
-        return accounting.estimate(
+        return accountants.estimate(
             plan.event(),
             plan.delta,
             accountant=plan.accountant,

@@ -17,8 +17,8 @@ import jax
 import numpy as np
 
 from dp_ilg import validation
-from dp_ilg.plan import PrivacyPlan
-from dp_ilg.sealing import seal, unseal
+from dp_ilg.accounting.plan import PrivacyPlan
+from dp_ilg.accounting.sealing import seal, unseal
 
 try:
     import fcntl
@@ -74,7 +74,7 @@ class PrivacyLedger:
         ...     ledger.record(1)
         ...     ledger.record(2)
         Traceback (most recent call last):
-        dp_ilg.ledger.BudgetExhausted: step is 2, but the plan has 2 steps: ...
+        dp_ilg.accounting.ledger.BudgetExhausted: step is 2, but the plan has 2 steps: ...
         >>> folder.cleanup()
     """
 

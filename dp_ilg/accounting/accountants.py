@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dp_ilg import epsilon_cache, renyi, spectra, truncation
-from dp_ilg.spectra import Kind
+from dp_ilg.accounting import epsilon_cache, renyi, spectra, truncation
+from dp_ilg.accounting.spectra import Kind
 
 if TYPE_CHECKING:
     import dp_accounting

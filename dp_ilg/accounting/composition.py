@@ -144,7 +144,7 @@ def moments_epsilon(
 
     Reference: Abadi et al. 2016, Theorem 2; Mironov 2017, Proposition 3.
     """
-    from dp_ilg import renyi
+    from dp_ilg.accounting import renyi
 
     _check(noise_multiplier, sampling_prob, num_steps, delta)
     orders = tuple(float(a) for a in range(2, 257))

@@ -15,9 +15,10 @@ import inspect
 import math
 from typing import Any, NoReturn
 
-from dp_ilg import accounting, renyi, validation
-from dp_ilg.calibration import plan_privacy
-from dp_ilg.plan import PrivacyPlan
+from dp_ilg import validation
+from dp_ilg.accounting import accountants, renyi
+from dp_ilg.accounting.calibration import plan_privacy
+from dp_ilg.accounting.plan import PrivacyPlan
 
 _ORDERS = (
     *(1 + 0.1 * k for k in range(1, 40)),
@@ -83,7 +84,7 @@ class PrivacyFilter:
         0.75
         >>> budget.admit(planned)
         Traceback (most recent call last):
-        dp_ilg.filters.FilterExhausted: The stage costs ... times the budget of ...
+        dp_ilg.accounting.filters.FilterExhausted: The stage costs ... times the budget of ...
 
     Reference: Feldman and Zrnic, "Individual Privacy Accounting via a Renyi Filter",
     NeurIPS 2021 (the filter); Rogers, Roth, Ullman and Vadhan 2016 (the notion).
@@ -237,10 +238,10 @@ class PrivacyFilter:
         return best
 
     def _divergence(self, plan: PrivacyPlan, order: float) -> float:
-        kinds = accounting.kinds_of(plan.event())
+        kinds = accountants.kinds_of(plan.event())
         if any(kind.noise_multiplier < _NO_NOISE for kind in kinds):
             return math.inf
-        moved = accounting.NEIGHBORING_RELATIONS[self.neighboring_relation]
+        moved = accountants.NEIGHBORING_RELATIONS[self.neighboring_relation]
         found = float(renyi.run_divergences(kinds, (order,), moved)[0])
         steps = sum(kind.count for kind in kinds)
         return found * (1 + _ROUNDING) + steps * _STEP_ROUNDING / (order - 1)

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 
-from dp_ilg import accounting, truncation, validation
-from dp_ilg.statement import Statement, describe
+from dp_ilg import validation
+from dp_ilg.accounting import accountants, truncation
+from dp_ilg.accounting.statement import Statement, describe
 
 if TYPE_CHECKING:
     import dp_accounting
@@ -48,7 +49,7 @@ class PrivacyPlan:
             over *all* the training examples released beside the steps (a DP-PCA, say);
             `event`, `epsilon`, statement and ledger charge them from the start.
         max_batch_size: a draw of more examples is cut to so many, at random; None cuts
-            none. What that costs is charged, see `dp_ilg.truncation`.
+            none. What that costs is charged, see `dp_ilg.accounting.truncation`.
 
     Raises:
         ValueError: on construction, for any value that makes no valid plan.
@@ -185,7 +186,7 @@ class PrivacyPlan:
             >>> plan.epsilon(0), plan.epsilon()
             (0.0, inf)
         """
-        return accounting.epsilon(
+        return accountants.epsilon(
             self.event(steps),
             self.delta,
             accountant=self.accountant,
@@ -281,7 +282,7 @@ def _check(plan: PrivacyPlan) -> None:
     validation.fraction("score_budget", plan.score_budget, include_zero=True)
     if plan.target_epsilon is not None:
         validation.positive("target_epsilon", plan.target_epsilon)
-    accounting.check_names(plan.accountant, plan.neighboring_relation)
+    accountants.check_names(plan.accountant, plan.neighboring_relation)
     _check_stages(plan)
     _check_prior(plan.prior_releases)
 
