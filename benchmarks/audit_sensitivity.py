@@ -24,8 +24,8 @@ import numpy as np
 import dp_ilg
 from dp_ilg.clipping import CLIP_MODES, as_clip_mode, clip_sum
 from dp_ilg.experiments.reproduce import machine
-from dp_ilg.geometry import LARGEST_RATIO
-from dp_ilg.groups import Groups, pieces_of
+from dp_ilg.geometry.geometry import LARGEST_RATIO
+from dp_ilg.geometry.groups import Groups, pieces_of
 from dp_ilg.per_example import from_gradients
 
 PAIRS, EXAMPLES = 200, 4

@@ -26,7 +26,7 @@ from bench_core import machine  # noqa: E402
 
 from dp_ilg.experiments.config import Config, read_config  # noqa: E402
 from dp_ilg.experiments.sweep_bench import Bench  # noqa: E402
-from dp_ilg.rules import RULES, power_rule  # noqa: E402
+from dp_ilg.geometry.rules import RULES, power_rule  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "exponents.jsonl"

@@ -5,7 +5,7 @@ transformation) and `clipped_grad` (the clipped gradient of a batch); batches co
 from `PoissonSampler`, and `PrivacyLedger` refuses a step past the plan.
 """
 
-from dp_ilg import accounting, auditing, baselines, layers
+from dp_ilg import accounting, auditing, baselines
 from dp_ilg.accounting import schedules
 from dp_ilg.accounting.calibration import (
     batch_size_for_epsilon,
@@ -22,7 +22,8 @@ from dp_ilg.balance import scale_by_balanced_adam
 from dp_ilg.base import ClippedGrad, PerExampleGrads
 from dp_ilg.clip_schedule import clip_by_schedule
 from dp_ilg.clipping import clip_per_example
-from dp_ilg.geometry import Geometry
+from dp_ilg.geometry import layers
+from dp_ilg.geometry.geometry import Geometry
 from dp_ilg.gradients import clipped_grad
 from dp_ilg.importance import (
     score_layer_importance,

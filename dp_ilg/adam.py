@@ -12,9 +12,9 @@ from jaxtyping import Array
 from dp_ilg import validation
 from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.base import Params, PrivateTransformation
-from dp_ilg.geometry import Geometry
-from dp_ilg.groups import accumulator
-from dp_ilg.layers import group
+from dp_ilg.geometry.geometry import Geometry
+from dp_ilg.geometry.groups import accumulator
+from dp_ilg.geometry.layers import group
 from dp_ilg.noise import noise_stddev
 
 

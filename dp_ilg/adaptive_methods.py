@@ -106,7 +106,7 @@ def adaclip(
 
     Privacy: (epsilon, delta) of the plan. An absent example adds exactly 0, so one
     that is present moves the centred sum by at most C; the centre is put back in
-    whole, whatever was drawn (see `dp_ilg.coordinates`).
+    whole, whatever was drawn (see `dp_ilg.geometry.coordinates`).
 
     Example:
         >>> import dp_ilg, jax

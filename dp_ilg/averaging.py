@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from dp_ilg import validation
 from dp_ilg.base import Params, PrivateTransformation
-from dp_ilg.groups import accumulator
+from dp_ilg.geometry.groups import accumulator
 
 
 class AverageIteratesState(NamedTuple):

@@ -23,6 +23,7 @@ from dp_ilg.adaptive_methods import (
 )
 from dp_ilg.base import PrivateTransformation
 from dp_ilg.clipping import ClipMode, as_clip_mode, normalize
+from dp_ilg.geometry.rules import RULES
 from dp_ilg.optimizers import dp_adam_ilg
 from dp_ilg.plain_methods import (
     automatic_clipping,
@@ -31,7 +32,6 @@ from dp_ilg.plain_methods import (
     dp_sgd,
     dp_sgd_decay,
 )
-from dp_ilg.rules import RULES
 
 __all__ = [
     "BASELINES",

@@ -17,10 +17,10 @@ from jaxtyping import Array, Float
 
 from dp_ilg import validation
 from dp_ilg.base import ClippedGrad, Params, PerExampleGrads, PrivateTransformation
-from dp_ilg.coordinates import enter_gradients
-from dp_ilg.geometry import Geometry
-from dp_ilg.groups import weighted_norm
-from dp_ilg.layers import group
+from dp_ilg.geometry.coordinates import enter_gradients
+from dp_ilg.geometry.geometry import Geometry
+from dp_ilg.geometry.groups import weighted_norm
+from dp_ilg.geometry.layers import group
 from dp_ilg.per_example import from_gradients
 
 ROUNDING_SLACK = 2e-6

@@ -18,12 +18,12 @@ from jaxtyping import Array
 from dp_ilg import validation
 from dp_ilg.base import ClippedGrad, Example, LossFn, Params
 from dp_ilg.clipping import ClipMode, as_clip_mode, clip_sum
-from dp_ilg.coordinates import enter_loss
 from dp_ilg.engines import ENGINES
 from dp_ilg.explanation import Explanation
-from dp_ilg.geometry import Geometry
-from dp_ilg.groups import Groups, accumulator
-from dp_ilg.layers import group
+from dp_ilg.geometry.coordinates import enter_loss
+from dp_ilg.geometry.geometry import Geometry
+from dp_ilg.geometry.groups import Groups, accumulator
+from dp_ilg.geometry.layers import group
 from dp_ilg.purity import check_loss
 
 _NO_NUMBERS = "USOTMm"

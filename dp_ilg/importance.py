@@ -17,12 +17,12 @@ from jaxtyping import Array
 from dp_ilg import validation
 from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.base import ClippedGrad, Params, PrivateTransformation
-from dp_ilg.geometry import Geometry, public_values, scaled_to_profile
-from dp_ilg.groups import Groups, accumulator
-from dp_ilg.layers import group
+from dp_ilg.geometry.geometry import Geometry, public_values, scaled_to_profile
+from dp_ilg.geometry.groups import Groups, accumulator
+from dp_ilg.geometry.layers import group
+from dp_ilg.geometry.rules import Rule, as_rule, check_rule
 from dp_ilg.noise import fresh_key, multiplier_at, noise_stddev
 from dp_ilg.normal import standard_normal
-from dp_ilg.rules import Rule, as_rule, check_rule
 from dp_ilg.secure_noise import given_scores
 
 _SCORE_TAG = 0x5C04E

@@ -17,7 +17,7 @@ from jaxtyping import Array
 
 from dp_ilg import validation
 from dp_ilg.base import ClippedGrad, Example, Params
-from dp_ilg.geometry import Geometry
+from dp_ilg.geometry.geometry import Geometry
 
 
 def sum_lot(batches: Iterable[Any]) -> ClippedGrad:

@@ -16,7 +16,7 @@ import jax
 
 from dp_ilg import validation
 from dp_ilg.base import Example, Params
-from dp_ilg.geometry import Geometry
+from dp_ilg.geometry.geometry import Geometry
 from dp_ilg.gradients import ClippedGradFn, batch_length
 
 

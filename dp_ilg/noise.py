@@ -17,8 +17,8 @@ from jaxtyping import Array, Float
 from dp_ilg import validation
 from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.base import ClippedGrad, Params, PrivateTransformation
-from dp_ilg.geometry import Geometry
-from dp_ilg.layers import group
+from dp_ilg.geometry.geometry import Geometry
+from dp_ilg.geometry.layers import group
 from dp_ilg.normal import standard_normals
 from dp_ilg.secure_noise import given_leaves
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from dp_ilg.base import Example, LossFn, Params, PerExampleGrads
-from dp_ilg.groups import Groups, LeafGroups, accumulator, cut_batch, pieces_of
+from dp_ilg.geometry.groups import Groups, LeafGroups, accumulator, cut_batch, pieces_of
 
 
 def vmap_engine(

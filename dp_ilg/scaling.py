@@ -17,10 +17,10 @@ from jaxtyping import Array
 from dp_ilg import validation
 from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.base import Params, PrivateTransformation
-from dp_ilg.coordinates import Coordinates
-from dp_ilg.geometry import LARGEST_RATIO, Geometry
-from dp_ilg.groups import Groups, accumulator
-from dp_ilg.layers import group
+from dp_ilg.geometry.coordinates import Coordinates
+from dp_ilg.geometry.geometry import LARGEST_RATIO, Geometry
+from dp_ilg.geometry.groups import Groups, accumulator
+from dp_ilg.geometry.layers import group
 from dp_ilg.noise import noise_stddev
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from dp_ilg.base import ClippedGrad
-from dp_ilg.groups import Groups
+from dp_ilg.geometry.groups import Groups
 from dp_ilg.validation import callers
 
 

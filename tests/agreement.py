@@ -12,7 +12,7 @@ import numpy as np
 import dp_ilg
 from dp_ilg.clipping import as_clip_mode, clip_sum
 from dp_ilg.engines import ENGINES
-from dp_ilg.layers import group, paths
+from dp_ilg.geometry.layers import group, paths
 from tests.zoo_core import Case
 
 ENGINE = "bookkeeping"

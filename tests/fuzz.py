@@ -18,7 +18,7 @@ from jax import lax
 
 import dp_ilg
 from dp_ilg.clipping import CLIP_MODES
-from dp_ilg.layers import paths
+from dp_ilg.geometry.layers import paths
 from tests.zoo_control import own_dense, reversed_gradient
 from tests.zoo_core import floats, readout
 

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import dp_ilg
-from dp_ilg.layers import blocks, by_leaf, by_module
+from dp_ilg.geometry.layers import blocks, by_leaf, by_module
 from tests.models import mlp_batch, mlp_params, per_example, plan
 
 PARAMS = {"a": {"w": jnp.zeros((40, 3))}, "b": {"w": jnp.zeros(50)}}

@@ -14,7 +14,7 @@ import pytest
 import dp_ilg
 from dp_ilg import baselines
 from dp_ilg.baselines import BASELINES
-from dp_ilg.rules import RULES
+from dp_ilg.geometry.rules import RULES
 from tests.baseline_cases import (
     CASES,
     NAMES,

@@ -14,7 +14,7 @@ import pytest
 
 import dp_ilg
 from dp_ilg.engines import ENGINES
-from dp_ilg.layers import group
+from dp_ilg.geometry.layers import group
 from dp_ilg.per_example import vmap_engine
 from tests.agreement import ENGINE, geometry_of
 from tests.models import CLIP_MODES

@@ -12,8 +12,8 @@ import scipy.stats
 from optax import contrib
 
 import dp_ilg
+from dp_ilg.geometry.rules import RULES as RULE_TABLE
 from dp_ilg.per_example import from_gradients
-from dp_ilg.rules import RULES as RULE_TABLE
 from tests.models import (
     CLIP_MODES,
     RULES,
@@ -187,7 +187,7 @@ def test_weights_follow_the_rule_exactly():
 
 def test_min_noise_energy_minimises_the_noise_energy():
     """No other rule of the table gives less sum n_j w_j^2 at the same profile."""
-    from dp_ilg.geometry import scaled_to_profile
+    from dp_ilg.geometry.geometry import scaled_to_profile
 
     rng = np.random.default_rng(0)
     sizes = jnp.array([160_000.0, 272.0, 17.0])

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import dp_ilg
-from dp_ilg.coordinates import Coordinates
+from dp_ilg.geometry.coordinates import Coordinates
 from dp_ilg.scaling import scale_coordinates
 from tests.baseline_cases import make
 from tests.models import (

@@ -21,7 +21,7 @@ from dp_ilg.bookkeeping import cost, factors, magnitudes, parts, pool, tape
 from dp_ilg.bookkeeping.program import flat
 from dp_ilg.bookkeeping.rules import Direct
 from dp_ilg.bookkeeping.views import Digits, whole
-from dp_ilg.groups import (
+from dp_ilg.geometry.groups import (
     Groups,
     accumulator,
     cut_batch,

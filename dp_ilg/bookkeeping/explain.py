@@ -12,7 +12,7 @@ from dp_ilg.bookkeeping import cost
 from dp_ilg.bookkeeping.engine import Paths, find_paths, follow
 from dp_ilg.bookkeeping.parts import Part
 from dp_ilg.explanation import Explanation, LeafPlan
-from dp_ilg.groups import Groups, LeafGroups
+from dp_ilg.geometry.groups import Groups, LeafGroups
 
 Run = Callable[[Params, Example], PerExampleGrads]
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from dp_ilg.groups import accumulator
+from dp_ilg.geometry.groups import accumulator
 
 
 class Pair(NamedTuple):

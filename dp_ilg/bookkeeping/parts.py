@@ -19,7 +19,7 @@ from jaxtyping import Array
 from dp_ilg.bookkeeping.rules import Rows
 from dp_ilg.bookkeeping.tape import Level, Spoiled, Use
 from dp_ilg.bookkeeping.views import Digits, coordinates, merged, order, span
-from dp_ilg.groups import LeafGroups, pieces_of
+from dp_ilg.geometry.groups import LeafGroups, pieces_of
 
 Address = tuple[int, ...]
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from dp_ilg.groups import Groups, LeafGroups, accumulator, pieces_of
+from dp_ilg.geometry.groups import Groups, LeafGroups, accumulator, pieces_of
 
 LARGEST = 8192
 """Entries of the largest leaf that is pooled."""

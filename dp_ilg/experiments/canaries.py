@@ -23,7 +23,7 @@ from dp_ilg.experiments.trainer_audit_residuals import (
     draws,
     inner_product,
 )
-from dp_ilg.geometry import Geometry
+from dp_ilg.geometry.geometry import Geometry
 
 _LOUD, _FAINT = 1e3, 1e-6  # a canary's norm in clip norms: clipped, or nearly nothing
 _ENTRIES = 3e6  # parameters, times runs, held at once

@@ -17,7 +17,7 @@ import dp_ilg
 from dp_ilg.base import Example, LossFn, Params, PrivateTransformation
 from dp_ilg.experiments.fields import nearest
 from dp_ilg.experiments.lora import adapters, with_adapters
-from dp_ilg.layers import paths
+from dp_ilg.geometry.layers import paths
 
 Where = Callable[[tuple[str, ...]], bool]
 

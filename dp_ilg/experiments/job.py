@@ -35,7 +35,7 @@ from dp_ilg.experiments.recipe import (
 )
 from dp_ilg.experiments.sources import is_folder_name, load_folder
 from dp_ilg.factor_pca import FactorPca
-from dp_ilg.rules import RULES
+from dp_ilg.geometry.rules import RULES
 
 
 class RunKeys(NamedTuple):

@@ -17,9 +17,9 @@ from dp_ilg.accounting.ledger import PrivacyLedger
 from dp_ilg.engines import ENGINES
 from dp_ilg.experiments.job import Job, RunKeys, ready
 from dp_ilg.experiments.trainer import Position, Watch, start, train
-from dp_ilg.geometry import Geometry, scaled_to_profile
-from dp_ilg.groups import Groups
-from dp_ilg.rules import RULES
+from dp_ilg.geometry.geometry import Geometry, scaled_to_profile
+from dp_ilg.geometry.groups import Groups
+from dp_ilg.geometry.rules import RULES
 from dp_ilg.sampling import take
 
 _CHUNK = 256

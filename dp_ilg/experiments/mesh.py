@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
 from dp_ilg.base import ClippedGrad, Example, Params
-from dp_ilg.geometry import Geometry
+from dp_ilg.geometry.geometry import Geometry
 from dp_ilg.normal import sharded_draws
 
 AXES = ("replicas", "shards")

@@ -7,7 +7,6 @@ from typing import Any
 import optax
 
 import dp_ilg
-from dp_ilg import layers
 from dp_ilg.accounting import schedules
 from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.averaging import average_iterates
@@ -22,6 +21,7 @@ from dp_ilg.experiments.config import (
 )
 from dp_ilg.experiments.fields import given, nearest
 from dp_ilg.factor_pca import factor_releases
+from dp_ilg.geometry import layers
 
 
 def build_schedule(chosen: ScheduleConfig) -> Any:

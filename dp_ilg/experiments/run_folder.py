@@ -27,7 +27,7 @@ from dp_ilg.experiments.shard_rows import Pixels
 from dp_ilg.experiments.shards import ShardedArray
 from dp_ilg.experiments.trainer import Position
 from dp_ilg.factor_pca import FactorPca
-from dp_ilg.layers import paths
+from dp_ilg.geometry.layers import paths
 
 _DRAFT = re.compile(r"\..+\.[0-9a-f]{8}|\.report-.*")
 

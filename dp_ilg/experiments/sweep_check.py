@@ -10,7 +10,7 @@ from dp_ilg.experiments.fields import from_mapping
 from dp_ilg.experiments.model_sizes import SIZES, check_sizes
 from dp_ilg.experiments.recipe import build_schedule, check_row, method_options
 from dp_ilg.experiments.sweep import Grid, Method, Sweep, Task, nested
-from dp_ilg.rules import RULES
+from dp_ilg.geometry.rules import RULES
 
 # What the sweep sets itself, and where it says so.
 OWNED = {

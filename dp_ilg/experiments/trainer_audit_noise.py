@@ -16,7 +16,7 @@ import numpy as np
 from dp_ilg.base import Params
 from dp_ilg.experiments.trainer_audit_checks import Finding, normal_limit
 from dp_ilg.experiments.trainer_audit_residuals import Observer, draws
-from dp_ilg.groups import pieces_of
+from dp_ilg.geometry.groups import pieces_of
 
 LEVEL = 1e-6  # of each check
 _DRAWS = 1.5e6  # noise draws looked at, as far as that many runs are affordable

@@ -13,8 +13,8 @@ from dp_ilg.base import ClippedGrad, Params
 from dp_ilg.experiments.trainer_audit import release_of, taken
 from dp_ilg.experiments.trainer_audit_checks import Finding
 from dp_ilg.experiments.trainer_audit_residuals import Observer, draws, inner_product
-from dp_ilg.geometry import Geometry
-from dp_ilg.groups import pieces_of
+from dp_ilg.geometry.geometry import Geometry
+from dp_ilg.geometry.groups import pieces_of
 
 MARGIN = 1e-6  # over the bound, for the float32 the bound itself is kept in
 _EXACT = 1e-4  # of the clip norm, between two ways of summing

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from dp_ilg.base import Example, LossFn, Params
-from dp_ilg.groups import Groups, accumulator
+from dp_ilg.geometry.groups import Groups, accumulator
 from dp_ilg.per_example import check_batch_axis
 
 

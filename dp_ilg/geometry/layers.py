@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
-from dp_ilg.groups import Groups, LeafGroups, group_sizes
+from dp_ilg.geometry.groups import Groups, LeafGroups, group_sizes
 from dp_ilg.validation import shown
 
 Path = tuple[str, ...]

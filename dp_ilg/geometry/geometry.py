@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from dp_ilg.groups import Groups, weighted_norm
-from dp_ilg.layers import group
+from dp_ilg.geometry.groups import Groups, weighted_norm
+from dp_ilg.geometry.layers import group
 from dp_ilg.validation import shown
 
 LARGEST_RATIO = 1e4
@@ -31,7 +31,7 @@ class Geometry:
     Attributes:
         weights: positive float32 ``[groups]``.
         groups: static facts, part of the tree structure.
-        coordinates: None, or the `dp_ilg.coordinates.Coordinates` of single entries in
+        coordinates: None, or the `dp_ilg.geometry.coordinates.Coordinates` of single entries in
             which the norm is taken.
 
     Privacy: all must be functions of public facts and of earlier releases;

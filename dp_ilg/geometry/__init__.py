@@ -1,0 +1,6 @@
+"""Groups of parameters, their weights, and the norm in which examples are clipped.
+
+Floor 1: imports `base` and `validation` only.
+Enter by `geometry.Geometry`, `layers.blocks` and its kin, `rules.RULES` (importance to
+weights) and `coordinates.Coordinates` (scales of single entries).
+"""
