@@ -38,7 +38,7 @@ from dp_ilg.clipping import as_clip_mode  # noqa: E402
 from dp_ilg.experiments.config import Config, read_config  # noqa: E402
 from dp_ilg.experiments.job import Job, build_job, run_keys  # noqa: E402
 from dp_ilg.experiments.recipe import layering  # noqa: E402
-from dp_ilg.sampling import PoissonSampler  # noqa: E402
+from dp_ilg.sampling.poisson import PoissonSampler  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "filter_study.jsonl"

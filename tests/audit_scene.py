@@ -10,7 +10,7 @@ import numpy as np
 import dp_ilg
 from dp_ilg.baselines import BASELINES
 from dp_ilg.experiments.trainer_audit import AuditedTrainer, through_checkpoint
-from dp_ilg.sampling import PoissonSampler
+from dp_ilg.sampling.poisson import PoissonSampler
 from tests.models import mlp_batch, mlp_loss, mlp_params
 
 

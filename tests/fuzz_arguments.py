@@ -19,7 +19,7 @@ import dp_ilg
 from dp_ilg import auditing
 from dp_ilg.accounting import composition, schedules
 from dp_ilg.accounting.plan import PrivacyPlan
-from dp_ilg.sampling import PoissonSampler, take
+from dp_ilg.sampling.poisson import PoissonSampler, take
 from tests.models import mlp_batch, mlp_loss, mlp_params
 
 ODD: list[Any] = [

@@ -17,7 +17,7 @@ import sklearn.datasets
 from dp_ilg.experiments import data, data_adult, data_flights
 from dp_ilg.experiments.data import LOADERS, Dataset, load_dataset
 from dp_ilg.experiments.data_files import DataError
-from dp_ilg.sampling import take
+from dp_ilg.sampling.poisson import take
 
 REAL = Path(os.environ.get("DP_ILG_DATA", Path(__file__).parents[2] / "shared/data"))
 needs_real_data = pytest.mark.skipif(

@@ -16,7 +16,7 @@ from dp_ilg.experiments import cli, hosts_worker, runner
 from dp_ilg.experiments.checkpoints import read_checkpoint
 from dp_ilg.experiments.hosts import Devices, Hosts, joined
 from dp_ilg.experiments.mesh_rows import OwnRows
-from dp_ilg.sampling import PoissonSampler
+from dp_ilg.sampling.poisson import PoissonSampler
 
 ROOT = Path(__file__).parent.parent
 ROUNDING = 1e-5

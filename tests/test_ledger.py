@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from dp_ilg.accounting.ledger import BudgetExhausted, PrivacyLedger
 from dp_ilg.accounting.plan import PrivacyPlan
-from dp_ilg.sampling import PoissonSampler
+from dp_ilg.sampling.poisson import PoissonSampler
 
 STEPS = 1000
 

@@ -11,8 +11,8 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dp_ilg import sampling
-from dp_ilg.sampling import PoissonSampler, take
+from dp_ilg.sampling import poisson
+from dp_ilg.sampling.poisson import PoissonSampler, take
 
 # Every statistical test below has this level: with a fresh key it would fail once in
 # ten thousand runs. The keys are fixed, so it fails never or always.
@@ -195,7 +195,7 @@ def test_draws_are_pinned_so_that_a_newer_version_can_resume():
 
 def test_block_size_does_not_matter(monkeypatch):
     whole = PoissonSampler(N, Q, key=3).indices(1)
-    monkeypatch.setattr(sampling, "_BLOCK", 7)
+    monkeypatch.setattr(poisson, "_BLOCK", 7)
     assert np.array_equal(whole, PoissonSampler(N, Q, key=3).indices(1))
 
 

@@ -23,7 +23,7 @@ from dp_ilg.experiments.sources import (
     load_folder,
     save_dataset,
 )
-from dp_ilg.sampling import take
+from dp_ilg.sampling.poisson import take
 
 N = 23
 X = np.arange(N * 6, dtype=np.float32).reshape(N, 2, 3)
@@ -298,7 +298,7 @@ def test_the_command_says_what_training_would(tmp_path, capsys):
 def test_a_feed_of_shards_has_the_batches_of_memory(tmp_path):
     """The small form of the next test."""
     from dp_ilg.experiments.feeds import Feed
-    from dp_ilg.sampling import PoissonSampler
+    from dp_ilg.sampling.poisson import PoissonSampler
 
     digits = load_dataset("digits")
     found = load_folder(save_dataset(digits, tmp_path / "digits", 400))
@@ -369,7 +369,7 @@ def test_grain_and_datasets_through_a_feed(library):
     """Both are in the extra ``data``; see tests/test_sampling.py for their rows."""
     module = pytest.importorskip(library, reason=f"{library} is not installed")
     from dp_ilg.experiments.feeds import Feed
-    from dp_ilg.sampling import PoissonSampler
+    from dp_ilg.sampling.poisson import PoissonSampler
 
     rows = [{"x": x, "y": int(y)} for x, y in zip(X, Y, strict=True)]
     if library == "grain":

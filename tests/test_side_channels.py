@@ -26,7 +26,7 @@ from dp_ilg.experiments.data import load_dataset
 from dp_ilg.experiments.model_sizes import Facts
 from dp_ilg.experiments.models import build_model
 from dp_ilg.experiments.runner import run_training
-from dp_ilg.sampling import PoissonSampler
+from dp_ilg.sampling.poisson import PoissonSampler
 from tests.compiled import compiled_once  # noqa: F401 - a fixture
 from tests.models import CLIP_MODES, mlp_batch, mlp_loss, mlp_params, plan
 from tests.taint import Finding, findings

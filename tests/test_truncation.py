@@ -13,7 +13,7 @@ from scipy import stats
 
 import dp_ilg
 from dp_ilg.accounting import accountants, renyi, truncation
-from dp_ilg.sampling import PoissonSampler
+from dp_ilg.sampling.poisson import PoissonSampler
 
 N, B, MOST = 400, 40, 48
 

@@ -17,7 +17,7 @@ import jax
 
 from dp_ilg import validation
 from dp_ilg.experiments.memory_limits import ran_out
-from dp_ilg.sampling import Chunk, PoissonSampler, take
+from dp_ilg.sampling.poisson import Chunk, PoissonSampler, take
 
 Batch = tuple[Any, Any]  # (examples, is_padding_example)
 _POLL_SECONDS = 0.1  # how long a thread whose reader is gone takes to notice
@@ -98,7 +98,7 @@ class Feed:
         """Starts the thread, unless `ahead` is 0.
 
         Args:
-            source: what `dp_ilg.sampling.take` reads, or an object with
+            source: what `dp_ilg.sampling.poisson.take` reads, or an object with
                 ``rows(indices)`` (`dp_ilg.experiments.sources.Source`).
             sampler: says which rows a step has; it needs a number of steps.
             first: the step to begin with.

@@ -11,7 +11,7 @@ from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.base import Params
 from dp_ilg.gradients import ClippedGradFn
 from dp_ilg.memory import fit_microbatch
-from dp_ilg.sampling import PoissonSampler
+from dp_ilg.sampling.poisson import PoissonSampler
 
 _SIGNS = ("RESOURCE_EXHAUSTED", "out of memory", "Out of memory")
 

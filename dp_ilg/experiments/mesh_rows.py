@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dp_ilg.experiments.mesh import row_sharding
-from dp_ilg.sampling import Chunk, PoissonSampler
+from dp_ilg.sampling.poisson import Chunk, PoissonSampler
 
 
 class OwnRows(PoissonSampler):

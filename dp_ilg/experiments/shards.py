@@ -22,7 +22,7 @@ from dp_ilg import validation
 from dp_ilg.experiments.data_files import DataError
 from dp_ilg.experiments.locks import locked
 from dp_ilg.experiments.shard_rows import RowShape, check_block, flat
-from dp_ilg.gather import length, take
+from dp_ilg.sampling.gather import length, take
 
 INDEX = "index.json"
 _FORMAT = 1
@@ -138,7 +138,7 @@ def write_shards(
     """Converts any source into a folder of shards, a few MiB at a time.
 
     Args:
-        source: what `dp_ilg.sampling.take` reads; its rows are arrays in dicts and
+        source: what `dp_ilg.sampling.poisson.take` reads; its rows are arrays in dicts and
             tuples, whose names and places become file names.
         folder: where to; must not exist.
         rows_per_shard: rows of a file; by default what makes 256 MiB.

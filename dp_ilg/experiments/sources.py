@@ -1,6 +1,6 @@
 """Where training rows come from: one interface for memory, files and other libraries.
 
-A source has a length and gives rows by position. Whatever `dp_ilg.sampling.take` reads
+A source has a length and gives rows by position. Whatever `dp_ilg.sampling.poisson.take` reads
 becomes one: arrays, memory maps, folders of shards, a ``datasets.Dataset``, a Grain
 source or ``MapDataset``, a list. Positions come from the Poisson sampler alone, so a
 loader's own shuffling and batching stay unused: they would not be the sample that is
@@ -24,7 +24,7 @@ from dp_ilg.experiments.shards import (
     read_index,
     write_shards,
 )
-from dp_ilg.gather import length, take
+from dp_ilg.sampling.gather import length, take
 
 _LABELS = 1_000_000  # checked at a time
 
@@ -72,7 +72,7 @@ class GatheredSource:
         """Takes the rows and what to make of a batch of them.
 
         Args:
-            data: what `dp_ilg.sampling.take` reads.
+            data: what `dp_ilg.sampling.poisson.take` reads.
             make: a batch of rows -> what the loss takes; row i of its result must
                 depend on row i alone, or one example would reach the others'
                 gradients.

@@ -16,8 +16,8 @@ import numpy as np
 from jax.core import Tracer
 
 from dp_ilg import validation
-from dp_ilg.gather import PADDING
-from dp_ilg.gather import take as take
+from dp_ilg.sampling.gather import PADDING
+from dp_ilg.sampling.gather import take as take
 
 _DOMAIN = b"dp_ilg.sampling1"  # separates these bits from every other use of the key
 _BLOCK = 1 << 20  # 64-bit words drawn at once, which bounds memory for any data size
