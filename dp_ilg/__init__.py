@@ -33,7 +33,7 @@ from dp_ilg.importance import (
 from dp_ilg.lots import clipped_lot, sum_lot
 from dp_ilg.noise import add_importance_noise
 from dp_ilg.optimizers import chain, dp_adam_ilg
-from dp_ilg.pca import private_pca
+from dp_ilg.projection.pca import private_pca
 from dp_ilg.sampling.poisson import PoissonSampler
 
 __version__ = "0.1.0"

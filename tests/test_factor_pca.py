@@ -8,8 +8,8 @@ import pytest
 from scipy import stats
 
 import dp_ilg
-from dp_ilg import factor_pca
-from dp_ilg.factor_pca import FactorPca, factor_releases, private_factor_pca
+from dp_ilg.projection import factor_pca
+from dp_ilg.projection.factor_pca import FactorPca, factor_releases, private_factor_pca
 
 KEY = jax.random.key(11)
 MAPS = {

@@ -7,7 +7,12 @@ import pytest
 from scipy import stats
 
 import dp_ilg
-from dp_ilg.pca import PrivatePca, noised_second_moment, pca_releases, private_pca
+from dp_ilg.projection.pca import (
+    PrivatePca,
+    noised_second_moment,
+    pca_releases,
+    private_pca,
+)
 
 KEY = jax.random.key(7)
 

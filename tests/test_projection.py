@@ -15,7 +15,7 @@ from dp_ilg.experiments.export import export_parameters
 from dp_ilg.experiments.job import build_job, ready, run_keys
 from dp_ilg.experiments.run_folder import identity
 from dp_ilg.experiments.trainer_audit_command import _read
-from dp_ilg.factor_pca import factor_releases
+from dp_ilg.projection.factor_pca import factor_releases
 
 CHOSEN = ProjectionConfig(channels=12, positions=3, noise_multiplier=40.0)
 

@@ -34,8 +34,8 @@ from dp_ilg.experiments.recipe import (
     method_options,
 )
 from dp_ilg.experiments.sources import is_folder_name, load_folder
-from dp_ilg.factor_pca import FactorPca
 from dp_ilg.geometry.rules import RULES
+from dp_ilg.projection.factor_pca import FactorPca
 
 
 class RunKeys(NamedTuple):

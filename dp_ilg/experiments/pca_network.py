@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 import dp_ilg
-from dp_ilg.pca import PrivatePca, pca_releases, private_pca
+from dp_ilg.projection.pca import PrivatePca, pca_releases, private_pca
 
 DELTA = 1e-5
 LOT = 600

@@ -13,7 +13,7 @@ import numpy as np
 
 from dp_ilg.experiments.config_data import ProjectionConfig
 from dp_ilg.experiments.data import Dataset
-from dp_ilg.factor_pca import FactorPca, private_factor_pca
+from dp_ilg.projection.factor_pca import FactorPca, private_factor_pca
 
 FILE = "projection.npz"
 _USE = 0x0B_A5_15  # folded into the sampler's key, which steps fold differently
@@ -70,7 +70,7 @@ def fit(data: Dataset, chosen: ProjectionConfig, sampler_key: Any) -> FactorPca:
         The projection, which is public.
 
     Privacy:
-        That of `dp_ilg.factor_pca.private_factor_pca` on the training inputs.
+        That of `dp_ilg.projection.factor_pca.private_factor_pca` on the training inputs.
 
     Example:
         >>> x = np.random.default_rng(0).normal(size=(9, 12)).astype(np.float32)

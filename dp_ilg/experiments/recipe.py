@@ -20,8 +20,8 @@ from dp_ilg.experiments.config import (
     ScheduleConfig,
 )
 from dp_ilg.experiments.fields import given, nearest
-from dp_ilg.factor_pca import factor_releases
 from dp_ilg.geometry import layers
+from dp_ilg.projection.factor_pca import factor_releases
 
 
 def build_schedule(chosen: ScheduleConfig) -> Any:

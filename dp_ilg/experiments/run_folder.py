@@ -26,8 +26,8 @@ from dp_ilg.experiments.locks import locked
 from dp_ilg.experiments.shard_rows import Pixels
 from dp_ilg.experiments.shards import ShardedArray
 from dp_ilg.experiments.trainer import Position
-from dp_ilg.factor_pca import FactorPca
 from dp_ilg.geometry.layers import paths
+from dp_ilg.projection.factor_pca import FactorPca
 
 _DRAFT = re.compile(r"\..+\.[0-9a-f]{8}|\.report-.*")
 

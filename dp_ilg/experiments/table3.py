@@ -23,7 +23,7 @@ from dp_ilg.experiments.table_runs import (
     run_guaranteed,
     run_published,
 )
-from dp_ilg.pca import pca_releases, private_pca
+from dp_ilg.projection.pca import pca_releases, private_pca
 from dp_ilg.published import SETTINGS, PublishedSettings, claimed_epochs
 
 DELTA = 1e-5
@@ -232,7 +232,7 @@ def _projected(
 def principal_components(
     x: np.ndarray, num_components: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ordinary principal components, WITHOUT any privacy; `dp_ilg.pca` has them with.
+    """Ordinary principal components, WITHOUT any privacy; `dp_ilg.projection.pca` has them with.
 
     Args:
         x: one example a row, ``[N, features]``.

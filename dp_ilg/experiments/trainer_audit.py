@@ -27,7 +27,7 @@ from dp_ilg.experiments.checkpoints import load_checkpoint, save_checkpoint
 from dp_ilg.experiments.config import Config, LearningRateConfig
 from dp_ilg.experiments.data import Dataset
 from dp_ilg.experiments.job import Job, build_job, load_data, ready, run_keys
-from dp_ilg.factor_pca import FactorPca
+from dp_ilg.projection.factor_pca import FactorPca
 from dp_ilg.sampling.poisson import PoissonSampler
 
 _BATCH_SIZES = range(6, 17)  # expected sizes of a scene's batch; the best fit to q wins

@@ -15,7 +15,7 @@ from dp_ilg.experiments.trainer_audit_report import (
     audit_trainer,
     write_plot,
 )
-from dp_ilg.factor_pca import FactorPca
+from dp_ilg.projection.factor_pca import FactorPca
 from dp_ilg.validation import whole
 
 _FOLDERS = (Path("configs"), Path(__file__).parents[2] / "configs")
