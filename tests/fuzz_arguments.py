@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import dp_ilg
-from dp_ilg import auditing
 from dp_ilg.accounting import composition, schedules
 from dp_ilg.accounting.plan import PrivacyPlan
+from dp_ilg.auditing import bounds as auditing
 from dp_ilg.sampling.poisson import PoissonSampler, take
 from tests.models import mlp_batch, mlp_loss, mlp_params
 

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 import dp_ilg
-from dp_ilg.auditing import epsilon_lower_bound, gaussian_lower_bound
+from dp_ilg.auditing.bounds import epsilon_lower_bound, gaussian_lower_bound
 from dp_ilg.baselines import BASELINES
 from dp_ilg.experiments import trainer_audit_report
 from dp_ilg.experiments.canaries import attacks

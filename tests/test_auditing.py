@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dp_ilg import auditing
-from dp_ilg.auditing import epsilon_lower_bound
+from dp_ilg.auditing import bounds
+from dp_ilg.auditing.bounds import epsilon_lower_bound
 
 REPEATS = 300
 LEVEL = 1e-3  # of the statistical tests here
@@ -64,7 +64,7 @@ def test_the_bound_is_too_high_in_at_most_five_percent_of_audits():
     low = lambda a, b, delta: epsilon_lower_bound(a, b, delta=delta).epsilon  # noqa: E731
 
     def wrong(a, b, delta):
-        cut, _ = auditing._best_test(a, b, delta, 0.05)
+        cut, _ = bounds._best_test(a, b, delta, 0.05)
         return epsilon_lower_bound(a, b, delta=delta, threshold=cut).epsilon
 
     # without the confidence bounds: what the rates themselves say

@@ -20,7 +20,7 @@ import numpy as np
 import optax
 
 import dp_ilg
-from dp_ilg.auditing import epsilon_lower_bound
+from dp_ilg.auditing.bounds import epsilon_lower_bound
 from dp_ilg.claims import PublishedSettings
 from dp_ilg.experiments.audit_scene import (
     AuditOptions,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from dp_ilg import validation
-from dp_ilg.auditing import (
+from dp_ilg.auditing.bounds import (
     EpsilonLowerBound,
     epsilon_lower_bound,
     gaussian_lower_bound,
