@@ -22,11 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import dp_ilg
-from dp_ilg.clipping import CLIP_MODES, as_clip_mode, clip_sum
+from dp_ilg.clipping.clip import CLIP_MODES, as_clip_mode, clip_sum
+from dp_ilg.clipping.per_example import from_gradients
 from dp_ilg.experiments.reproduce import machine
 from dp_ilg.geometry.geometry import LARGEST_RATIO
 from dp_ilg.geometry.groups import Groups, pieces_of
-from dp_ilg.per_example import from_gradients
 
 PAIRS, EXAMPLES = 200, 4
 LIMIT = 1 + 1e-6

@@ -26,9 +26,9 @@ import numpy as np
 from step_models import build
 
 import dp_ilg
+from dp_ilg.clipping.memory import fit_microbatch
 from dp_ilg.experiments.reproduce import machine
 from dp_ilg.experiments.train_step import make_train_step
-from dp_ilg.memory import fit_microbatch
 from dp_ilg.sampling.poisson import take
 
 RESULTS = Path(__file__).parent / "results" / "memory.jsonl"

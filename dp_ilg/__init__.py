@@ -20,17 +20,17 @@ from dp_ilg.aggregate import differentially_private_aggregate
 from dp_ilg.averaging import average_iterates, averaged_params
 from dp_ilg.balance import scale_by_balanced_adam
 from dp_ilg.base import ClippedGrad, PerExampleGrads
-from dp_ilg.clip_schedule import clip_by_schedule
-from dp_ilg.clipping import clip_per_example
+from dp_ilg.clipping.clip import clip_per_example
+from dp_ilg.clipping.clip_schedule import clip_by_schedule
+from dp_ilg.clipping.clipped_grad import clipped_grad
+from dp_ilg.clipping.lots import clipped_lot, sum_lot
 from dp_ilg.geometry import layers
 from dp_ilg.geometry.geometry import Geometry
-from dp_ilg.gradients import clipped_grad
 from dp_ilg.importance import (
     score_layer_importance,
     score_released_gradients,
     set_layer_importance,
 )
-from dp_ilg.lots import clipped_lot, sum_lot
 from dp_ilg.noise import add_importance_noise
 from dp_ilg.optimizers import chain, dp_adam_ilg
 from dp_ilg.projection.pca import private_pca

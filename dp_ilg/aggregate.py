@@ -10,7 +10,7 @@ import optax
 
 from dp_ilg import validation
 from dp_ilg.base import ClippedGrad, Params, PrivateTransformation
-from dp_ilg.clipping import clip_per_example
+from dp_ilg.clipping.clip import clip_per_example
 from dp_ilg.geometry.geometry import Geometry
 from dp_ilg.geometry.layers import group
 from dp_ilg.noise import fresh_key, gaussian_noise, released_mean

@@ -22,7 +22,7 @@ from dp_ilg.adaptive_methods import (
     scale_then_privatize,
 )
 from dp_ilg.base import PrivateTransformation
-from dp_ilg.clipping import ClipMode, as_clip_mode, normalize
+from dp_ilg.clipping.clip import ClipMode, as_clip_mode, normalize
 from dp_ilg.geometry.rules import RULES
 from dp_ilg.optimizers import dp_adam_ilg
 from dp_ilg.plain_methods import (

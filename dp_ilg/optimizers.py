@@ -14,7 +14,7 @@ from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.adam import scale_by_noise_corrected_adam, scale_by_wide_adam
 from dp_ilg.balance import scale_by_balanced_adam
 from dp_ilg.base import ClippedGrad, Params, PrivateTransformation
-from dp_ilg.clipping import ClipMode, as_clip_mode, clip_per_example
+from dp_ilg.clipping.clip import ClipMode, as_clip_mode, clip_per_example
 from dp_ilg.geometry.geometry import Geometry
 from dp_ilg.geometry.layers import as_layering, group
 from dp_ilg.geometry.rules import Rule, as_rule

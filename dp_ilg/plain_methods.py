@@ -15,7 +15,7 @@ from dp_ilg import validation
 from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.adam import scale_by_noise_corrected_adam, scale_by_wide_adam
 from dp_ilg.base import PrivateTransformation
-from dp_ilg.clipping import clip_per_example, normalize
+from dp_ilg.clipping.clip import clip_per_example, normalize
 from dp_ilg.importance import set_layer_importance
 from dp_ilg.noise import add_importance_noise, fresh_key
 from dp_ilg.optimizers import chain
@@ -216,7 +216,7 @@ def automatic_clipping(
 
     Returns:
         An Optax transformation with ``geometry(state)``; `dp_ilg.clipped_grad` needs
-        ``clip_mode=dp_ilg.clipping.normalize(gamma)``.
+        ``clip_mode=dp_ilg.clipping.clip.normalize(gamma)``.
 
     Raises:
         ValueError: for a bad number or layering.

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import dp_ilg
-from dp_ilg.clipping import as_clip_mode, clip_sum
-from dp_ilg.engines import ENGINES
+from dp_ilg.clipping.clip import as_clip_mode, clip_sum
+from dp_ilg.clipping.engine_table import ENGINES
 from dp_ilg.geometry.layers import group, paths
 from tests.zoo_core import Case
 

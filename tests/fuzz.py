@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 
 import dp_ilg
-from dp_ilg.clipping import CLIP_MODES
+from dp_ilg.clipping.clip import CLIP_MODES
 from dp_ilg.geometry.layers import paths
 from tests.zoo_control import own_dense, reversed_gradient
 from tests.zoo_core import floats, readout
@@ -35,7 +35,7 @@ class Program(NamedTuple):
         params: its parameters.
         batch: ``(x [batch, tokens, features], ids [batch, tokens])``.
         geometry: random groups and weights.
-        clip_mode: a name of `dp_ilg.clipping.CLIP_MODES`.
+        clip_mode: a name of `dp_ilg.clipping.clip.CLIP_MODES`.
     """
 
     source: str

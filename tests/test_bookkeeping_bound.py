@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 import dp_ilg
-from dp_ilg.engines import ENGINES
+from dp_ilg.clipping.engine_table import ENGINES
+from dp_ilg.clipping.per_example import vmap_engine
 from dp_ilg.geometry.layers import group
-from dp_ilg.per_example import vmap_engine
 from tests.agreement import ENGINE, geometry_of
 from tests.models import CLIP_MODES
 from tests.zoo_core import floats

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 import dp_ilg
-from dp_ilg.clipping import CLIP_MODES as MODE_TABLE
-from dp_ilg.clipping import as_clip_mode, clip_sum
-from dp_ilg.engines import ENGINES
+from dp_ilg.clipping.clip import CLIP_MODES as MODE_TABLE
+from dp_ilg.clipping.clip import as_clip_mode, clip_sum
+from dp_ilg.clipping.engine_table import ENGINES
+from dp_ilg.clipping.per_example import from_gradients
 from dp_ilg.geometry.groups import scaled_norms
-from dp_ilg.per_example import from_gradients
 from tests.models import (
     CLIP_MODES,
     LAYERINGS,

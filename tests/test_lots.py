@@ -7,8 +7,8 @@ import optax
 import pytest
 
 import dp_ilg
-from dp_ilg.clip_schedule import clip_by_schedule
-from dp_ilg.lots import clipped_lot, sum_lot
+from dp_ilg.clipping.clip_schedule import clip_by_schedule
+from dp_ilg.clipping.lots import clipped_lot, sum_lot
 from tests.models import (
     CLIP_MODES,
     mlp_batch,

@@ -12,8 +12,8 @@ import scipy.stats
 from optax import contrib
 
 import dp_ilg
+from dp_ilg.clipping.per_example import from_gradients
 from dp_ilg.geometry.rules import RULES as RULE_TABLE
-from dp_ilg.per_example import from_gradients
 from tests.models import (
     CLIP_MODES,
     RULES,

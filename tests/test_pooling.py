@@ -10,7 +10,7 @@ from jax import lax
 
 import dp_ilg
 from dp_ilg.bookkeeping.pooling import pooling
-from dp_ilg.engines import ENGINES
+from dp_ilg.clipping.engine_table import ENGINES
 
 NONE = (0, 0)
 WINDOWS: dict[str, Any] = {

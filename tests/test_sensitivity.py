@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import dp_ilg
-from dp_ilg.clipping import as_clip_mode, clip_sum
+from dp_ilg.clipping.clip import as_clip_mode, clip_sum
+from dp_ilg.clipping.per_example import from_gradients
 from dp_ilg.geometry.geometry import scaled_to_profile
 from dp_ilg.geometry.rules import RULES
-from dp_ilg.per_example import from_gradients
 from tests.agreement import QUICK
 from tests.models import CLIP_MODES
 

@@ -18,7 +18,7 @@ from jax import lax
 
 import dp_ilg
 from dp_ilg.baselines import BASELINES
-from dp_ilg.engines import ENGINES
+from dp_ilg.clipping.engine_table import ENGINES
 from dp_ilg.experiments import job, runner
 from dp_ilg.experiments.checkpoints import read_checkpoint, save_checkpoint
 from dp_ilg.experiments.config import read_config

@@ -21,6 +21,7 @@ from dp_ilg.bookkeeping import cost, factors, magnitudes, parts, pool, tape
 from dp_ilg.bookkeeping.program import flat
 from dp_ilg.bookkeeping.rules import Direct
 from dp_ilg.bookkeeping.views import Digits, whole
+from dp_ilg.clipping.per_example import leaf_sum
 from dp_ilg.geometry.groups import (
     Groups,
     accumulator,
@@ -29,7 +30,6 @@ from dp_ilg.geometry.groups import (
     pieces_of,
     scaled_norms,
 )
-from dp_ilg.per_example import leaf_sum
 
 
 class Paths(NamedTuple):

@@ -11,7 +11,7 @@ from dp_ilg.base import Example, LossFn, Params, PerExampleGrads
 from dp_ilg.bookkeeping import cost
 from dp_ilg.bookkeeping.engine import Paths, find_paths, follow
 from dp_ilg.bookkeeping.parts import Part
-from dp_ilg.explanation import Explanation, LeafPlan
+from dp_ilg.clipping.leaf_paths import Explanation, LeafPlan
 from dp_ilg.geometry.groups import Groups, LeafGroups
 
 Run = Callable[[Params, Example], PerExampleGrads]

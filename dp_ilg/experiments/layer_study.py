@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dp_ilg.accounting.ledger import PrivacyLedger
-from dp_ilg.engines import ENGINES
+from dp_ilg.clipping.engine_table import ENGINES
 from dp_ilg.experiments.job import Job, RunKeys, ready
 from dp_ilg.experiments.trainer import Position, Watch, start, train
 from dp_ilg.geometry.geometry import Geometry, scaled_to_profile

@@ -9,8 +9,8 @@ import jax
 
 from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.base import Params
-from dp_ilg.gradients import ClippedGradFn
-from dp_ilg.memory import fit_microbatch
+from dp_ilg.clipping.clipped_grad import ClippedGradFn
+from dp_ilg.clipping.memory import fit_microbatch
 from dp_ilg.sampling.poisson import PoissonSampler
 
 _SIGNS = ("RESOURCE_EXHAUSTED", "out of memory", "Out of memory")

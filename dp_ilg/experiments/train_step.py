@@ -15,7 +15,7 @@ import optax
 from flax import nnx
 
 from dp_ilg.base import ClippedGrad, Example, Params, PrivateTransformation
-from dp_ilg.lots import lot_accumulator
+from dp_ilg.clipping.lots import lot_accumulator
 
 Chunks = Iterable[tuple[Example, Any]]
 TrainStep = Callable[[Params, Any, Chunks], tuple[Params, Any]]

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from dp_ilg.base import Example, LossFn, Params
+from dp_ilg.clipping.per_example import check_batch_axis
 from dp_ilg.geometry.groups import Groups, accumulator
-from dp_ilg.per_example import check_batch_axis
 
 
 @jax.tree_util.register_dataclass

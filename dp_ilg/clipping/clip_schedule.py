@@ -13,7 +13,7 @@ import optax
 
 from dp_ilg import validation
 from dp_ilg.base import ClippedGrad, Params, PrivateTransformation
-from dp_ilg.clipping import ClipMode, as_clip_mode, clip_per_example
+from dp_ilg.clipping.clip import ClipMode, as_clip_mode, clip_per_example
 
 
 class ClipByScheduleState(NamedTuple):

@@ -17,11 +17,11 @@ from jaxtyping import Array, Float
 
 from dp_ilg import validation
 from dp_ilg.base import ClippedGrad, Params, PerExampleGrads, PrivateTransformation
+from dp_ilg.clipping.per_example import from_gradients
 from dp_ilg.geometry.coordinates import enter_gradients
 from dp_ilg.geometry.geometry import Geometry
 from dp_ilg.geometry.groups import weighted_norm
 from dp_ilg.geometry.layers import group
-from dp_ilg.per_example import from_gradients
 
 ROUNDING_SLACK = 2e-6
 """Relative margin left under C, so that the bound holds after float32 rounding."""

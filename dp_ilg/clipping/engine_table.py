@@ -9,9 +9,9 @@ import jax
 
 from dp_ilg.base import Example, LossFn, Params, PerExampleGrads
 from dp_ilg.bookkeeping import bookkeeping_engine, explain, prepare
-from dp_ilg.explanation import Explanation, LeafPlan
+from dp_ilg.clipping.leaf_paths import Explanation, LeafPlan
+from dp_ilg.clipping.per_example import vmap_engine
 from dp_ilg.geometry.groups import Groups
-from dp_ilg.per_example import vmap_engine
 
 Run = Callable[[Params, Example], PerExampleGrads]
 

@@ -1,6 +1,6 @@
 """Clipped gradients of a batch, by any engine, in micro-batches.
 
-The seam for faster engines: an engine is one row of `dp_ilg.engines.ENGINES`,
+The seam for faster engines: an engine is one row of `dp_ilg.clipping.engine_table.ENGINES`,
 and everything here works on what it returns.
 """
 
@@ -17,14 +17,14 @@ from jaxtyping import Array
 
 from dp_ilg import validation
 from dp_ilg.base import ClippedGrad, Example, LossFn, Params
-from dp_ilg.clipping import ClipMode, as_clip_mode, clip_sum
-from dp_ilg.engines import ENGINES
-from dp_ilg.explanation import Explanation
+from dp_ilg.clipping.clip import ClipMode, as_clip_mode, clip_sum
+from dp_ilg.clipping.engine_table import ENGINES
+from dp_ilg.clipping.leaf_paths import Explanation
+from dp_ilg.clipping.purity import check_loss
 from dp_ilg.geometry.coordinates import enter_loss
 from dp_ilg.geometry.geometry import Geometry
 from dp_ilg.geometry.groups import Groups, accumulator
 from dp_ilg.geometry.layers import group
-from dp_ilg.purity import check_loss
 
 _NO_NUMBERS = "USOTMm"
 """NumPy's kinds of strings, objects, dates and times."""
@@ -62,7 +62,7 @@ class ClippedGradFn:
 
         Raises:
             ValueError: for a batch without common batch axis, a loss that
-                `dp_ilg.purity.check_loss` refuses, or a geometry of another model.
+                `dp_ilg.clipping.purity.check_loss` refuses, or a geometry of another model.
             TypeError: for parameters, a batch or a geometry of the wrong type, and
                 for a missing geometry.
         """
