@@ -122,7 +122,7 @@ EXPERIMENTS = [
     ["worker"],
 ]
 EXPERIMENT_RANK = {name: r for r, names in enumerate(EXPERIMENTS) for name in names}
-PACKAGES = ("dp_ilg", "dp_ilg.bookkeeping", "dp_ilg.experiments")
+PACKAGES = ("dp_ilg", "dp_ilg.clipping.bookkeeping", "dp_ilg.experiments")
 HEAVY = ["flax", "orbax", "matplotlib", "tyro", "rich", "jinja2", "sklearn"]
 SLOW = ["dp_accounting", "scipy"]
 
@@ -159,7 +159,7 @@ def test_core_imports_only_lower_ranks_and_core_packages(path):
 def test_bookkeeping_imports_only_lower_ranks(path):
     for name in imports(path):
         top, _, inner = name.partition(".")
-        if name.startswith("dp_ilg.bookkeeping."):
+        if name.startswith("dp_ilg.clipping.bookkeeping."):
             inner = name.split(".")[2]
             assert BOOKKEEPING_RANK[inner] < BOOKKEEPING_RANK[path.stem], inner
         elif top == "dp_ilg":

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 import dp_ilg
-from dp_ilg.bookkeeping import few
-from dp_ilg.bookkeeping.few import squares_of_few
-from dp_ilg.bookkeeping.parts import Side
-from dp_ilg.bookkeeping.rules import Rows
+from dp_ilg.clipping.bookkeeping import few
+from dp_ilg.clipping.bookkeeping.few import squares_of_few
+from dp_ilg.clipping.bookkeeping.parts import Side
+from dp_ilg.clipping.bookkeeping.rules import Rows
 
 EPS = np.finfo(np.float32).eps
 SIZE = 32

@@ -10,8 +10,8 @@ import pytest
 from jax import lax
 
 import dp_ilg
-from dp_ilg.bookkeeping import phases
-from dp_ilg.bookkeeping.convolution import Convolution
+from dp_ilg.clipping.bookkeeping import phases
+from dp_ilg.clipping.bookkeeping.convolution import Convolution
 
 # spatial size, channels, kernel, strides, padding
 CASES: dict[str, Any] = {

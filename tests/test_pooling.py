@@ -9,7 +9,7 @@ import pytest
 from jax import lax
 
 import dp_ilg
-from dp_ilg.bookkeeping.pooling import pooling
+from dp_ilg.clipping.bookkeeping.max_pooling import pooling
 from dp_ilg.clipping.engine_table import ENGINES
 
 NONE = (0, 0)

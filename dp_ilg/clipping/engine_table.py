@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 
 from dp_ilg.base import Example, LossFn, Params, PerExampleGrads
-from dp_ilg.bookkeeping import bookkeeping_engine, explain, prepare
+from dp_ilg.clipping.bookkeeping import bookkeeping_engine, explain, prepare
 from dp_ilg.clipping.leaf_paths import Explanation, LeafPlan
 from dp_ilg.clipping.per_example import vmap_engine
 from dp_ilg.geometry.groups import Groups

@@ -7,8 +7,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from dp_ilg.bookkeeping.parts import Part
-from dp_ilg.bookkeeping.rules import Rows
+from dp_ilg.clipping.bookkeeping.parts import Part
+from dp_ilg.clipping.bookkeeping.rules import Rows
 
 FEWEST = 8
 """From how many terms on sorting beats comparing every term with every other."""

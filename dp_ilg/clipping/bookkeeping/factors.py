@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from dp_ilg.bookkeeping.few import GUARD, squares_of_few
-from dp_ilg.bookkeeping.parts import Part
-from dp_ilg.bookkeeping.rows import FEWEST, squares_of_rows
-from dp_ilg.bookkeeping.rules import Rows
+from dp_ilg.clipping.bookkeeping.few import GUARD, squares_of_few
+from dp_ilg.clipping.bookkeeping.parts import Part
+from dp_ilg.clipping.bookkeeping.rows import FEWEST, squares_of_rows
+from dp_ilg.clipping.bookkeeping.rules import Rows
 
 _EXACT = jax.lax.Precision.HIGHEST
 _UNLIKE = 8.0

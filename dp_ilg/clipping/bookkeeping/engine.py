@@ -17,10 +17,10 @@ from jax.extend.core import ClosedJaxpr
 from jaxtyping import Array
 
 from dp_ilg.base import Example, LossFn, Params, PerExampleGrads
-from dp_ilg.bookkeeping import cost, factors, magnitudes, parts, pool, tape
-from dp_ilg.bookkeeping.program import flat
-from dp_ilg.bookkeeping.rules import Direct
-from dp_ilg.bookkeeping.views import Digits, whole
+from dp_ilg.clipping.bookkeeping import cost, factors, magnitudes, parts, pool, tape
+from dp_ilg.clipping.bookkeeping.program import flat
+from dp_ilg.clipping.bookkeeping.rules import Direct
+from dp_ilg.clipping.bookkeeping.views import Digits, whole
 from dp_ilg.clipping.per_example import leaf_sum
 from dp_ilg.geometry.groups import (
     Groups,

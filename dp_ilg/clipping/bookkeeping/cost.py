@@ -7,8 +7,8 @@ from typing import Any
 
 import jax
 
-from dp_ilg.bookkeeping.parts import Part
-from dp_ilg.bookkeeping.program import as_closed
+from dp_ilg.clipping.bookkeeping.parts import Part
+from dp_ilg.clipping.bookkeeping.program import as_closed
 
 _PASSES = 16
 _CACHE_BYTES = 12 * 2**20

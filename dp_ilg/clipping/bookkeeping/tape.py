@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Literal
 
-from dp_ilg.bookkeeping.pooling import pooling
-from dp_ilg.bookkeeping.program import (
+from dp_ilg.clipping.bookkeeping.max_pooling import pooling
+from dp_ilg.clipping.bookkeeping.program import (
     as_closed,
     constants,
     evaluate,
@@ -27,8 +27,8 @@ from dp_ilg.bookkeeping.program import (
     read,
     write,
 )
-from dp_ilg.bookkeeping.rules import RULES, Linear
-from dp_ilg.bookkeeping.views import Turns, View, span, view_op
+from dp_ilg.clipping.bookkeeping.rules import RULES, Linear
+from dp_ilg.clipping.bookkeeping.views import Turns, View, span, view_op
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from dp_ilg.bookkeeping.parts import Side
-from dp_ilg.bookkeeping.rules import Rows
+from dp_ilg.clipping.bookkeeping.parts import Side
+from dp_ilg.clipping.bookkeeping.rules import Rows
 
 MOST = 8
 """Up to how many terms."""

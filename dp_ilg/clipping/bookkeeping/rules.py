@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from dp_ilg.bookkeeping import phases
-from dp_ilg.bookkeeping.convolution import Convolution
-from dp_ilg.bookkeeping.views import Digits, View, merged, regroup, span
+from dp_ilg.clipping.bookkeeping import phases
+from dp_ilg.clipping.bookkeeping.convolution import Convolution
+from dp_ilg.clipping.bookkeeping.views import Digits, View, merged, regroup, span
 
 
 @jax.tree_util.register_dataclass

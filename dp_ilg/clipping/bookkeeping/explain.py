@@ -8,9 +8,9 @@ from collections.abc import Callable
 import jax
 
 from dp_ilg.base import Example, LossFn, Params, PerExampleGrads
-from dp_ilg.bookkeeping import cost
-from dp_ilg.bookkeeping.engine import Paths, find_paths, follow
-from dp_ilg.bookkeeping.parts import Part
+from dp_ilg.clipping.bookkeeping import cost
+from dp_ilg.clipping.bookkeeping.engine import Paths, find_paths, follow
+from dp_ilg.clipping.bookkeeping.parts import Part
 from dp_ilg.clipping.leaf_paths import Explanation, LeafPlan
 from dp_ilg.geometry.groups import Groups, LeafGroups
 

@@ -16,9 +16,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from dp_ilg.bookkeeping.rules import Rows
-from dp_ilg.bookkeeping.tape import Level, Spoiled, Use
-from dp_ilg.bookkeeping.views import Digits, coordinates, merged, order, span
+from dp_ilg.clipping.bookkeeping.rules import Rows
+from dp_ilg.clipping.bookkeeping.tape import Level, Spoiled, Use
+from dp_ilg.clipping.bookkeeping.views import Digits, coordinates, merged, order, span
 from dp_ilg.geometry.groups import LeafGroups, pieces_of
 
 Address = tuple[int, ...]

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from dp_ilg.bookkeeping import phases
+from dp_ilg.clipping.bookkeeping import phases
 
 
 @dataclasses.dataclass(frozen=True)
