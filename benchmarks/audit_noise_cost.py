@@ -3,7 +3,7 @@
     python benchmarks/audit_noise_cost.py --out audit_noise_cost.jsonl
 
 One draw of all of a step's noise, as many normal numbers as the model has parameters:
-threefry in a compiled function, and `dp_ilg.secure_noise` on the host, its transfer to
+threefry in a compiled function, and `dp_ilg.noise.secure` on the host, its transfer to
 JAX arrays included. Medians of interleaved repeats.
 """
 
@@ -19,8 +19,8 @@ import jax.numpy as jnp
 
 import dp_ilg
 from dp_ilg.experiments.reproduce import machine
-from dp_ilg.normal import standard_normals
-from dp_ilg.secure_noise import SecureNoise
+from dp_ilg.noise.normal import standard_normals
+from dp_ilg.noise.secure import SecureNoise
 
 MODELS = {
     "digits MLP": ((64, 64), (64,), (64, 10), (10,)),

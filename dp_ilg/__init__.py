@@ -31,7 +31,7 @@ from dp_ilg.importance import (
     score_released_gradients,
     set_layer_importance,
 )
-from dp_ilg.noise import add_importance_noise
+from dp_ilg.noise.add_noise import add_importance_noise
 from dp_ilg.optimizers import chain, dp_adam_ilg
 from dp_ilg.projection.pca import private_pca
 from dp_ilg.sampling.poisson import PoissonSampler

@@ -15,7 +15,7 @@ from dp_ilg.base import Params, PrivateTransformation
 from dp_ilg.geometry.geometry import Geometry
 from dp_ilg.geometry.groups import accumulator
 from dp_ilg.geometry.layers import group
-from dp_ilg.noise import noise_stddev
+from dp_ilg.noise.add_noise import noise_stddev
 
 
 def scale_by_wide_adam(

@@ -21,9 +21,9 @@ from dp_ilg.geometry.geometry import Geometry, public_values, scaled_to_profile
 from dp_ilg.geometry.groups import Groups, accumulator
 from dp_ilg.geometry.layers import group
 from dp_ilg.geometry.rules import Rule, as_rule, check_rule
-from dp_ilg.noise import fresh_key, multiplier_at, noise_stddev
-from dp_ilg.normal import standard_normal
-from dp_ilg.secure_noise import given_scores
+from dp_ilg.noise.add_noise import fresh_key, multiplier_at, noise_stddev
+from dp_ilg.noise.normal import standard_normal
+from dp_ilg.noise.secure import given_scores
 
 _SCORE_TAG = 0x5C04E
 

@@ -23,7 +23,7 @@ from dp_ilg.importance import (
     score_released_gradients,
     set_layer_importance,
 )
-from dp_ilg.noise import add_importance_noise, fresh_key
+from dp_ilg.noise.add_noise import add_importance_noise, fresh_key
 from dp_ilg.wrappers import refuse_wrappers
 
 

@@ -28,7 +28,7 @@ from dp_ilg.claims import (
     claimed_noise_multipliers,
     claimed_rho,
 )
-from dp_ilg.noise import fresh_key
+from dp_ilg.noise.add_noise import fresh_key
 
 __all__ = [
     "READINGS",

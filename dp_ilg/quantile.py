@@ -19,8 +19,8 @@ from dp_ilg import validation
 from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.base import ClippedGrad, Params, PrivateTransformation
 from dp_ilg.geometry.geometry import LARGEST_RATIO, Geometry
-from dp_ilg.noise import fresh_key, multiplier_at
-from dp_ilg.secure_noise import given_scores
+from dp_ilg.noise.add_noise import fresh_key, multiplier_at
+from dp_ilg.noise.secure import given_scores
 
 _COUNT_TAG = 0xC0047
 

@@ -21,7 +21,7 @@ from dp_ilg.geometry.coordinates import Coordinates
 from dp_ilg.geometry.geometry import LARGEST_RATIO, Geometry
 from dp_ilg.geometry.groups import Groups, accumulator
 from dp_ilg.geometry.layers import group
-from dp_ilg.noise import noise_stddev
+from dp_ilg.noise.add_noise import noise_stddev
 
 
 class CoordinateRule(NamedTuple):

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import dp_ilg
-import dp_ilg.noise
+import dp_ilg.noise.add_noise
 from dp_ilg.baselines import BASELINES
 from tests.models import noiseless, plan
 
@@ -130,7 +130,7 @@ PATHS = {"clipped_grad": clipped_by_engine, "vmap": clipped_by_chain}
 def releasing(tx: Any) -> Any:
     """A chain's step, compiled, that hands back what its noise released."""
     seen = []
-    own = dp_ilg.noise.released_mean
+    own = dp_ilg.noise.add_noise.released_mean
 
     def record(*args: Any) -> Any:
         seen.append(own(*args))
@@ -138,7 +138,7 @@ def releasing(tx: Any) -> Any:
 
     def step(grads: Any, state: Any, params: Any) -> Any:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(dp_ilg.noise, "released_mean", record)
+            patch.setattr(dp_ilg.noise.add_noise, "released_mean", record)
             _, state = tx.update(grads, state, params)
         return seen.pop(), state
 

@@ -13,7 +13,7 @@ import optax
 import pytest
 
 import dp_ilg
-from dp_ilg.noise import noise_stddev
+from dp_ilg.noise.add_noise import noise_stddev
 from tests.agreement import QUICK
 from tests.models import (
     CLIP_MODES,

@@ -15,8 +15,8 @@ from scipy import stats
 
 import dp_ilg
 from dp_ilg.experiments.trainer_audit import release_of, tapped
-from dp_ilg.normal import standard_normals
-from dp_ilg.secure_noise import SecureNoise
+from dp_ilg.noise.normal import standard_normals
+from dp_ilg.noise.secure import SecureNoise
 from tests.models import plan
 
 LEVEL = 1e-4  # of every test, after correction for what it looks at

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.special
 
-from dp_ilg.normal import _normal, standard_normal, standard_normals
+from dp_ilg.noise.normal import _normal, standard_normal, standard_normals
 
 SHAPES = [(), (1,), (0,), (3, 0), (65,), (10, 3, 7), (128, 256), (784, 100), (40_001,)]
 

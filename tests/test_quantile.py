@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import dp_ilg
-from dp_ilg.noise import noise_stddev
+from dp_ilg.noise.add_noise import noise_stddev
 from dp_ilg.quantile import adapt_clip_norm
 from tests.models import noiseless, plan
 from tests.test_noise import DRAWS, chi_square_accepts

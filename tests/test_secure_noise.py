@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 import dp_ilg
-from dp_ilg.secure_noise import NoiseDraws, SecureNoise
+from dp_ilg.noise.secure import NoiseDraws, SecureNoise
 from tests.models import plan, trees_close
 
 SECRET = bytes(range(32))
@@ -48,10 +48,10 @@ def test_bits_are_those_of_the_standard_library():
 
 
 def test_leaves_longer_than_a_block_go_on(monkeypatch):
-    from dp_ilg import secure_noise
+    from dp_ilg.noise import secure
 
     whole = np.asarray(draws(1).gradient["a"]).ravel()
-    monkeypatch.setattr(secure_noise, "_BLOCK", 5)
+    monkeypatch.setattr(secure, "_BLOCK", 5)
     cut = np.asarray(draws(1).gradient["a"]).ravel()
     assert np.array_equal(whole[:5], cut[:5])
     assert len(np.unique(cut)) == 12

@@ -33,7 +33,7 @@ from tests.taint import Finding, findings
 from tests.test_trainer import tiny
 
 # Where a predicate is data: nowhere. Predicates that are not, such as `wanted` in
-# dp_ilg.normal (is the step within the plan?), do not show up as findings at all.
+# dp_ilg.noise.normal (is the step within the plan?), do not show up as findings at all.
 ALLOWED: set[Finding] = set()
 
 

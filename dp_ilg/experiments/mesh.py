@@ -22,7 +22,7 @@ from jaxtyping import Array
 
 from dp_ilg.base import ClippedGrad, Example, Params
 from dp_ilg.geometry.geometry import Geometry
-from dp_ilg.normal import sharded_draws
+from dp_ilg.noise.normal import sharded_draws
 
 AXES = ("replicas", "shards")
 

@@ -20,7 +20,7 @@ from dp_ilg.base import PrivateTransformation
 from dp_ilg.experiments.feeds import Feed
 from dp_ilg.experiments.job import Job
 from dp_ilg.experiments.train_step import TrainStep, make_train_step
-from dp_ilg.noise import noise_stddev
+from dp_ilg.noise.add_noise import noise_stddev
 from dp_ilg.sampling.poisson import PoissonSampler, take
 
 _EVAL_ROWS = 1000

@@ -25,7 +25,7 @@ from dp_ilg.experiments.trainer_audit import (
 )
 from dp_ilg.geometry.geometry import Geometry
 from dp_ilg.importance import ScoreLayerImportanceState
-from dp_ilg.noise import multiplier_at, noise_stddev
+from dp_ilg.noise.add_noise import multiplier_at, noise_stddev
 from dp_ilg.quantile import AdaptClipNormState
 
 

@@ -216,5 +216,5 @@ def _check(noise: Any) -> None:
     if not isinstance(noise, NoiseDraws):
         raise TypeError(
             f"noise is {type(noise).__name__}, but must be NoiseDraws; make it with "
-            "dp_ilg.secure_noise.SecureNoise(secret=...).draws(step, params, geometry)."
+            "dp_ilg.noise.secure.SecureNoise(secret=...).draws(step, params, geometry)."
         )

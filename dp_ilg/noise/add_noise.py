@@ -19,8 +19,8 @@ from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.base import ClippedGrad, Params, PrivateTransformation
 from dp_ilg.geometry.geometry import Geometry
 from dp_ilg.geometry.layers import group
-from dp_ilg.normal import standard_normals
-from dp_ilg.secure_noise import given_leaves
+from dp_ilg.noise.normal import standard_normals
+from dp_ilg.noise.secure import given_leaves
 
 
 class AddImportanceNoiseState(NamedTuple):
@@ -132,7 +132,7 @@ def add_importance_noise(plan: PrivacyPlan, *, key: Any) -> PrivateTransformatio
 
     Returns:
         A transformation from `ClippedGrad` to an ordinary gradient: the release. Its
-        update takes ``noise=``, draws of a `dp_ilg.secure_noise.SecureNoise`, in place
+        update takes ``noise=``, draws of a `dp_ilg.noise.secure.SecureNoise`, in place
         of those under the key.
 
     Raises:
@@ -144,7 +144,7 @@ def add_importance_noise(plan: PrivacyPlan, *, key: Any) -> PrivateTransformatio
     `score_layer_importance` on the same sample it is one with
     ``plan.noise_multipliers[t]``, which is what the plan accounts. The noise comes
     from JAX's threefry generator, or from ``noise=``, in floating point: no hardening
-    against floating-point attacks is claimed (`dp_ilg.secure_noise` says what is
+    against floating-point attacks is claimed (`dp_ilg.noise.secure` says what is
     left).
 
     Example:
