@@ -15,10 +15,6 @@ from dp_ilg.accounting.calibration import (
 from dp_ilg.accounting.filters import FilterExhausted, PrivacyFilter
 from dp_ilg.accounting.ledger import BudgetExhausted, PrivacyLedger
 from dp_ilg.accounting.plan import PrivacyPlan
-from dp_ilg.adam import scale_by_noise_corrected_adam
-from dp_ilg.aggregate import differentially_private_aggregate
-from dp_ilg.averaging import average_iterates, averaged_params
-from dp_ilg.balance import scale_by_balanced_adam
 from dp_ilg.base import ClippedGrad, PerExampleGrads
 from dp_ilg.clipping.clip import clip_per_example
 from dp_ilg.clipping.clip_schedule import clip_by_schedule
@@ -26,13 +22,17 @@ from dp_ilg.clipping.clipped_grad import clipped_grad
 from dp_ilg.clipping.lots import clipped_lot, sum_lot
 from dp_ilg.geometry import layers
 from dp_ilg.geometry.geometry import Geometry
-from dp_ilg.importance import (
+from dp_ilg.noise.add_noise import add_importance_noise
+from dp_ilg.optimizers.adam import scale_by_noise_corrected_adam
+from dp_ilg.optimizers.aggregate import differentially_private_aggregate
+from dp_ilg.optimizers.averaging import average_iterates, averaged_params
+from dp_ilg.optimizers.balance import scale_by_balanced_adam
+from dp_ilg.optimizers.chains import chain, dp_adam_ilg
+from dp_ilg.optimizers.importance import (
     score_layer_importance,
     score_released_gradients,
     set_layer_importance,
 )
-from dp_ilg.noise.add_noise import add_importance_noise
-from dp_ilg.optimizers import chain, dp_adam_ilg
 from dp_ilg.projection.pca import private_pca
 from dp_ilg.sampling.poisson import PoissonSampler
 

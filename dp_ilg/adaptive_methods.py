@@ -14,7 +14,7 @@ from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.base import PrivateTransformation
 from dp_ilg.clipping.clip import clip_per_example
 from dp_ilg.noise.add_noise import add_importance_noise
-from dp_ilg.optimizers import chain
+from dp_ilg.optimizers.chains import chain
 from dp_ilg.plain_methods import descend, heavy_ball, keys, scale_by_adam
 from dp_ilg.quantile import adapt_clip_norm
 from dp_ilg.scaling import scale_coordinates

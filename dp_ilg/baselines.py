@@ -24,7 +24,7 @@ from dp_ilg.adaptive_methods import (
 from dp_ilg.base import PrivateTransformation
 from dp_ilg.clipping.clip import ClipMode, as_clip_mode, normalize
 from dp_ilg.geometry.rules import RULES
-from dp_ilg.optimizers import dp_adam_ilg
+from dp_ilg.optimizers.chains import dp_adam_ilg
 from dp_ilg.plain_methods import (
     automatic_clipping,
     dp_adam,

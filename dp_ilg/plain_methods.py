@@ -13,12 +13,12 @@ import optax
 
 from dp_ilg import validation
 from dp_ilg.accounting.plan import PrivacyPlan
-from dp_ilg.adam import scale_by_noise_corrected_adam, scale_by_wide_adam
 from dp_ilg.base import PrivateTransformation
 from dp_ilg.clipping.clip import clip_per_example, normalize
-from dp_ilg.importance import set_layer_importance
 from dp_ilg.noise.add_noise import add_importance_noise, fresh_key
-from dp_ilg.optimizers import chain
+from dp_ilg.optimizers.adam import scale_by_noise_corrected_adam, scale_by_wide_adam
+from dp_ilg.optimizers.chains import chain
+from dp_ilg.optimizers.importance import set_layer_importance
 
 
 def dp_sgd(

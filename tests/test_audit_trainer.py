@@ -22,7 +22,7 @@ from dp_ilg.experiments.trainer_audit_report import (
     bound_by_trials,
 )
 from dp_ilg.experiments.trainer_audit_residuals import draws, observe
-from dp_ilg.importance import score_layer_importance
+from dp_ilg.optimizers.importance import score_layer_importance
 from tests.audit_scene import scene_plan, trainer, with_links
 from tests.baseline_cases import CASES
 from tests.models import plan

@@ -9,7 +9,6 @@ import optax
 import dp_ilg
 from dp_ilg.accounting import schedules
 from dp_ilg.accounting.plan import PrivacyPlan
-from dp_ilg.averaging import average_iterates
 from dp_ilg.base import PrivateTransformation
 from dp_ilg.baselines import BASELINES
 from dp_ilg.experiments.config import (
@@ -21,6 +20,7 @@ from dp_ilg.experiments.config import (
 )
 from dp_ilg.experiments.fields import given, nearest
 from dp_ilg.geometry import layers
+from dp_ilg.optimizers.averaging import average_iterates
 from dp_ilg.projection.factor_pca import factor_releases
 
 

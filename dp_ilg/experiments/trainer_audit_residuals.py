@@ -24,8 +24,8 @@ from dp_ilg.experiments.trainer_audit import (
     tapped,
 )
 from dp_ilg.geometry.geometry import Geometry
-from dp_ilg.importance import ScoreLayerImportanceState
 from dp_ilg.noise.add_noise import multiplier_at, noise_stddev
+from dp_ilg.optimizers.importance import ScoreLayerImportanceState
 from dp_ilg.quantile import AdaptClipNormState
 
 

@@ -14,7 +14,7 @@ from dp_ilg.clipping.clip import clip_per_example
 from dp_ilg.geometry.geometry import Geometry
 from dp_ilg.geometry.layers import group
 from dp_ilg.noise.add_noise import fresh_key, gaussian_noise, released_mean
-from dp_ilg.wrappers import refuse_wrappers
+from dp_ilg.optimizers.wrappers import refuse_wrappers
 
 
 class DifferentiallyPrivateAggregateState(NamedTuple):

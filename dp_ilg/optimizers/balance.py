@@ -10,11 +10,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from dp_ilg import validation
-from dp_ilg.adam import scale_by_wide_adam
 from dp_ilg.base import Params, PrivateTransformation
 from dp_ilg.geometry.geometry import Geometry
 from dp_ilg.geometry.groups import Groups, accumulator, cut_batch, pieces_of
 from dp_ilg.geometry.layers import group
+from dp_ilg.optimizers.adam import scale_by_wide_adam
 
 _PATIENCE = 5  # steps before the coherence of so few releases is acted on
 

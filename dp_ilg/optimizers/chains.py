@@ -11,20 +11,20 @@ from jax.core import Tracer
 
 from dp_ilg import validation
 from dp_ilg.accounting.plan import PrivacyPlan
-from dp_ilg.adam import scale_by_noise_corrected_adam, scale_by_wide_adam
-from dp_ilg.balance import scale_by_balanced_adam
 from dp_ilg.base import ClippedGrad, Params, PrivateTransformation
 from dp_ilg.clipping.clip import ClipMode, as_clip_mode, clip_per_example
 from dp_ilg.geometry.geometry import Geometry
 from dp_ilg.geometry.layers import as_layering, group
 from dp_ilg.geometry.rules import Rule, as_rule
-from dp_ilg.importance import (
+from dp_ilg.noise.add_noise import add_importance_noise, fresh_key
+from dp_ilg.optimizers.adam import scale_by_noise_corrected_adam, scale_by_wide_adam
+from dp_ilg.optimizers.balance import scale_by_balanced_adam
+from dp_ilg.optimizers.importance import (
     score_layer_importance,
     score_released_gradients,
     set_layer_importance,
 )
-from dp_ilg.noise.add_noise import add_importance_noise, fresh_key
-from dp_ilg.wrappers import refuse_wrappers
+from dp_ilg.optimizers.wrappers import refuse_wrappers
 
 
 def chain(*transformations: optax.GradientTransformation) -> PrivateTransformation:
