@@ -11,7 +11,7 @@ import pytest
 
 import dp_ilg
 import dp_ilg.noise.add_noise
-from dp_ilg.baselines import BASELINES
+from dp_ilg.baselines.table import BASELINES
 from tests.models import noiseless, plan
 
 

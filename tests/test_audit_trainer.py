@@ -10,7 +10,7 @@ from scipy import stats
 
 import dp_ilg
 from dp_ilg.auditing.bounds import epsilon_lower_bound, gaussian_lower_bound
-from dp_ilg.baselines import BASELINES
+from dp_ilg.baselines.table import BASELINES
 from dp_ilg.experiments import trainer_audit_report
 from dp_ilg.experiments.canaries import attacks
 from dp_ilg.experiments.one_run import one_run

@@ -12,8 +12,8 @@ import optax
 import pytest
 
 import dp_ilg
-from dp_ilg import baselines
-from dp_ilg.baselines import BASELINES
+from dp_ilg.baselines import table
+from dp_ilg.baselines.table import BASELINES
 from dp_ilg.geometry.rules import RULES
 from tests.baseline_cases import (
     CASES,
@@ -318,7 +318,7 @@ def test_dp_adam_is_dp_adam_ilg_with_equal_weights():
 
 def test_an_unknown_method_is_one_sentence():
     with pytest.raises(ValueError, match="method is 'adam', but must be one of") as e:
-        baselines.baseline("adam")
+        table.baseline("adam")
     assert str(e.value).count(". ") == 0
     with pytest.raises(ValueError, match="dp_sgd has no option b1; it takes layers"):
         make("dp_sgd", b1=0.5)

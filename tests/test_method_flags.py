@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from dp_ilg.baselines import BASELINES
+from dp_ilg.baselines.table import BASELINES
 from dp_ilg.experiments import cli
 from dp_ilg.experiments.config import Config, OptimizerConfig, PrivacyConfig
 from dp_ilg.experiments.job import build_job

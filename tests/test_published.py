@@ -11,8 +11,8 @@ import pytest
 from scipy import stats
 
 import dp_ilg
-from dp_ilg import claims, published
-from dp_ilg.published import SETTINGS, PublishedSettings
+from dp_ilg.baselines import claims, published
+from dp_ilg.baselines.published import SETTINGS, PublishedSettings
 
 FACTS = dict(noise_multiplier=10.0, decay=0.5, batch_size=5, num_examples=12)
 SMALL = PublishedSettings(rho_total=0.06, **FACTS)  # pyright: ignore

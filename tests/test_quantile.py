@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import dp_ilg
+from dp_ilg.baselines.quantile import adapt_clip_norm
 from dp_ilg.noise.add_noise import noise_stddev
-from dp_ilg.quantile import adapt_clip_norm
 from tests.models import noiseless, plan
 from tests.test_noise import DRAWS, chi_square_accepts
 

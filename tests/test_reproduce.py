@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 import dp_ilg
+from dp_ilg.baselines.published import PublishedSettings
 from dp_ilg.experiments import cli, study_commands, table2, table3, table_runs
 from dp_ilg.experiments.data_files import DataError
 from dp_ilg.experiments.reproduce import REPRODUCTIONS, ReproduceOptions, RunLog
 from dp_ilg.experiments.resnet import ResNet
-from dp_ilg.published import PublishedSettings
 
 QUICK = ReproduceOptions(quick=True, seeds=1, only=("mnist",))
 

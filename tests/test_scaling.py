@@ -9,8 +9,8 @@ import optax
 import pytest
 
 import dp_ilg
+from dp_ilg.baselines.scaling import scale_coordinates
 from dp_ilg.geometry.coordinates import Coordinates
-from dp_ilg.scaling import scale_coordinates
 from tests.baseline_cases import make
 from tests.models import (
     mlp_batch,

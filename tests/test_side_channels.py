@@ -17,7 +17,7 @@ import scipy.stats
 from jax import lax
 
 import dp_ilg
-from dp_ilg.baselines import BASELINES
+from dp_ilg.baselines.table import BASELINES
 from dp_ilg.clipping.engine_table import ENGINES
 from dp_ilg.experiments import job, runner
 from dp_ilg.experiments.checkpoints import read_checkpoint, save_checkpoint

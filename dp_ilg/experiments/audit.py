@@ -21,7 +21,8 @@ import optax
 
 import dp_ilg
 from dp_ilg.auditing.bounds import epsilon_lower_bound
-from dp_ilg.claims import PublishedSettings
+from dp_ilg.baselines.claims import PublishedSettings
+from dp_ilg.baselines.published import dp_adam_ilg_without_guarantee
 from dp_ilg.experiments.audit_scene import (
     AuditOptions,
     Scene,
@@ -31,7 +32,6 @@ from dp_ilg.experiments.audit_scene import (
 from dp_ilg.experiments.fields import nearest
 from dp_ilg.experiments.reproduce import RunLog, tell
 from dp_ilg.experiments.table_runs import claimed
-from dp_ilg.published import dp_adam_ilg_without_guarantee
 
 _DELTA = 1e-5
 _CHOOSING = 0.2  # of all trials; the threshold is chosen on them

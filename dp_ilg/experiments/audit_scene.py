@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from dp_ilg import validation
-from dp_ilg.claims import SETTINGS, PublishedSettings
+from dp_ilg.baselines.claims import SETTINGS, PublishedSettings
 from dp_ilg.experiments.data import load_dataset
 from dp_ilg.experiments.linen_models import Mlp
 from dp_ilg.experiments.reproduce import ReproduceOptions

@@ -17,7 +17,7 @@ import numpy as np
 import dp_ilg
 from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.base import PrivateTransformation
-from dp_ilg.baselines import BASELINES
+from dp_ilg.baselines.table import BASELINES
 from dp_ilg.experiments import projection
 from dp_ilg.experiments.config import Config
 from dp_ilg.experiments.data import LOADERS, Dataset, load_dataset

@@ -10,7 +10,7 @@ import dp_ilg
 from dp_ilg.accounting import schedules
 from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.base import PrivateTransformation
-from dp_ilg.baselines import BASELINES
+from dp_ilg.baselines.table import BASELINES
 from dp_ilg.experiments.config import (
     Config,
     LearningRateConfig,

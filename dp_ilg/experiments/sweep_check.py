@@ -3,7 +3,7 @@
 import tomllib
 from pathlib import Path
 
-from dp_ilg.baselines import BASELINES
+from dp_ilg.baselines.table import BASELINES
 from dp_ilg.experiments.config import Config
 from dp_ilg.experiments.data import LOADERS
 from dp_ilg.experiments.fields import from_mapping

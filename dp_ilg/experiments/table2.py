@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dp_ilg.claims import (
+from dp_ilg.baselines.claims import (
     SETTINGS,
     PublishedSettings,
     claimed_epsilon,

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 import dp_ilg
+from dp_ilg.baselines.published import SETTINGS, PublishedSettings, claimed_epochs
 from dp_ilg.experiments.data import Dataset, load_dataset
 from dp_ilg.experiments.linen_models import Mlp
 from dp_ilg.experiments.reproduce import ReproduceOptions, RunLog, tell
@@ -24,7 +25,6 @@ from dp_ilg.experiments.table_runs import (
     run_published,
 )
 from dp_ilg.projection.pca import pca_releases, private_pca
-from dp_ilg.published import SETTINGS, PublishedSettings, claimed_epochs
 
 DELTA = 1e-5
 GUARANTEED = "with guarantee"

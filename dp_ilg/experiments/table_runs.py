@@ -17,9 +17,17 @@ import numpy as np
 import optax
 
 import dp_ilg
-from dp_ilg.claims import PublishedSettings, claimed_epsilon, claimed_noise_multipliers
+from dp_ilg.baselines.claims import (
+    PublishedSettings,
+    claimed_epsilon,
+    claimed_noise_multipliers,
+)
+from dp_ilg.baselines.published import (
+    claimed_epochs,
+    claimed_rho,
+    dp_adam_ilg_without_guarantee,
+)
 from dp_ilg.experiments.train_step import make_train_step
-from dp_ilg.published import claimed_epochs, claimed_rho, dp_adam_ilg_without_guarantee
 from dp_ilg.sampling.poisson import PoissonSampler
 
 _EVALUATE_AT_ONCE = 1000

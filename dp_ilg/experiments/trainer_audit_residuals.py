@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array
 
 from dp_ilg.base import ClippedGrad, Params
+from dp_ilg.baselines.quantile import AdaptClipNormState
 from dp_ilg.experiments.trainer_audit import (
     AuditedTrainer,
     joined,
@@ -26,7 +27,6 @@ from dp_ilg.experiments.trainer_audit import (
 from dp_ilg.geometry.geometry import Geometry
 from dp_ilg.noise.add_noise import multiplier_at, noise_stddev
 from dp_ilg.optimizers.importance import ScoreLayerImportanceState
-from dp_ilg.quantile import AdaptClipNormState
 
 
 class Seen(NamedTuple):

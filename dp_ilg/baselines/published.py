@@ -20,7 +20,7 @@ import optax
 from jaxtyping import Array
 
 from dp_ilg import validation
-from dp_ilg.claims import (
+from dp_ilg.baselines.claims import (
     SETTINGS,
     PublishedSettings,
     claimed_epochs,

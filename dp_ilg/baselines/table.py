@@ -14,24 +14,24 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from dp_ilg.accounting.plan import PrivacyPlan
-from dp_ilg.adaptive_methods import (
+from dp_ilg.base import PrivateTransformation
+from dp_ilg.baselines.adaptive import (
     adaclip,
     adadp,
     quantile_clipping,
     quantile_clipping_per_layer,
     scale_then_privatize,
 )
-from dp_ilg.base import PrivateTransformation
-from dp_ilg.clipping.clip import ClipMode, as_clip_mode, normalize
-from dp_ilg.geometry.rules import RULES
-from dp_ilg.optimizers.chains import dp_adam_ilg
-from dp_ilg.plain_methods import (
+from dp_ilg.baselines.plain import (
     automatic_clipping,
     dp_adam,
     dp_adam_bc,
     dp_sgd,
     dp_sgd_decay,
 )
+from dp_ilg.clipping.clip import ClipMode, as_clip_mode, normalize
+from dp_ilg.geometry.rules import RULES
+from dp_ilg.optimizers.chains import dp_adam_ilg
 
 __all__ = [
     "BASELINES",

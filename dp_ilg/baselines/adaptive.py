@@ -12,12 +12,12 @@ import optax
 from dp_ilg import validation
 from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.base import PrivateTransformation
+from dp_ilg.baselines.plain import descend, heavy_ball, keys, scale_by_adam
+from dp_ilg.baselines.quantile import adapt_clip_norm
+from dp_ilg.baselines.scaling import scale_coordinates
 from dp_ilg.clipping.clip import clip_per_example
 from dp_ilg.noise.add_noise import add_importance_noise
 from dp_ilg.optimizers.chains import chain
-from dp_ilg.plain_methods import descend, heavy_ball, keys, scale_by_adam
-from dp_ilg.quantile import adapt_clip_norm
-from dp_ilg.scaling import scale_coordinates
 
 
 def adadp(
@@ -183,7 +183,7 @@ def quantile_clipping(
 ) -> PrivateTransformation:
     """Quantile clipping: the clip norm follows a quantile of the norms; then Adam.
 
-    See `dp_ilg.quantile.adapt_clip_norm`.
+    See `dp_ilg.baselines.quantile.adapt_clip_norm`.
 
     Args:
         learning_rate: as in `dp_sgd`.
@@ -234,7 +234,7 @@ def quantile_clipping_per_layer(
     """Quantile clipping with a threshold for every layer; then Adam.
 
     Noise in a layer is in proportion to its threshold, see
-    `dp_ilg.quantile.adapt_clip_norm`.
+    `dp_ilg.baselines.quantile.adapt_clip_norm`.
 
     Args:
         learning_rate: as in `dp_sgd`.
