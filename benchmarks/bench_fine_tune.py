@@ -4,7 +4,7 @@
     python benchmarks/bench_fine_tune.py --rows lora:8 all:2
     python benchmarks/bench_fine_tune.py --toy
 
-A row is a way of tuning (a row of TUNINGS in dp_ilg/experiments/fine_tune.py) and a
+A row is a way of tuning (a row of TUNINGS in dp_ilg/training/fine_tune.py) and a
 batch. Weights are random: what is measured is time, resident memory (ru_maxrss) and
 XLA's temporary memory, and what is counted is work. Everybody is drawn in every step
 (q = 1), so that the batch has one size. One line a row goes to
@@ -33,9 +33,9 @@ import jax
 import jax.numpy as jnp
 
 import dp_ilg
-from dp_ilg.experiments.fine_tune import make_tuning_step, tune
 from dp_ilg.experiments.gpt2 import Gpt2, Gpt2Size, gpt2_loss, random_params
 from dp_ilg.experiments.reproduce import machine
+from dp_ilg.training.fine_tune import make_tuning_step, tune
 
 RESULTS = Path(__file__).parent / "results" / "fine_tune.jsonl"
 ROWS = ("lora:8", "bias:8", "all:2", "all:4")

@@ -24,10 +24,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import dp_ilg
-from dp_ilg.experiments.feeds import Feed
 from dp_ilg.experiments.shards import open_shards, write_shards
-from dp_ilg.experiments.sources import GatheredSource
-from dp_ilg.experiments.train_step import make_train_step
+from dp_ilg.training.feeds import Feed
+from dp_ilg.training.sources import GatheredSource
+from dp_ilg.training.step import make_train_step
 
 sys.path.insert(0, str(Path(__file__).parent))
 import step_records as records  # noqa: E402

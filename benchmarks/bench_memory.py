@@ -28,8 +28,8 @@ from step_models import build
 import dp_ilg
 from dp_ilg.clipping.memory import fit_microbatch
 from dp_ilg.experiments.reproduce import machine
-from dp_ilg.experiments.train_step import make_train_step
 from dp_ilg.sampling.poisson import take
+from dp_ilg.training.step import make_train_step
 
 RESULTS = Path(__file__).parent / "results" / "memory.jsonl"
 SIZES = (1024, 8192, 65_536)

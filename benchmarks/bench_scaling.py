@@ -67,8 +67,8 @@ def measure(row: dict[str, Any], mesh: Any) -> dict[str, Any]:
     import jax
     import numpy as np
 
-    from dp_ilg.experiments.mesh import Shardings, placed
-    from dp_ilg.experiments.mesh_rows import place_rows
+    from dp_ilg.training.mesh import Shardings, placed
+    from dp_ilg.training.mesh_rows import place_rows
 
     params = model(row["widths"])
     tx = optimizer()
@@ -139,7 +139,7 @@ def private_step(tx: Any, mesh: Any, at: Any) -> Any:
     import optax
 
     import dp_ilg
-    from dp_ilg.experiments.mesh import spread
+    from dp_ilg.training.mesh import spread
 
     grad_fn = spread(dp_ilg.clipped_grad(loss, l2_clip_norm=1.0), mesh)
 
@@ -158,7 +158,7 @@ def ordinary_sent(params: Any, batch: Any, mask: Any, mesh: Any) -> dict[str, in
     import jax.numpy as jnp
     import optax
 
-    from dp_ilg.experiments.mesh import Shardings
+    from dp_ilg.training.mesh import Shardings
 
     tx = optax.adam(1e-3)
     state = tx.init(params)

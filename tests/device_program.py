@@ -10,9 +10,9 @@ import numpy as np
 import optax
 
 import dp_ilg
-from dp_ilg.experiments import mesh as meshes
-from dp_ilg.experiments.train_step import make_train_step
 from dp_ilg.noise.normal import sharded_draws, standard_normals
+from dp_ilg.training import mesh as meshes
+from dp_ilg.training.step import make_train_step
 
 ROWS, GROUPS = 64, 4
 PARAMS = {

@@ -10,9 +10,9 @@ import optax
 import pytest
 
 import dp_ilg
-from dp_ilg.experiments.compiling import shapes_of, use_compile_cache
-from dp_ilg.experiments.feeds import Feed
-from dp_ilg.experiments.train_step import make_train_step
+from dp_ilg.training.compiling import shapes_of, use_compile_cache
+from dp_ilg.training.feeds import Feed
+from dp_ilg.training.step import make_train_step
 
 PLAN = dp_ilg.plan_privacy(
     noise_multiplier=1.0,

@@ -15,8 +15,8 @@ import pytest
 from dp_ilg.experiments import cli, hosts_worker, runner
 from dp_ilg.experiments.checkpoints import read_checkpoint
 from dp_ilg.experiments.hosts import Devices, Hosts, joined
-from dp_ilg.experiments.mesh_rows import OwnRows
 from dp_ilg.sampling.poisson import PoissonSampler
+from dp_ilg.training.mesh_rows import OwnRows
 
 ROOT = Path(__file__).parent.parent
 ROUNDING = 1e-5

@@ -23,7 +23,6 @@ from dp_ilg.experiments import (
     cli,
     environment,
     job,
-    memory_limits,
     run_folder,
     runner,
     trainer,
@@ -33,6 +32,7 @@ from dp_ilg.experiments.job import build_job, run_keys
 from dp_ilg.experiments.locks import locked
 from dp_ilg.experiments.runner import Interrupted, run_training, with_seed
 from dp_ilg.experiments.trainer import start
+from dp_ilg.training import memory_limits
 from tests.compiled import compiled_once  # noqa: F401 - a fixture
 from tests.test_trainer import (  # noqa: F401 - two fixtures among them
     SEED,

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from dp_ilg.experiments.feeds import Feed, FeedError, StepChunks
-from dp_ilg.experiments.memory_limits import OutOfMemory, memory_advice
 from dp_ilg.sampling.poisson import PoissonSampler, take
+from dp_ilg.training.feeds import Feed, FeedError, StepChunks
+from dp_ilg.training.memory_limits import OutOfMemory, memory_advice
 
 N, STEPS = 40, 6
 X = np.arange(N * 3, dtype=np.float32).reshape(N, 3)

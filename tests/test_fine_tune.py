@@ -10,9 +10,9 @@ import pytest
 from flax.core import FrozenDict, freeze, unfreeze
 
 import dp_ilg
-from dp_ilg.experiments.fine_tune import TUNINGS, make_tuning_step, tune
 from dp_ilg.experiments.gpt2 import Gpt2, Gpt2Size, gpt2_loss, random_params
-from dp_ilg.experiments.lora import adapters, merge, with_adapters
+from dp_ilg.training.fine_tune import TUNINGS, make_tuning_step, tune
+from dp_ilg.training.lora import adapters, merge, with_adapters
 
 MODULE = Gpt2(Gpt2Size(vocabulary=13, context=8, width=8, depth=1, heads=2))
 LOSS = gpt2_loss(MODULE)

@@ -11,7 +11,7 @@ import pytest
 import dp_ilg
 from dp_ilg.clipping.lots import lot_accumulator
 from dp_ilg.clipping.memory import fit_microbatch, temporary_bytes
-from dp_ilg.experiments.train_step import make_train_step
+from dp_ilg.training.step import make_train_step
 
 MIB = 2**20
 

@@ -16,14 +16,14 @@ from dp_ilg.experiments.cli import main
 from dp_ilg.experiments.data import Dataset, load_dataset
 from dp_ilg.experiments.data_files import DataError
 from dp_ilg.experiments.shards import ShardedArray, open_shards, write_shards
-from dp_ilg.experiments.sources import (
+from dp_ilg.sampling.poisson import take
+from dp_ilg.training.sources import (
     GatheredSource,
     Source,
     is_folder_name,
     load_folder,
     save_dataset,
 )
-from dp_ilg.sampling.poisson import take
 
 N = 23
 X = np.arange(N * 6, dtype=np.float32).reshape(N, 2, 3)
@@ -297,8 +297,8 @@ def test_the_command_says_what_training_would(tmp_path, capsys):
 
 def test_a_feed_of_shards_has_the_batches_of_memory(tmp_path):
     """The small form of the next test."""
-    from dp_ilg.experiments.feeds import Feed
     from dp_ilg.sampling.poisson import PoissonSampler
+    from dp_ilg.training.feeds import Feed
 
     digits = load_dataset("digits")
     found = load_folder(save_dataset(digits, tmp_path / "digits", 400))
@@ -368,8 +368,8 @@ def test_sources_of_other_libraries_have_one_interface():
 def test_grain_and_datasets_through_a_feed(library):
     """Both are in the extra ``data``; see tests/test_sampling.py for their rows."""
     module = pytest.importorskip(library, reason=f"{library} is not installed")
-    from dp_ilg.experiments.feeds import Feed
     from dp_ilg.sampling.poisson import PoissonSampler
+    from dp_ilg.training.feeds import Feed
 
     rows = [{"x": x, "y": int(y)} for x, y in zip(X, Y, strict=True)]
     if library == "grain":

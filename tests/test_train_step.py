@@ -12,7 +12,7 @@ from flax.training.train_state import TrainState
 import dp_ilg
 from dp_ilg.experiments.model_sizes import Facts
 from dp_ilg.experiments.models import build_model
-from dp_ilg.experiments.train_step import (
+from dp_ilg.training.step import (
     make_train_step,
     nnx_step,
     train_state_step,

@@ -163,9 +163,9 @@ def _train(
     json: bool,
     devices: Devices,
 ) -> None:
-    from dp_ilg.experiments.compiling import use_compile_cache
     from dp_ilg.experiments.progress import progress_bar
     from dp_ilg.experiments.runner import Interrupted, run_training
+    from dp_ilg.training.compiling import use_compile_cache
 
     if resume and run_dir is None:
         raise ValueError("--resume needs --run-dir, the folder to go on with.")

@@ -24,10 +24,7 @@ from dp_ilg.experiments.config import config_from_mapping, config_to_toml
 from dp_ilg.experiments.environment import environment
 from dp_ilg.experiments.hosts import Devices, Hosts
 from dp_ilg.experiments.job import Job
-from dp_ilg.experiments.mesh import Shardings, placed, spread, whole
-from dp_ilg.experiments.mesh_rows import OwnRows, place_rows
 from dp_ilg.experiments.run_folder import differing_field, identity
-from dp_ilg.experiments.train_step import make_train_step
 from dp_ilg.experiments.trainer import (
     Position,
     Records,
@@ -35,6 +32,9 @@ from dp_ilg.experiments.trainer import (
     Watch,
     make_tools,
 )
+from dp_ilg.training.mesh import Shardings, placed, spread, whole
+from dp_ilg.training.mesh_rows import OwnRows, place_rows
+from dp_ilg.training.step import make_train_step
 
 _PATIENCE_SECONDS = 5.0  # for others to hear of a failure between two steps
 

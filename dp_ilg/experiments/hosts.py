@@ -19,7 +19,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from dp_ilg.experiments.mesh import make_mesh
+from dp_ilg.training.mesh import make_mesh
 from dp_ilg.validation import positive, whole
 
 _POLL_MILLISECONDS = 500

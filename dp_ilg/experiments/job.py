@@ -23,7 +23,6 @@ from dp_ilg.experiments.config import Config
 from dp_ilg.experiments.data import LOADERS, Dataset, load_dataset
 from dp_ilg.experiments.features import feature_names, with_features
 from dp_ilg.experiments.holdout import hold_out
-from dp_ilg.experiments.memory_limits import budgeted
 from dp_ilg.experiments.model_sizes import Facts
 from dp_ilg.experiments.models import Model, build_model
 from dp_ilg.experiments.recipe import (
@@ -33,9 +32,10 @@ from dp_ilg.experiments.recipe import (
     make_plan,
     method_options,
 )
-from dp_ilg.experiments.sources import is_folder_name, load_folder
 from dp_ilg.geometry.rules import RULES
 from dp_ilg.projection.factor_pca import FactorPca
+from dp_ilg.training.memory_limits import budgeted
+from dp_ilg.training.sources import is_folder_name, load_folder
 
 
 class RunKeys(NamedTuple):

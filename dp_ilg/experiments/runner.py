@@ -23,7 +23,6 @@ from dp_ilg.experiments.environment import check_repeatable
 from dp_ilg.experiments.hosts import Devices, joined
 from dp_ilg.experiments.job import Job, build_job, ready, run_keys
 from dp_ilg.experiments.locks import locked
-from dp_ilg.experiments.memory_limits import memory_advice
 from dp_ilg.experiments.report import write_report
 from dp_ilg.experiments.run_folder import (
     RunFolder,
@@ -40,6 +39,7 @@ from dp_ilg.experiments.trainer import (
     start,
     train,
 )
+from dp_ilg.training.memory_limits import memory_advice
 
 _ONE_DEVICE = Devices()
 _PACKAGES = ("dp_ilg", "jax", "jaxlib", "optax", "flax", "dp-accounting", "numpy")

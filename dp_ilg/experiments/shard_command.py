@@ -60,7 +60,7 @@ def shards(
 
     def work() -> None:
         from dp_ilg.experiments.data import load_dataset
-        from dp_ilg.experiments.sources import save_dataset
+        from dp_ilg.training.sources import save_dataset
 
         if data is not None:
             where = None if data_dir is None else Path(data_dir)
@@ -73,7 +73,7 @@ def shards(
 def _checked(folder: Path) -> dict[str, Any]:
     """Reads every file of the folder and of its parts, then as training would."""
     from dp_ilg.experiments.shards import INDEX, open_shards, read_index
-    from dp_ilg.experiments.sources import load_folder
+    from dp_ilg.training.sources import load_folder
 
     found = open_shards(folder)
     parts = [open_shards(path.parent) for path in sorted(folder.glob(f"*/{INDEX}"))]

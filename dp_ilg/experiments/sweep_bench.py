@@ -21,7 +21,6 @@ from dp_ilg.experiments.data import Dataset
 from dp_ilg.experiments.data_files import DataError
 from dp_ilg.experiments.job import Job, build_job, load_data, ready, run_keys
 from dp_ilg.experiments.recipe import make_optimizer, make_plan
-from dp_ilg.experiments.train_step import Chunks, make_train_step
 from dp_ilg.experiments.trainer import (
     Position,
     Tools,
@@ -32,6 +31,7 @@ from dp_ilg.experiments.trainer import (
     start,
     train,
 )
+from dp_ilg.training.step import Chunks, make_train_step
 
 _KEPT = 6  # projected data sets of one task: tuning's and one for each seed
 _MEMORY = Path("/dev/shm")  # a ledger that need not outlive its run is not synced

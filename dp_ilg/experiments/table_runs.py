@@ -27,8 +27,8 @@ from dp_ilg.baselines.published import (
     claimed_rho,
     dp_adam_ilg_without_guarantee,
 )
-from dp_ilg.experiments.train_step import make_train_step
 from dp_ilg.sampling.poisson import PoissonSampler
+from dp_ilg.training.step import make_train_step
 
 _EVALUATE_AT_ONCE = 1000
 

@@ -16,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from dp_ilg.base import PrivateTransformation
-from dp_ilg.experiments.feeds import Feed
 from dp_ilg.experiments.job import Job
-from dp_ilg.experiments.train_step import TrainStep, make_train_step
 from dp_ilg.noise.add_noise import noise_stddev
 from dp_ilg.optimizers.averaging import averaged_params
 from dp_ilg.sampling.poisson import PoissonSampler, take
+from dp_ilg.training.feeds import Feed
+from dp_ilg.training.step import TrainStep, make_train_step
 
 _EVAL_ROWS = 1000
 _AHEAD = 2  # chunks fetched before their step begins

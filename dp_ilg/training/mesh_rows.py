@@ -11,8 +11,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dp_ilg.experiments.mesh import row_sharding
 from dp_ilg.sampling.poisson import Chunk, PoissonSampler
+from dp_ilg.training.mesh import row_sharding
 
 
 class OwnRows(PoissonSampler):
@@ -95,7 +95,7 @@ def place_rows(mesh: Mesh, batch: Any) -> Any:
         Arrays of the whole mesh, of which this process holds its own rows.
 
     Example:
-        >>> from dp_ilg.experiments.mesh import make_mesh
+        >>> from dp_ilg.training.mesh import make_mesh
         >>> place_rows(make_mesh(1, 1), np.ones((2, 3))).shape
         (2, 3)
     """

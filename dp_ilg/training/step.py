@@ -29,7 +29,7 @@ def make_train_step(
     Args:
         grad_fn: what `dp_ilg.clipped_grad` returned.
         tx: a private optimizer, such as `dp_ilg.dp_adam_ilg`.
-        shardings: the `dp_ilg.experiments.mesh.Shardings` of a mesh of devices, where
+        shardings: the `dp_ilg.training.mesh.Shardings` of a mesh of devices, where
             `grad_fn` is what ``spread`` made of it; None on one device.
 
     Returns:

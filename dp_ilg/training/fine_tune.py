@@ -16,8 +16,8 @@ import optax
 import dp_ilg
 from dp_ilg.base import Example, LossFn, Params, PrivateTransformation
 from dp_ilg.experiments.fields import nearest
-from dp_ilg.experiments.lora import adapters, with_adapters
 from dp_ilg.geometry.layers import paths
+from dp_ilg.training.lora import adapters, with_adapters
 
 Where = Callable[[tuple[str, ...]], bool]
 
@@ -191,7 +191,7 @@ def make_tuning_step(
         ``(trained, state)``; a jitted function, with ``lower`` for its cost.
 
     Privacy:
-        As `dp_ilg.experiments.train_step.make_train_step`, for the trained part.
+        As `dp_ilg.training.step.make_train_step`, for the trained part.
 
     Example:
         >>> import jax.numpy as jnp

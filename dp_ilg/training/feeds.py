@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import jax
 
 from dp_ilg import validation
-from dp_ilg.experiments.memory_limits import ran_out
 from dp_ilg.sampling.poisson import Chunk, PoissonSampler, take
+from dp_ilg.training.memory_limits import ran_out
 
 Batch = tuple[Any, Any]  # (examples, is_padding_example)
 _POLL_SECONDS = 0.1  # how long a thread whose reader is gone takes to notice
@@ -99,7 +99,7 @@ class Feed:
 
         Args:
             source: what `dp_ilg.sampling.poisson.take` reads, or an object with
-                ``rows(indices)`` (`dp_ilg.experiments.sources.Source`).
+                ``rows(indices)`` (`dp_ilg.training.sources.Source`).
             sampler: says which rows a step has; it needs a number of steps.
             first: the step to begin with.
             ahead: chunks that may wait; 0 fetches when asked, without a thread.

@@ -108,7 +108,7 @@ def memory_advice(microbatch: Callable[[], int]) -> Iterator[None]:
         >>> with memory_advice(lambda: 64):
         ...     raise MemoryError
         Traceback (most recent call last):
-        dp_ilg.experiments.memory_limits.OutOfMemory: Out of memory with a micro-batch \
+        dp_ilg.training.memory_limits.OutOfMemory: Out of memory with a micro-batch \
 of 64; try --run.microbatch-size 32, or a smaller --run.chunk-size, in a new run folder.
     """
     try:
