@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from accuracy import commit, finished  # noqa: E402
 from bench_core import machine  # noqa: E402
 
-from dp_ilg.experiments.config import Config, read_config  # noqa: E402
+from dp_ilg.experiments.config.schema import Config, read_config  # noqa: E402
 from dp_ilg.experiments.sweep_bench import Bench  # noqa: E402
 from dp_ilg.geometry.rules import RULES, power_rule  # noqa: E402
 

@@ -35,7 +35,7 @@ from bench_core import machine  # noqa: E402
 
 import dp_ilg  # noqa: E402
 from dp_ilg.clipping.clip import as_clip_mode  # noqa: E402
-from dp_ilg.experiments.config import Config, read_config  # noqa: E402
+from dp_ilg.experiments.config.schema import Config, read_config  # noqa: E402
 from dp_ilg.experiments.job import Job, build_job, run_keys  # noqa: E402
 from dp_ilg.experiments.recipe import layering  # noqa: E402
 from dp_ilg.sampling.poisson import PoissonSampler  # noqa: E402

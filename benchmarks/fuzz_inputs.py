@@ -36,7 +36,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "fuzz_inputs.jsonl"
 READERS = (  # whose code atheris follows
     "dp_ilg.experiments.data_files",
     "dp_ilg.experiments.data_adult",
-    "dp_ilg.experiments.fields",
+    "dp_ilg.experiments.config.fields",
     "dp_ilg.experiments.run_record",
     "dp_ilg.accounting.plan",
     "dp_ilg.accounting.sealing",

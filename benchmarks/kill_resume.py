@@ -46,7 +46,7 @@ from accuracy import commit  # noqa: E402
 from bench_core import machine  # noqa: E402
 
 from dp_ilg.experiments import environment, job, report, runner, trainer  # noqa: E402
-from dp_ilg.experiments.config import (  # noqa: E402
+from dp_ilg.experiments.config.schema import (  # noqa: E402
     Config,
     ModelConfig,
     PrivacyConfig,

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from dp_ilg.accounting.ledger import PrivacyLedger
-from dp_ilg.experiments.config import Config, read_config
+from dp_ilg.experiments.config.schema import Config, read_config
 from dp_ilg.experiments.job import build_job, load_data, run_keys
 from dp_ilg.experiments.reproduce import machine
 from dp_ilg.experiments.trainer import Watch, make_tools, start, train

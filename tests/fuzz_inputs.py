@@ -23,7 +23,7 @@ import numpy as np
 from dp_ilg.accounting.ledger import PrivacyLedger
 from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.experiments import cli, data_adult, runner
-from dp_ilg.experiments.config import Config, config_to_toml, read_config
+from dp_ilg.experiments.config.schema import Config, config_to_toml, read_config
 from dp_ilg.experiments.data_files import DataError, read_idx, read_npz
 from dp_ilg.experiments.run_record import read_run
 

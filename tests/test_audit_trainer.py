@@ -233,7 +233,7 @@ def test_the_scene_keeps_rate_noise_and_schedule(rate):
 
 
 def test_targets_are_run_folders_files_and_shipped_names(tmp_path):
-    from dp_ilg.experiments.config import Config, config_to_toml
+    from dp_ilg.experiments.config.schema import Config, config_to_toml
 
     assert _read("mnist_cnn")[0].model.name == "cnn"
     path = tmp_path / "own.toml"

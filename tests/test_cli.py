@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dp_ilg.experiments import cli, progress, runner
-from dp_ilg.experiments.config import config_to_toml, read_config
+from dp_ilg.experiments.config.schema import config_to_toml, read_config
 from tests.compiled import compiled_once  # noqa: F401 - a fixture
 
 CONFIGS = Path(__file__).parent.parent / "configs"

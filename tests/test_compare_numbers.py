@@ -12,7 +12,12 @@ from scipy import stats
 
 from dp_ilg.experiments import job
 from dp_ilg.experiments.compare_statistics import Difference, paired_difference
-from dp_ilg.experiments.config import Config, DataConfig, PrivacyConfig, RunConfig
+from dp_ilg.experiments.config.schema import (
+    Config,
+    DataConfig,
+    PrivacyConfig,
+    RunConfig,
+)
 from dp_ilg.experiments.data import load_dataset
 from dp_ilg.experiments.holdout import hold_out
 from dp_ilg.experiments.runner import run_training

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dp_ilg.experiments.config import (
+from dp_ilg.experiments.config.schema import (
     BlockConfig,
     Config,
     LearningRateConfig,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dp_ilg.experiments import features
-from dp_ilg.experiments.config import Config, DataConfig
+from dp_ilg.experiments.config.schema import Config, DataConfig
 from dp_ilg.experiments.data import Dataset, load_dataset
 from dp_ilg.experiments.features import FEATURES, cache_folder, with_features
 from dp_ilg.experiments.job import load_data

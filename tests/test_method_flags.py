@@ -6,7 +6,7 @@ import pytest
 
 from dp_ilg.baselines.table import BASELINES
 from dp_ilg.experiments import cli
-from dp_ilg.experiments.config import Config, OptimizerConfig, PrivacyConfig
+from dp_ilg.experiments.config.schema import Config, OptimizerConfig, PrivacyConfig
 from dp_ilg.experiments.job import build_job
 from dp_ilg.experiments.recipe import method_options
 

@@ -9,8 +9,8 @@ import pytest
 
 from dp_ilg.experiments import projection, runner, trainer, trainer_audit
 from dp_ilg.experiments.cli import main
-from dp_ilg.experiments.config import Config, config_from_mapping, config_to_toml
-from dp_ilg.experiments.config_data import DataConfig, ProjectionConfig
+from dp_ilg.experiments.config.data import DataConfig, ProjectionConfig
+from dp_ilg.experiments.config.schema import Config, config_from_mapping, config_to_toml
 from dp_ilg.experiments.export import export_parameters
 from dp_ilg.experiments.job import build_job, ready, run_keys
 from dp_ilg.experiments.run_folder import identity

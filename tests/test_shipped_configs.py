@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dp_ilg.experiments import runner
-from dp_ilg.experiments.config import read_config
+from dp_ilg.experiments.config.schema import read_config
 from dp_ilg.experiments.data_adult import CATEGORIES, NUMBERS
 from dp_ilg.experiments.data_flights import AIRPORTS
 from dp_ilg.experiments.job import build_job

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dp_ilg.experiments import text_data
-from dp_ilg.experiments.config import Config, ModelConfig, PrivacyConfig
+from dp_ilg.experiments.config.schema import Config, ModelConfig, PrivacyConfig
 from dp_ilg.experiments.data import Dataset
 from dp_ilg.experiments.job import build_job, run_keys
 from dp_ilg.experiments.layer_study import measure, noise_energy_ratio

@@ -19,7 +19,7 @@ import pytest
 
 import dp_ilg
 from dp_ilg.experiments import checkpoints, run_folder, runner
-from dp_ilg.experiments.config import (
+from dp_ilg.experiments.config.schema import (
     Config,
     LearningRateConfig,
     ModelConfig,

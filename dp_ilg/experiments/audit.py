@@ -29,7 +29,7 @@ from dp_ilg.experiments.audit_scene import (
     audit_settings,
     make_scene,
 )
-from dp_ilg.experiments.fields import nearest
+from dp_ilg.experiments.config.fields import nearest
 from dp_ilg.experiments.reproduce import RunLog, tell
 from dp_ilg.experiments.table_runs import claimed
 

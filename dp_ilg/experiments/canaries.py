@@ -95,7 +95,7 @@ def families(observer: Observer, seed: int) -> list[Family]:
         Two families. A canary for the score is left out where nothing is scored.
 
     Example:
-        >>> from dp_ilg.experiments.config import Config
+        >>> from dp_ilg.experiments.config.schema import Config
         >>> from dp_ilg.experiments.trainer_audit import audited_trainer
         >>> from dp_ilg.experiments.trainer_audit_residuals import observe
         >>> found = families(observe(audited_trainer(Config(), max_steps=2)), 0)
@@ -174,7 +174,7 @@ def attacks(
         or not, or one that takes another's place.
 
     Example:
-        >>> from dp_ilg.experiments.config import Config, ModelConfig
+        >>> from dp_ilg.experiments.config.schema import Config, ModelConfig
         >>> from dp_ilg.experiments.trainer_audit import audited_trainer
         >>> from dp_ilg.experiments.trainer_audit_residuals import observe
         >>> config = Config(model=ModelConfig("linear"))

@@ -27,8 +27,8 @@ from dp_ilg.experiments.commands import (
     show,
 )
 from dp_ilg.experiments.compare_command import compare
-from dp_ilg.experiments.config import Config, read_config
-from dp_ilg.experiments.fields import nearest
+from dp_ilg.experiments.config.fields import nearest
+from dp_ilg.experiments.config.schema import Config, read_config
 from dp_ilg.experiments.hosts import GONE, Devices, LostProcess
 from dp_ilg.experiments.hosts_worker import LOST, is_worker, supervised
 from dp_ilg.experiments.shard_command import shards

@@ -11,7 +11,7 @@ import tyro
 
 import dp_ilg
 from dp_ilg.accounting.plan import PrivacyPlan
-from dp_ilg.experiments.config import ScheduleConfig
+from dp_ilg.experiments.config.schema import ScheduleConfig
 
 Accountant = Literal["pld", "rdp", "zcdp"]
 Relation = Literal["add_or_remove_one", "replace_one"]

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dp_ilg.experiments.config import config_from_mapping, config_to_toml
+from dp_ilg.experiments.config.schema import config_from_mapping, config_to_toml
 from dp_ilg.experiments.environment import environment
 from dp_ilg.experiments.hosts import Devices, Hosts
 from dp_ilg.experiments.job import Job

@@ -21,8 +21,8 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
+from dp_ilg.experiments.config.fields import nearest
 from dp_ilg.experiments.data import Dataset
-from dp_ilg.experiments.fields import nearest
 from dp_ilg.experiments.scattering import (
     NUM_COEFFICIENTS,
     photo_features,

@@ -19,7 +19,7 @@ from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.base import PrivateTransformation
 from dp_ilg.baselines.table import BASELINES
 from dp_ilg.experiments import projection
-from dp_ilg.experiments.config import Config
+from dp_ilg.experiments.config.schema import Config
 from dp_ilg.experiments.data import LOADERS, Dataset, load_dataset
 from dp_ilg.experiments.features import feature_names, with_features
 from dp_ilg.experiments.holdout import hold_out

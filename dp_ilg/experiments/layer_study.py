@@ -93,7 +93,7 @@ def measure(job: Job, position: Position, rows: int = 2048) -> dict[str, Any]:
         None: raw norms of the data. For public data only.
 
     Example:
-        >>> from dp_ilg.experiments.config import Config
+        >>> from dp_ilg.experiments.config.schema import Config
         >>> from dp_ilg.experiments.job import build_job, run_keys
         >>> job = build_job(Config())
         >>> found = measure(job, start(job, run_keys(0)), rows=64)
@@ -140,7 +140,7 @@ def study(job: Job, keys: RunKeys, stop: int, rows: int = 2048) -> list[dict[str
         None, as for `measure`.
 
     Example:
-        >>> from dp_ilg.experiments.config import Config
+        >>> from dp_ilg.experiments.config.schema import Config
         >>> from dp_ilg.experiments.job import build_job, run_keys
         >>> found = study(build_job(Config()), run_keys(0), stop=2, rows=64)
         >>> [record["step"] for record in found]

@@ -20,7 +20,7 @@ from dp_ilg.experiments import (
     transformer_linen,
     transformer_nnx,
 )
-from dp_ilg.experiments.fields import nearest
+from dp_ilg.experiments.config.fields import nearest
 from dp_ilg.experiments.model_sizes import SIZES, Facts, check_sizes
 
 

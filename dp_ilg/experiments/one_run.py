@@ -48,7 +48,7 @@ def one_run(observer: Observer, canaries: int, seed: int) -> OneRun:
         epsilon for adding or removing one example.
 
     Example:
-        >>> from dp_ilg.experiments.config import Config
+        >>> from dp_ilg.experiments.config.schema import Config
         >>> from dp_ilg.experiments.trainer_audit import audited_trainer
         >>> from dp_ilg.experiments.trainer_audit_residuals import observe
         >>> found = one_run(observe(audited_trainer(Config(), max_steps=2)), 40, 0)

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dp_ilg.experiments.config_data import ProjectionConfig
+from dp_ilg.experiments.config.data import ProjectionConfig
 from dp_ilg.experiments.data import Dataset
 from dp_ilg.projection.factor_pca import FactorPca, private_factor_pca
 

@@ -11,14 +11,14 @@ from dp_ilg.accounting import schedules
 from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.base import PrivateTransformation
 from dp_ilg.baselines.table import BASELINES
-from dp_ilg.experiments.config import (
+from dp_ilg.experiments.config.fields import given, nearest
+from dp_ilg.experiments.config.schema import (
     Config,
     LearningRateConfig,
     OptimizerConfig,
     PrivacyConfig,
     ScheduleConfig,
 )
-from dp_ilg.experiments.fields import given, nearest
 from dp_ilg.geometry import layers
 from dp_ilg.optimizers.averaging import average_iterates
 from dp_ilg.projection.factor_pca import factor_releases

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dp_ilg import validation
-from dp_ilg.experiments.fields import nearest
+from dp_ilg.experiments.config.fields import nearest
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from dp_ilg.accounting.ledger import PrivacyLedger
 from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.experiments import projection
 from dp_ilg.experiments.checkpoints import save_checkpoint
-from dp_ilg.experiments.config import Config, config_to_toml, read_config
+from dp_ilg.experiments.config.schema import Config, config_to_toml, read_config
 from dp_ilg.experiments.environment import environment
 from dp_ilg.experiments.job import Job
 from dp_ilg.experiments.locks import locked
@@ -340,7 +340,7 @@ def differing_field(one: Config, other: Config) -> str | None:
         A line like ``run.eval_every is 25, not 10``, or None.
 
     Example:
-        >>> from dp_ilg.experiments.config import DataConfig
+        >>> from dp_ilg.experiments.config.schema import DataConfig
         >>> differing_field(Config(), Config(data=DataConfig("mnist")))
         "data.name is 'digits', not 'mnist'"
     """

@@ -17,7 +17,7 @@ import numpy as np
 
 from dp_ilg.accounting.ledger import PrivacyLedger
 from dp_ilg.experiments.checkpoints import load_checkpoint
-from dp_ilg.experiments.config import Config
+from dp_ilg.experiments.config.schema import Config
 from dp_ilg.experiments.distributed import Team, deaf_to_interrupts
 from dp_ilg.experiments.environment import check_repeatable
 from dp_ilg.experiments.hosts import Devices, joined

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dp_ilg.experiments.config import Config, config_from_mapping, read_config
-from dp_ilg.experiments.fields import nearest, required
+from dp_ilg.experiments.config.fields import nearest, required
+from dp_ilg.experiments.config.schema import Config, config_from_mapping, read_config
 from dp_ilg.validation import fraction, positive, whole
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from dp_ilg.accounting.ledger import PrivacyLedger
 from dp_ilg.accounting.plan import PrivacyPlan
-from dp_ilg.experiments.config import Config, DataConfig
+from dp_ilg.experiments.config.schema import Config, DataConfig
 from dp_ilg.experiments.data import Dataset
 from dp_ilg.experiments.data_files import DataError
 from dp_ilg.experiments.job import Job, build_job, load_data, ready, run_keys
@@ -63,7 +63,7 @@ class Bench:
         are published, so its runs are measurements and protect nobody.
 
     Example:
-        >>> from dp_ilg.experiments.config import PrivacyConfig, RunConfig
+        >>> from dp_ilg.experiments.config.schema import PrivacyConfig, RunConfig
         >>> config = Config(privacy=PrivacyConfig(num_steps=2, accountant="rdp"),
         ...     run=RunConfig(seed=0))
         >>> found = Bench(None).run(config, "digits")

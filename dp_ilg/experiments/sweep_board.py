@@ -237,7 +237,7 @@ def run_record(run: Run, found: Mapping[str, Any]) -> dict[str, Any]:
         JSON values; the accuracy's name says on which examples it was measured.
 
     Example:
-        >>> from dp_ilg.experiments.config import Config
+        >>> from dp_ilg.experiments.config.schema import Config
         >>> run = Run(Cell("a", "b", 1.0), "tuning", Choice(0.1, "", 0), 0, Config())
         >>> run_record(run, {"status": "done", "accuracy": 0.5})["accuracy_on"]
         'held-out training examples'

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dp_ilg.experiments.config import config_to_toml
+from dp_ilg.experiments.config.schema import config_to_toml
 from dp_ilg.experiments.sweep_board import Board
 from dp_ilg.experiments.sweep_runs import Run
 

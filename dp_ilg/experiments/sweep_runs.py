@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from dp_ilg.experiments.config import Config
+from dp_ilg.experiments.config.schema import Config
 from dp_ilg.experiments.sweep import Grid, Sweep, merged
 
 

@@ -15,7 +15,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, TextIO
 
-from dp_ilg.experiments.config import config_from_mapping
+from dp_ilg.experiments.config.schema import config_from_mapping
 from dp_ilg.experiments.sweep_bench import Bench
 
 

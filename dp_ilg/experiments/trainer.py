@@ -86,7 +86,7 @@ def start(job: Job, keys: Any) -> Position:
         Fresh parameters and optimizer state.
 
     Example:
-        >>> from dp_ilg.experiments.config import Config
+        >>> from dp_ilg.experiments.config.schema import Config
         >>> from dp_ilg.experiments.job import build_job, run_keys
         >>> start(build_job(Config()), run_keys(0)).step
         0
@@ -145,7 +145,7 @@ def make_tools(job: Job) -> Tools:
         Step and evaluation.
 
     Example:
-        >>> from dp_ilg.experiments.config import Config
+        >>> from dp_ilg.experiments.config.schema import Config
         >>> from dp_ilg.experiments.job import build_job
         >>> callable(make_tools(build_job(Config())).step)
         True
@@ -225,7 +225,7 @@ def accuracy_fn(job: Job) -> Callable[[Any], float]:
         Reads the test set only, which the guarantee does not cover.
 
     Example:
-        >>> from dp_ilg.experiments.config import Config
+        >>> from dp_ilg.experiments.config.schema import Config
         >>> from dp_ilg.experiments.job import build_job
         >>> job = build_job(Config())
         >>> 0 <= accuracy_fn(job)(job.model.init(jax.random.key(0))) <= 1
@@ -255,7 +255,7 @@ def perplexity_fn(job: Job) -> Callable[[Any], float] | None:
         As for `accuracy_fn`: it reads the test set only.
 
     Example:
-        >>> from dp_ilg.experiments.config import Config
+        >>> from dp_ilg.experiments.config.schema import Config
         >>> from dp_ilg.experiments.job import build_job
         >>> perplexity_fn(build_job(Config())) is None
         True

@@ -24,7 +24,7 @@ from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.base import ClippedGrad, LossFn, Params, PrivateTransformation
 from dp_ilg.experiments import projection
 from dp_ilg.experiments.checkpoints import load_checkpoint, save_checkpoint
-from dp_ilg.experiments.config import Config, LearningRateConfig
+from dp_ilg.experiments.config.schema import Config, LearningRateConfig
 from dp_ilg.experiments.data import Dataset
 from dp_ilg.experiments.job import Job, build_job, load_data, ready, run_keys
 from dp_ilg.projection.factor_pca import FactorPca
@@ -53,7 +53,7 @@ class AuditedTrainer:
         resume: what a run holds (any tree) -> the same after being stopped.
 
     Example:
-        >>> from dp_ilg.experiments.config import Config
+        >>> from dp_ilg.experiments.config.schema import Config
         >>> trainer = audited_trainer(Config(), max_steps=3)
         >>> trainer.plan.num_steps, trainer.plan.batch_size
         (3, 13)

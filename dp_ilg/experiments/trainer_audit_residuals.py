@@ -195,7 +195,7 @@ def observe(trainer: AuditedTrainer) -> Observer:
         ValueError: for a charged scorer whose releases no row of `SCORES` can read.
 
     Example:
-        >>> from dp_ilg.experiments.config import Config
+        >>> from dp_ilg.experiments.config.schema import Config
         >>> from dp_ilg.experiments.trainer_audit import audited_trainer
         >>> observe(audited_trainer(Config(), max_steps=2)).place
         1

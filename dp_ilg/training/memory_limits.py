@@ -48,7 +48,7 @@ def budgeted(
 
     Example:
         >>> import dp_ilg, jax.numpy as jnp, numpy as np
-        >>> from dp_ilg.experiments.config_run import RunConfig
+        >>> from dp_ilg.experiments.config.run import RunConfig
         >>> plan = dp_ilg.plan_privacy(noise_multiplier=1.0, delta=1e-5,
         ...     num_examples=100, batch_size=20, num_steps=1)
         >>> loss = lambda p, x: jnp.sum(jnp.tanh(x @ p))

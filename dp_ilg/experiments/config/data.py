@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from dp_ilg.experiments.fields import required
+from dp_ilg.experiments.config.fields import required
 from dp_ilg.validation import fraction, positive, whole
 
 

@@ -238,7 +238,7 @@ def json_rows(row: type) -> PrimitiveConstructorSpec:
         What tyro needs to read and show such a flag.
 
     Example:
-        >>> from dp_ilg.experiments.config import BlockConfig
+        >>> from dp_ilg.experiments.config.schema import BlockConfig
         >>> read = json_rows(BlockConfig).instance_from_str
         >>> read(['[{"path": "embedding", "num_blocks": 8}]'])[0].num_blocks
         8

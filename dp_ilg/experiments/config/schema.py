@@ -11,15 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
-from dp_ilg.experiments.config_data import DataConfig
-from dp_ilg.experiments.config_run import RunConfig, flag
-from dp_ilg.experiments.fields import (
+from dp_ilg.experiments.config.data import DataConfig
+from dp_ilg.experiments.config.fields import (
     assignments,
     from_mapping,
     given,
     json_rows,
     required,
 )
+from dp_ilg.experiments.config.run import RunConfig, flag
 from dp_ilg.validation import fraction, positive, whole
 
 
