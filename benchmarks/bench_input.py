@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import dp_ilg
-from dp_ilg.experiments.shards import open_shards, write_shards
+from dp_ilg.experiments.data.shards import open_shards, write_shards
 from dp_ilg.training.feeds import Feed
 from dp_ilg.training.sources import GatheredSource
 from dp_ilg.training.step import make_train_step

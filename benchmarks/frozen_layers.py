@@ -22,7 +22,7 @@ import numpy as np
 import optax
 
 import dp_ilg
-from dp_ilg.experiments.data import load_dataset
+from dp_ilg.experiments.data.datasets import load_dataset
 from dp_ilg.experiments.reproduce import machine
 
 CONVOLUTIONS = ("conv1", "conv2")

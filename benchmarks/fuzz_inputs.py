@@ -34,8 +34,8 @@ from tests import fuzz_arguments, fuzz_inputs  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "fuzz_inputs.jsonl"
 READERS = (  # whose code atheris follows
-    "dp_ilg.experiments.data_files",
-    "dp_ilg.experiments.data_adult",
+    "dp_ilg.experiments.data.files",
+    "dp_ilg.experiments.data.adult",
     "dp_ilg.experiments.config.fields",
     "dp_ilg.experiments.run_record",
     "dp_ilg.accounting.plan",

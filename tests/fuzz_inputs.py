@@ -22,9 +22,10 @@ import numpy as np
 
 from dp_ilg.accounting.ledger import PrivacyLedger
 from dp_ilg.accounting.plan import PrivacyPlan
-from dp_ilg.experiments import cli, data_adult, runner
+from dp_ilg.experiments import cli, runner
 from dp_ilg.experiments.config.schema import Config, config_to_toml, read_config
-from dp_ilg.experiments.data_files import DataError, read_idx, read_npz
+from dp_ilg.experiments.data import adult
+from dp_ilg.experiments.data.files import DataError, read_idx, read_npz
 from dp_ilg.experiments.run_record import read_run
 
 PLAN = PrivacyPlan(
@@ -181,9 +182,9 @@ def check_people(content: bytes, folder: Path) -> str:
     (folder / "adult.test").write_bytes(people_seeds()[0])
 
     def read(path: Path) -> None:
-        found = data_adult.read_columns([folder])
+        found = adult.read_columns([folder])
         assert found is not None
-        data_adult.encode(found[0], str(path))
+        adult.encode(found[0], str(path))
 
     return reading(content, folder / "adult.data", read, DataError)
 

@@ -10,7 +10,7 @@ import pytest
 
 from dp_ilg.experiments import abadi as module
 from dp_ilg.experiments.abadi import PARTS, SETTINGS, abadi
-from dp_ilg.experiments.data_files import DataError
+from dp_ilg.experiments.data.files import DataError
 from dp_ilg.experiments.pca_network import (
     Images,
     Setting,

@@ -18,8 +18,8 @@ from dp_ilg.experiments.config.schema import (
     PrivacyConfig,
     RunConfig,
 )
-from dp_ilg.experiments.data import load_dataset
-from dp_ilg.experiments.holdout import hold_out
+from dp_ilg.experiments.data.datasets import load_dataset
+from dp_ilg.experiments.data.holdout import hold_out
 from dp_ilg.experiments.runner import run_training
 from dp_ilg.experiments.sweep_bench import Bench
 from dp_ilg.experiments.sweep_check import read_sweep

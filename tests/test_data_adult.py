@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dp_ilg.experiments import data_adult
-from dp_ilg.experiments.data import Dataset, load_dataset
+from dp_ilg.experiments.data import adult as data_adult
+from dp_ilg.experiments.data.datasets import Dataset, load_dataset
 from tests.test_data import check_whole, fails, savez
 
 ROWS = """\

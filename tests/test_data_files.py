@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dp_ilg.experiments.data_files import DataError, read_idx, read_npz
+from dp_ilg.experiments.data.files import DataError, read_idx, read_npz
 from tests.test_data import IMAGES, LABELS, idx
 
 

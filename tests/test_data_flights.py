@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dp_ilg.experiments import data_flights
-from dp_ilg.experiments.data import load_dataset
+from dp_ilg.experiments.data import flights as data_flights
+from dp_ilg.experiments.data.datasets import load_dataset
 from tests.test_data import check_whole, fails
 
 COLUMNS = (

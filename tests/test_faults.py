@@ -28,8 +28,8 @@ from dp_ilg.experiments import (
     trainer,
 )
 from dp_ilg.experiments.checkpoints import load_checkpoint, save_checkpoint
+from dp_ilg.experiments.data.locks import locked
 from dp_ilg.experiments.job import build_job, run_keys
-from dp_ilg.experiments.locks import locked
 from dp_ilg.experiments.runner import Interrupted, run_training, with_seed
 from dp_ilg.experiments.trainer import start
 from dp_ilg.training import memory_limits
@@ -237,7 +237,7 @@ def test_two_processes_in_one_folder_the_second_is_refused(whole, tmp_path, caps
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2 and all("in use by another process" in x for x in lines)
     assert found["params_sha256"] == whole[1]["params_sha256"]
-    child = "import sys, dp_ilg.experiments.locks as l, pathlib\n"
+    child = "import sys, dp_ilg.experiments.data.locks as l, pathlib\n"
     child += "with l.locked(pathlib.Path(sys.argv[1])): pass"
     with locked(path):
         command = [sys.executable, "-c", child, str(path)]

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dp_ilg.experiments import features
 from dp_ilg.experiments.config.schema import Config, DataConfig
-from dp_ilg.experiments.data import Dataset, load_dataset
-from dp_ilg.experiments.features import FEATURES, cache_folder, with_features
+from dp_ilg.experiments.data import features
+from dp_ilg.experiments.data.datasets import Dataset, load_dataset
+from dp_ilg.experiments.data.features import FEATURES, cache_folder, with_features
+from dp_ilg.experiments.data.scattering import scattering_features
 from dp_ilg.experiments.job import load_data
-from dp_ilg.experiments.scattering import scattering_features
 
 
 @pytest.fixture

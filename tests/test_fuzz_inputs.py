@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.experiments import cli
 from dp_ilg.experiments.config.schema import Config, config_to_toml, read_config
-from dp_ilg.experiments.data_files import DataError, read_npz
+from dp_ilg.experiments.data.files import DataError, read_npz
 from dp_ilg.experiments.run_record import read_run
 from tests import fuzz_arguments, fuzz_inputs
 from tests.fuzz_inputs import TARGETS, fresh

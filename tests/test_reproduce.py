@@ -12,7 +12,7 @@ import pytest
 import dp_ilg
 from dp_ilg.baselines.published import PublishedSettings
 from dp_ilg.experiments import cli, study_commands, table2, table3, table_runs
-from dp_ilg.experiments.data_files import DataError
+from dp_ilg.experiments.data.files import DataError
 from dp_ilg.experiments.reproduce import REPRODUCTIONS, ReproduceOptions, RunLog
 from dp_ilg.experiments.resnet import ResNet
 

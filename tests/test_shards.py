@@ -11,11 +11,11 @@ import unittest.mock
 import numpy as np
 import pytest
 
-from dp_ilg.experiments import shard_rows, shards
 from dp_ilg.experiments.cli import main
-from dp_ilg.experiments.data import Dataset, load_dataset
-from dp_ilg.experiments.data_files import DataError
-from dp_ilg.experiments.shards import ShardedArray, open_shards, write_shards
+from dp_ilg.experiments.data import shard_rows, shards
+from dp_ilg.experiments.data.datasets import Dataset, load_dataset
+from dp_ilg.experiments.data.files import DataError
+from dp_ilg.experiments.data.shards import ShardedArray, open_shards, write_shards
 from dp_ilg.sampling.poisson import take
 from dp_ilg.training.sources import (
     GatheredSource,
@@ -173,7 +173,7 @@ def test_rows_that_are_not_finite_are_not_written(tmp_path, bad):
 KILLED = """
 import sys, time
 import numpy as np
-from dp_ilg.experiments.shards import write_shards
+from dp_ilg.experiments.data.shards import write_shards
 class Slow:
     def __len__(self): return 1000
     def __getitem__(self, i):
@@ -200,7 +200,7 @@ def test_a_killed_writer_leaves_no_folder_and_the_next_one_tidies_up(tmp_path):
 MEMORY = """
 import resource, sys
 import numpy as np
-from dp_ilg.experiments.shards import open_shards, write_shards
+from dp_ilg.experiments.data.shards import open_shards, write_shards
 class Many:
     shape, dtype = (200_000, 256), np.dtype(np.float32)
     def __len__(self): return self.shape[0]

@@ -22,7 +22,7 @@ from dp_ilg.clipping.engine_table import ENGINES
 from dp_ilg.experiments import job, runner
 from dp_ilg.experiments.checkpoints import read_checkpoint, save_checkpoint
 from dp_ilg.experiments.config.schema import read_config
-from dp_ilg.experiments.data import load_dataset
+from dp_ilg.experiments.data.datasets import load_dataset
 from dp_ilg.experiments.model_sizes import Facts
 from dp_ilg.experiments.models import build_model
 from dp_ilg.experiments.runner import run_training

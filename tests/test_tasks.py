@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dp_ilg.experiments import text_data
 from dp_ilg.experiments.config.schema import Config, ModelConfig, PrivacyConfig
-from dp_ilg.experiments.data import Dataset
+from dp_ilg.experiments.data import texts
+from dp_ilg.experiments.data.datasets import Dataset
+from dp_ilg.experiments.data.texts import UNKNOWN, WINDOW, read_windows
 from dp_ilg.experiments.job import build_job, run_keys
 from dp_ilg.experiments.layer_study import measure, noise_energy_ratio
 from dp_ilg.experiments.model_sizes import Facts
 from dp_ilg.experiments.models import build_model
-from dp_ilg.experiments.text_data import UNKNOWN, WINDOW, read_windows
 from dp_ilg.experiments.trainer import accuracy_fn, perplexity_fn, start
 from dp_ilg.experiments.transformer_linen import Transformer, attend, visible
 
@@ -41,14 +41,14 @@ def test_windows_are_words_by_frequency(library):
     windows = read_windows(library)
     assert windows.train.shape[1] == WINDOW + 1 and windows.train.dtype == np.int32
     known, counts = np.unique(windows.train[windows.train > 0], return_counts=True)
-    assert known.max() < text_data.NUM_TOKENS
+    assert known.max() < texts.NUM_TOKENS
     assert counts[:50].mean() > 3 * counts[-50:].mean()
     with pytest.raises(ValueError, match="read-only"):
         windows.train[0] = 0
 
 
 def test_test_windows_come_from_other_files_than_the_vocabulary(library, monkeypatch):
-    monkeypatch.setattr(text_data, "_texts", lambda root: iter(_texts()))
+    monkeypatch.setattr(texts, "_texts", lambda root: iter(_texts()))
     windows = read_windows.__wrapped__(library)
     assert windows.train.tolist() == [[1] * 17]
     assert windows.test.tolist() == [[UNKNOWN] * 17]  # 'b' is in no training file
@@ -62,7 +62,7 @@ def _texts():
 
 def test_a_paragraph_counts_once_and_tests_of_python_not_at_all(library):
     (library / "copy.py").write_text((library / "m05.py").read_text())
-    sources = [" ".join(words) for _, words in text_data._texts(library)]
+    sources = [" ".join(words) for _, words in texts._texts(library)]
     assert sum("wordf" in text for text in sources) == 1
     assert sum("said here" in text for text in sources) == 1
     assert not any("secret" in text for text in sources)
@@ -164,7 +164,7 @@ def test_a_model_of_labels_refuses_a_text_to_continue():
 def small_job(model, data):
     privacy = PrivacyConfig(batch_size=16, num_steps=2, accountant="rdp")
     config = Config(model=model, privacy=privacy)
-    return build_job(config, data=data)
+    return build_job(config, data=datasets)
 
 
 def words(size=64):
@@ -252,14 +252,14 @@ def test_the_figure_shows_every_task(tmp_path):
 
 
 def test_dataset_fields_are_as_promised(library, monkeypatch):
-    from dp_ilg.experiments import data
+    from dp_ilg.experiments.data import datasets
 
     monkeypatch.setattr(
-        text_data, "read_windows", lambda: read_windows.__wrapped__(library)
+        texts, "read_windows", lambda: read_windows.__wrapped__(library)
     )
-    found = data.load_dataset("python_docs")
+    found = datasets.load_dataset("python_docs")
     np.testing.assert_array_equal(
         np.asarray(found.x_train)[:, 1:], found.y_train[:, :-1]
     )
-    assert found.num_tokens == found.num_classes == text_data.NUM_TOKENS
+    assert found.num_tokens == found.num_classes == texts.NUM_TOKENS
     assert dataclasses.is_dataclass(found) and "not covered" in found.note

@@ -7,12 +7,12 @@ import struct
 import numpy as np
 import pytest
 
-from dp_ilg.experiments import encoder, text_features
-from dp_ilg.experiments.data import Dataset
-from dp_ilg.experiments.data_files import DataError, read_words
-from dp_ilg.experiments.encoder import Encoder, encode_texts, read_safetensors
-from dp_ilg.experiments.features import with_features
-from dp_ilg.experiments.text_features import merged, zipf
+from dp_ilg.experiments.data import encoder, text_features
+from dp_ilg.experiments.data.datasets import Dataset
+from dp_ilg.experiments.data.encoder import Encoder, encode_texts, read_safetensors
+from dp_ilg.experiments.data.features import with_features
+from dp_ilg.experiments.data.files import DataError, read_words
+from dp_ilg.experiments.data.text_features import merged, zipf
 
 WORDS = ("<pad>", "<start>", "<oov>", "good", "bad", "goods", "film's")
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "##s", "film", "s", "'"]

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import dp_ilg
-from dp_ilg.experiments.data import Dataset, load_dataset
-from dp_ilg.experiments.features import with_features
+from dp_ilg.experiments.data.datasets import Dataset, load_dataset
+from dp_ilg.experiments.data.features import with_features
+from dp_ilg.experiments.data.word_counts import word_counts
 from dp_ilg.experiments.model_sizes import Facts
 from dp_ilg.experiments.models import build_model
-from dp_ilg.experiments.word_counts import word_counts
 
 TOKENS = 50
 
@@ -32,7 +32,7 @@ def dataset(count=20):
 
 
 def test_counts_are_those_of_a_loop_and_padding_is_none(monkeypatch):
-    monkeypatch.setattr("dp_ilg.experiments.word_counts._ROWS", 7)
+    monkeypatch.setattr("dp_ilg.experiments.data.word_counts._ROWS", 7)
     ids = texts(20)
     found = word_counts(ids, TOKENS)
     for row, counted in zip(ids, found, strict=True):

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from dp_ilg.experiments.data import load_dataset
+from dp_ilg.experiments.data.datasets import load_dataset
 from dp_ilg.experiments.pca_network import Images, Setting, run
 from dp_ilg.experiments.reproduce import ReproduceOptions, RunLog, tell
 

@@ -12,7 +12,7 @@ from numpy.lib import format as npy
 
 from dp_ilg.experiments import projection
 from dp_ilg.experiments.checkpoints import read_checkpoint
-from dp_ilg.experiments.locks import locked
+from dp_ilg.experiments.data.locks import locked
 from dp_ilg.experiments.run_record import read_run
 
 

@@ -20,9 +20,9 @@ from dp_ilg.base import PrivateTransformation
 from dp_ilg.baselines.table import BASELINES
 from dp_ilg.experiments import projection
 from dp_ilg.experiments.config.schema import Config
-from dp_ilg.experiments.data import LOADERS, Dataset, load_dataset
-from dp_ilg.experiments.features import feature_names, with_features
-from dp_ilg.experiments.holdout import hold_out
+from dp_ilg.experiments.data.datasets import LOADERS, Dataset, load_dataset
+from dp_ilg.experiments.data.features import feature_names, with_features
+from dp_ilg.experiments.data.holdout import hold_out
 from dp_ilg.experiments.model_sizes import Facts
 from dp_ilg.experiments.models import Model, build_model
 from dp_ilg.experiments.recipe import (

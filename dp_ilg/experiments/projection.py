@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from dp_ilg.experiments.config.data import ProjectionConfig
-from dp_ilg.experiments.data import Dataset
+from dp_ilg.experiments.data.datasets import Dataset
 from dp_ilg.projection.factor_pca import FactorPca, private_factor_pca
 
 FILE = "projection.npz"
@@ -33,7 +33,7 @@ def stand_in(data: Dataset, chosen: ProjectionConfig) -> Dataset:
         ValueError: for data without maps, or more directions than they have.
 
     Example:
-        >>> from dp_ilg.experiments.data import load_dataset
+        >>> from dp_ilg.experiments.data.datasets import load_dataset
         >>> stand_in(load_dataset("digits"), ProjectionConfig(2, 2, 1.0))
         Traceback (most recent call last):
         ValueError: data.projection needs feature maps, but ... "scattering" ...

@@ -20,11 +20,11 @@ from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.experiments import projection
 from dp_ilg.experiments.checkpoints import save_checkpoint
 from dp_ilg.experiments.config.schema import Config, config_to_toml, read_config
+from dp_ilg.experiments.data.locks import locked
+from dp_ilg.experiments.data.shard_rows import Pixels
+from dp_ilg.experiments.data.shards import ShardedArray
 from dp_ilg.experiments.environment import environment
 from dp_ilg.experiments.job import Job
-from dp_ilg.experiments.locks import locked
-from dp_ilg.experiments.shard_rows import Pixels
-from dp_ilg.experiments.shards import ShardedArray
 from dp_ilg.experiments.trainer import Position
 from dp_ilg.geometry.layers import paths
 from dp_ilg.projection.factor_pca import FactorPca

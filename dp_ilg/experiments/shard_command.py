@@ -8,7 +8,7 @@ import tyro
 
 from dp_ilg import validation
 from dp_ilg.experiments.commands import Rows, show
-from dp_ilg.experiments.shard_rows import check_finite
+from dp_ilg.experiments.data.shard_rows import check_finite
 
 _ROWS_AT_ONCE = 256
 _ROWS: Rows = {
@@ -48,7 +48,7 @@ def shards(
     Example:
         >>> shards("no/such/folder")()
         Traceback (most recent call last):
-        dp_ilg.experiments.data_files.DataError: no/such/folder/index.json cannot ...
+        dp_ilg.experiments.data.files.DataError: no/such/folder/index.json cannot ...
     """
     if rows_per_shard is not None:
         validation.whole("--rows-per-shard", rows_per_shard)
@@ -59,7 +59,7 @@ def shards(
             )
 
     def work() -> None:
-        from dp_ilg.experiments.data import load_dataset
+        from dp_ilg.experiments.data.datasets import load_dataset
         from dp_ilg.training.sources import save_dataset
 
         if data is not None:
@@ -72,7 +72,7 @@ def shards(
 
 def _checked(folder: Path) -> dict[str, Any]:
     """Reads every file of the folder and of its parts, then as training would."""
-    from dp_ilg.experiments.shards import INDEX, open_shards, read_index
+    from dp_ilg.experiments.data.shards import INDEX, open_shards, read_index
     from dp_ilg.training.sources import load_folder
 
     found = open_shards(folder)

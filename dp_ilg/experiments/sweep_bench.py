@@ -17,8 +17,8 @@ import numpy as np
 from dp_ilg.accounting.ledger import PrivacyLedger
 from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.experiments.config.schema import Config, DataConfig
-from dp_ilg.experiments.data import Dataset
-from dp_ilg.experiments.data_files import DataError
+from dp_ilg.experiments.data.datasets import Dataset
+from dp_ilg.experiments.data.files import DataError
 from dp_ilg.experiments.job import Job, build_job, load_data, ready, run_keys
 from dp_ilg.experiments.recipe import make_optimizer, make_plan
 from dp_ilg.experiments.trainer import (

@@ -13,7 +13,7 @@ import numpy as np
 
 import dp_ilg
 from dp_ilg.baselines.published import SETTINGS, PublishedSettings, claimed_epochs
-from dp_ilg.experiments.data import Dataset, load_dataset
+from dp_ilg.experiments.data.datasets import Dataset, load_dataset
 from dp_ilg.experiments.linen_models import Mlp
 from dp_ilg.experiments.reproduce import ReproduceOptions, RunLog, tell
 from dp_ilg.experiments.resnet import ResNet

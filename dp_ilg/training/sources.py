@@ -14,10 +14,10 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import numpy as np
 
-from dp_ilg.experiments.data import Dataset
-from dp_ilg.experiments.data_files import DataError
-from dp_ilg.experiments.shard_rows import Pixels
-from dp_ilg.experiments.shards import (
+from dp_ilg.experiments.data.datasets import Dataset
+from dp_ilg.experiments.data.files import DataError
+from dp_ilg.experiments.data.shard_rows import Pixels
+from dp_ilg.experiments.data.shards import (
     INDEX,
     ShardedArray,
     open_shards,
@@ -120,7 +120,7 @@ def save_dataset(data: Dataset, folder: str | Path, rows_per_shard: int | None) 
 
     Example:
         >>> import tempfile
-        >>> from dp_ilg.experiments.data import load_dataset
+        >>> from dp_ilg.experiments.data.datasets import load_dataset
         >>> folder = Path(tempfile.mkdtemp()) / "digits"
         >>> path = save_dataset(load_dataset("digits"), folder, 500)
         >>> sorted(p.name for p in path.iterdir())[:3]
@@ -153,7 +153,7 @@ def load_folder(folder: str | Path) -> Dataset:
 
     Returns:
         The data set; ``x_train`` and ``y_train`` are `ShardedArray`, or
-        `dp_ilg.experiments.shard_rows.Pixels` of one.
+        `dp_ilg.experiments.data.shard_rows.Pixels` of one.
 
     Raises:
         DataError: for a folder that is absent, damaged or holds something else.
@@ -161,7 +161,7 @@ def load_folder(folder: str | Path) -> Dataset:
     Example:
         >>> load_folder("no/such/folder")
         Traceback (most recent call last):
-        dp_ilg.experiments.data_files.DataError: no/such/folder/index.json cannot ...
+        dp_ilg.experiments.data.files.DataError: no/such/folder/index.json cannot ...
     """
     folder = Path(folder)
     facts, train = read_index(folder)["facts"], open_shards(folder)

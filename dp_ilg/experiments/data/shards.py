@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from dp_ilg import validation
-from dp_ilg.experiments.data_files import DataError
-from dp_ilg.experiments.locks import locked
-from dp_ilg.experiments.shard_rows import RowShape, check_block, flat
+from dp_ilg.experiments.data.files import DataError
+from dp_ilg.experiments.data.locks import locked
+from dp_ilg.experiments.data.shard_rows import RowShape, check_block, flat
 from dp_ilg.sampling.gather import length, take
 
 INDEX = "index.json"
@@ -199,7 +199,7 @@ def open_shards(folder: str | Path) -> dict[str, ShardedArray]:
     Example:
         >>> open_shards("no/such/folder")
         Traceback (most recent call last):
-        dp_ilg.experiments.data_files.DataError: no/such/folder/index.json cannot be \
+        dp_ilg.experiments.data.files.DataError: no/such/folder/index.json cannot be \
 read (FileNotFoundError); give a folder of shards.
     """
     folder = Path(folder)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dp_ilg.experiments.data_files import DataError
+from dp_ilg.experiments.data.files import DataError
 
 AIRPORTS = ("EWR", "JFK", "LGA")
 MONTHS, WEEKDAYS, HOURS, FLIGHT_NUMBERS = 12, 7, 24, 9_999

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from dp_ilg.experiments.data_files import DataError
+from dp_ilg.experiments.data.files import DataError
 
 _NAME = re.compile(r"|[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 
@@ -99,7 +99,7 @@ def check_finite(name: str, array: Any) -> None:
     Example:
         >>> check_finite("x", np.array([1.0, np.nan]))
         Traceback (most recent call last):
-        dp_ilg.experiments.data_files.DataError: Some rows of x are not finite; ...
+        dp_ilg.experiments.data.files.DataError: Some rows of x are not finite; ...
     """
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise DataError(

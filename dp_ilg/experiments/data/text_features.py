@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dp_ilg.experiments.data_files import DataError
-from dp_ilg.experiments.encoder import BLOCKS, encode_texts, read_safetensors
-from dp_ilg.experiments.word_counts import word_counts
+from dp_ilg.experiments.data.encoder import BLOCKS, encode_texts, read_safetensors
+from dp_ilg.experiments.data.files import DataError
+from dp_ilg.experiments.data.word_counts import word_counts
 
 _TEXTS = 500  # turned into vectors at once
 _VECTORS = ("wordllama", "l2_supercat_256.safetensors")

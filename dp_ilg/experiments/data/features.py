@@ -22,14 +22,14 @@ import numpy as np
 from jaxtyping import Array
 
 from dp_ilg.experiments.config.fields import nearest
-from dp_ilg.experiments.data import Dataset
-from dp_ilg.experiments.scattering import (
+from dp_ilg.experiments.data.datasets import Dataset
+from dp_ilg.experiments.data.scattering import (
     NUM_COEFFICIENTS,
     photo_features,
     scattering_features,
 )
-from dp_ilg.experiments.text_features import TEXT_FEATURES, text_chunks
-from dp_ilg.experiments.word_counts import word_counts
+from dp_ilg.experiments.data.text_features import TEXT_FEATURES, text_chunks
+from dp_ilg.experiments.data.word_counts import word_counts
 
 try:
     import fcntl
@@ -88,7 +88,7 @@ def with_features(data: Dataset, name: str, cache: Path | None = None) -> Datase
 
     Example:
         >>> import tempfile
-        >>> from dp_ilg.experiments.data import load_dataset
+        >>> from dp_ilg.experiments.data.datasets import load_dataset
         >>> folder = Path(tempfile.mkdtemp())
         >>> with_features(load_dataset("digits"), "scattering", folder).x_train.shape
         (1437, 324)
