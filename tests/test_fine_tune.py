@@ -10,7 +10,7 @@ import pytest
 from flax.core import FrozenDict, freeze, unfreeze
 
 import dp_ilg
-from dp_ilg.experiments.gpt2 import Gpt2, Gpt2Size, gpt2_loss, random_params
+from dp_ilg.experiments.models.gpt2 import Gpt2, Gpt2Size, gpt2_loss, random_params
 from dp_ilg.training.fine_tune import TUNINGS, make_tuning_step, tune
 from dp_ilg.training.lora import adapters, merge, with_adapters
 

@@ -7,8 +7,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dp_ilg.experiments.model_sizes import SIZES, Facts
-from dp_ilg.experiments.models import MODELS, build_model, linen_model, nnx_model
+from dp_ilg.experiments.models.networks import (
+    MODELS,
+    build_model,
+    linen_model,
+    nnx_model,
+)
+from dp_ilg.experiments.models.sizes import SIZES, Facts
 
 FRAMEWORKS = ("linen", "nnx")
 FACTS = {

@@ -13,8 +13,8 @@ import dp_ilg
 from dp_ilg.baselines.published import PublishedSettings
 from dp_ilg.experiments import cli, study_commands, table2, table3, table_runs
 from dp_ilg.experiments.data.files import DataError
+from dp_ilg.experiments.models.resnet import ResNet
 from dp_ilg.experiments.reproduce import REPRODUCTIONS, ReproduceOptions, RunLog
-from dp_ilg.experiments.resnet import ResNet
 
 QUICK = ReproduceOptions(quick=True, seeds=1, only=("mnist",))
 

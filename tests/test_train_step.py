@@ -10,8 +10,8 @@ from flax import nnx
 from flax.training.train_state import TrainState
 
 import dp_ilg
-from dp_ilg.experiments.model_sizes import Facts
-from dp_ilg.experiments.models import build_model
+from dp_ilg.experiments.models.networks import build_model
+from dp_ilg.experiments.models.sizes import Facts
 from dp_ilg.training.step import (
     make_train_step,
     nnx_step,

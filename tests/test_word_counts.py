@@ -11,8 +11,8 @@ import dp_ilg
 from dp_ilg.experiments.data.datasets import Dataset, load_dataset
 from dp_ilg.experiments.data.features import with_features
 from dp_ilg.experiments.data.word_counts import word_counts
-from dp_ilg.experiments.model_sizes import Facts
-from dp_ilg.experiments.models import build_model
+from dp_ilg.experiments.models.networks import build_model
+from dp_ilg.experiments.models.sizes import Facts
 
 TOKENS = 50
 

@@ -15,7 +15,7 @@ import optax
 from dp_ilg import validation
 from dp_ilg.baselines.claims import SETTINGS, PublishedSettings
 from dp_ilg.experiments.data.datasets import load_dataset
-from dp_ilg.experiments.linen_models import Mlp
+from dp_ilg.experiments.models.linen import Mlp
 from dp_ilg.experiments.reproduce import ReproduceOptions
 from dp_ilg.experiments.table3 import principal_components
 from dp_ilg.experiments.table_runs import Problem, network

@@ -23,8 +23,8 @@ from dp_ilg.experiments.config.schema import Config
 from dp_ilg.experiments.data.datasets import LOADERS, Dataset, load_dataset
 from dp_ilg.experiments.data.features import feature_names, with_features
 from dp_ilg.experiments.data.holdout import hold_out
-from dp_ilg.experiments.model_sizes import Facts
-from dp_ilg.experiments.models import Model, build_model
+from dp_ilg.experiments.models.networks import Model, build_model
+from dp_ilg.experiments.models.sizes import Facts
 from dp_ilg.experiments.recipe import (
     build_schedule,
     check_row,

@@ -14,9 +14,9 @@ import numpy as np
 import dp_ilg
 from dp_ilg.baselines.published import SETTINGS, PublishedSettings, claimed_epochs
 from dp_ilg.experiments.data.datasets import Dataset, load_dataset
-from dp_ilg.experiments.linen_models import Mlp
+from dp_ilg.experiments.models.linen import Mlp
+from dp_ilg.experiments.models.resnet import ResNet
 from dp_ilg.experiments.reproduce import ReproduceOptions, RunLog, tell
-from dp_ilg.experiments.resnet import ResNet
 from dp_ilg.experiments.table_runs import (
     Problem,
     claimed,

@@ -76,7 +76,7 @@ def network(module: Any, shape: tuple[int, ...]) -> dict[str, Callable]:
         ``apply`` and ``init``.
 
     Example:
-        >>> from dp_ilg.experiments.linen_models import Mlp
+        >>> from dp_ilg.experiments.models.linen import Mlp
         >>> found = network(Mlp((3,), 2, "relu", inputs=4), (4,))
         >>> found["apply"](found["init"](jax.random.key(0)), jnp.ones((5, 4))).shape
         (5, 2)

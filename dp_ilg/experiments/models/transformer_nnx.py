@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dp_ilg.experiments.linen_models import masked_mean
-from dp_ilg.experiments.transformer_linen import attend, small, visible
+from dp_ilg.experiments.models.linen import masked_mean
+from dp_ilg.experiments.models.transformer_linen import attend, small, visible
 
 
 class Block(nnx.Module):
-    """As `dp_ilg.experiments.transformer_linen.Block`.
+    """As `dp_ilg.experiments.models.transformer_linen.Block`.
 
     Example:
         >>> block = Block(4, 2, rngs=nnx.Rngs(0))
@@ -37,7 +37,7 @@ class Block(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """As `dp_ilg.experiments.transformer_linen.Transformer`.
+    """As `dp_ilg.experiments.models.transformer_linen.Transformer`.
 
     Example:
         >>> sizes = dict(tokens=9, width=4, depth=1, heads=2, length=6, outputs=2)

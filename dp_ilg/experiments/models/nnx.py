@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dp_ilg.base import Params
-from dp_ilg.experiments.linen_models import (
+from dp_ilg.experiments.models.linen import (
     ACTIVATIONS,
     counted_mean,
     masked_mean,
@@ -82,7 +82,7 @@ def functions(make: Callable[[Any], Any]) -> tuple[Callable, Callable]:
 
 
 class Mlp(nnx.Module):
-    """As `dp_ilg.experiments.linen_models.Mlp`.
+    """As `dp_ilg.experiments.models.linen.Mlp`.
 
     Example:
         >>> sizes = dict(inputs=4, hidden=(8,), outputs=3, activation="tanh")
@@ -107,7 +107,7 @@ class Mlp(nnx.Module):
 
 
 class Linear(nnx.Module):
-    """As `dp_ilg.experiments.linen_models.Linear`.
+    """As `dp_ilg.experiments.models.linen.Linear`.
 
     Example:
         >>> Linear(inputs=4, outputs=3, rngs=nnx.Rngs(0))(jnp.ones((1, 2, 2))).sum()
@@ -124,7 +124,7 @@ class Linear(nnx.Module):
 
 
 class Cnn(nnx.Module):
-    """As `dp_ilg.experiments.linen_models.Cnn`.
+    """As `dp_ilg.experiments.models.linen.Cnn`.
 
     Example:
         >>> sizes = dict(image=(28, 28), channels=(16, 32), hidden=(32,), outputs=10)
@@ -162,7 +162,7 @@ class Cnn(nnx.Module):
 
 
 class GroupNormCnn(nnx.Module):
-    """As `dp_ilg.experiments.linen_models.GroupNormCnn`.
+    """As `dp_ilg.experiments.models.linen.GroupNormCnn`.
 
     Example:
         >>> sizes = dict(image=(32, 32, 3), channels=(8, 16), hidden=(), outputs=10)
@@ -193,7 +193,7 @@ class GroupNormCnn(nnx.Module):
 
 
 class MeanEmbedding(nnx.Module):
-    """As `dp_ilg.experiments.linen_models.MeanEmbedding`.
+    """As `dp_ilg.experiments.models.linen.MeanEmbedding`.
 
     Example:
         >>> sizes = dict(tokens=10, width=2, scale=8.0, hidden=(4,), outputs=1)
@@ -237,7 +237,7 @@ class MeanEmbedding(nnx.Module):
 
 
 class Tabular(nnx.Module):
-    """As `dp_ilg.experiments.linen_models.Tabular`.
+    """As `dp_ilg.experiments.models.linen.Tabular`.
 
     Example:
         >>> sizes = dict(categories=(3, 5), numbers=1, width=2, hidden=(4,), outputs=2)

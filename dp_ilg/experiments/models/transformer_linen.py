@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Integer
 
-from dp_ilg.experiments.linen_models import masked_mean
+from dp_ilg.experiments.models.linen import masked_mean
 
 
 def attend(

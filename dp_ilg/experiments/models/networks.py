@@ -14,14 +14,9 @@ import jax.numpy as jnp
 import optax
 
 from dp_ilg.base import LossFn, Params
-from dp_ilg.experiments import (
-    linen_models,
-    nnx_models,
-    transformer_linen,
-    transformer_nnx,
-)
 from dp_ilg.experiments.config.fields import nearest
-from dp_ilg.experiments.model_sizes import SIZES, Facts, check_sizes
+from dp_ilg.experiments.models import linen, nnx, transformer_linen, transformer_nnx
+from dp_ilg.experiments.models.sizes import SIZES, Facts, check_sizes
 
 
 @dataclass(frozen=True)
@@ -72,7 +67,7 @@ def linen_model(module: Any, x: Any) -> Model:
 
     def init(key):
         variables = module.init({"params": key}, _batch_of_one(x))
-        return linen_models.linen_params(variables)
+        return linen.linen_params(variables)
 
     return _classifier(init, lambda params, xs: module.apply({"params": params}, xs))
 
@@ -99,7 +94,7 @@ def nnx_model(make: Callable[[Any], Any]) -> Model:
         >>> model.predict(params, jnp.zeros((2, 4))).shape
         (2,)
     """
-    init, apply = nnx_models.functions(make)
+    init, apply = nnx.functions(make)
     return _classifier(init, apply)
 
 
@@ -135,14 +130,14 @@ def _batch_of_one(x: Any) -> Any:
 
 # name -> (linen module, NNX module)
 MODELS: dict[str, tuple[Any, Any]] = {
-    "linear": (linen_models.Linear, nnx_models.Linear),
-    "mlp": (linen_models.Mlp, nnx_models.Mlp),
-    "cnn": (linen_models.Cnn, nnx_models.Cnn),
-    "group_norm_cnn": (linen_models.GroupNormCnn, nnx_models.GroupNormCnn),
-    "embedding": (linen_models.MeanEmbedding, nnx_models.MeanEmbedding),
+    "linear": (linen.Linear, nnx.Linear),
+    "mlp": (linen.Mlp, nnx.Mlp),
+    "cnn": (linen.Cnn, nnx.Cnn),
+    "group_norm_cnn": (linen.GroupNormCnn, nnx.GroupNormCnn),
+    "embedding": (linen.MeanEmbedding, nnx.MeanEmbedding),
     "transformer": (transformer_linen.Transformer, transformer_nnx.Transformer),
     "language_model": (transformer_linen.Transformer, transformer_nnx.Transformer),
-    "tabular": (linen_models.Tabular, nnx_models.Tabular),
+    "tabular": (linen.Tabular, nnx.Tabular),
 }
 
 
