@@ -37,7 +37,7 @@ READERS = (  # whose code atheris follows
     "dp_ilg.experiments.data.files",
     "dp_ilg.experiments.data.adult",
     "dp_ilg.experiments.config.fields",
-    "dp_ilg.experiments.run_record",
+    "dp_ilg.experiments.reports.record",
     "dp_ilg.accounting.plan",
     "dp_ilg.accounting.sealing",
     "numpy.lib._format_impl",

@@ -45,7 +45,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from accuracy import commit  # noqa: E402
 from bench_core import machine  # noqa: E402
 
-from dp_ilg.experiments import environment, job, report, runner, trainer  # noqa: E402
+from dp_ilg.experiments import environment, job, runner, trainer
 from dp_ilg.experiments.config.schema import (  # noqa: E402
     Config,
     ModelConfig,
@@ -53,6 +53,7 @@ from dp_ilg.experiments.config.schema import (  # noqa: E402
     RunConfig,
 )
 from dp_ilg.experiments.recipe import make_plan  # noqa: E402
+from dp_ilg.experiments.reports import page  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "kill_resume.jsonl"
@@ -113,7 +114,7 @@ def prepare(cache: Path) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     job._rehearse = lambda built: None
     job.make_plan = lambda config, num_examples: the_plan()
-    report.render_report = lambda record: f"<p>{record.folder}</p>" * 2000
+    page.render_report = lambda record: f"<p>{record.folder}</p>" * 2000
 
 
 @functools.cache

@@ -83,7 +83,7 @@ def overall(record: dict[str, Any], rule: str) -> float:
 def draw(records: list[dict[str, Any]], path: Path) -> None:
     """The figure of each task's last record."""
     from dp_ilg.experiments.layer_study_plot import plot_layers
-    from dp_ilg.experiments.svg import save_figure
+    from dp_ilg.experiments.reports.svg import save_figure
 
     last = {record["task"]: record for record in records}
     chosen = [last[task] for task in TASKS if task in last]

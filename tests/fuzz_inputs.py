@@ -26,7 +26,7 @@ from dp_ilg.experiments import cli, runner
 from dp_ilg.experiments.config.schema import Config, config_to_toml, read_config
 from dp_ilg.experiments.data import adult
 from dp_ilg.experiments.data.files import DataError, read_idx, read_npz
-from dp_ilg.experiments.run_record import read_run
+from dp_ilg.experiments.reports.record import read_run
 
 PLAN = PrivacyPlan(
     num_examples=100,

@@ -302,9 +302,9 @@ def test_ctrl_c_exits_130_and_can_be_resumed(tmp_path, capsys, monkeypatch):
 
 
 def test_report_writes_the_page_again(tmp_path, capsys, monkeypatch):
-    from dp_ilg.experiments import report
+    from dp_ilg.experiments.reports import page
 
-    monkeypatch.setattr(report, "write_report", lambda path: path / "report.html")
+    monkeypatch.setattr(page, "write_report", lambda path: path / "report.html")
     found = answer(["report", str(tmp_path)], capsys)
     assert found["report"] == str(tmp_path / "report.html")
 

@@ -22,7 +22,7 @@ from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.experiments import cli
 from dp_ilg.experiments.config.schema import Config, config_to_toml, read_config
 from dp_ilg.experiments.data.files import DataError, read_npz
-from dp_ilg.experiments.run_record import read_run
+from dp_ilg.experiments.reports.record import read_run
 from tests import fuzz_arguments, fuzz_inputs
 from tests.fuzz_inputs import TARGETS, fresh
 
@@ -179,7 +179,7 @@ HOSTILE = "<script>alert(1)</script>\"&'"
 def test_the_report_shows_names_and_runs_none(tmp_path):
     """Names of the run, the data, the model and its layers, in the page and figures."""
     pytest.importorskip("matplotlib")
-    from dp_ilg.experiments.report import write_overview, write_report
+    from dp_ilg.experiments.reports.page import write_overview, write_report
 
     run = tmp_path / "run<script>alert(2)<"
     run.mkdir()

@@ -13,10 +13,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from dp_ilg.accounting.ledger import PrivacyLedger
 from dp_ilg.accounting.plan import PrivacyPlan
-from dp_ilg.experiments import plots
-from dp_ilg.experiments.report import render_report, write_overview, write_report
-from dp_ilg.experiments.run_record import History, read_run
-from dp_ilg.experiments.svg import CSS_VARIABLES, inline_svg, short_names
+from dp_ilg.experiments.reports import figures
+from dp_ilg.experiments.reports.page import render_report, write_overview, write_report
+from dp_ilg.experiments.reports.record import History, read_run
+from dp_ilg.experiments.reports.svg import CSS_VARIABLES, inline_svg, short_names
 
 BANDS = (0, 10, 24, 57, 136, 322, 765, 1815, 10_000)
 IMDB = {
@@ -376,16 +376,16 @@ def history_of(run: Path) -> History:
 
 def figures_of(run: Path):
     plan, history = read_run(run).plan, history_of(run)
-    yield plots.noise_multiplier_figure(
+    yield figures.noise_multiplier_figure(
         plan.noise_multipliers,
         plan.gradient_noise_multipliers,
         plan.score_noise_multipliers,
         read_run(run).steps_charged,
     )
-    yield plots.accuracy_figure(history, plan.target_epsilon)
-    yield plots.layers_figure(history)
-    yield plots.layers_figure(history, stacked=True)
-    yield plots.overview_figure(history, plan.target_epsilon)
+    yield figures.accuracy_figure(history, plan.target_epsilon)
+    yield figures.layers_figure(history)
+    yield figures.layers_figure(history, stacked=True)
+    yield figures.overview_figure(history, plan.target_epsilon)
 
 
 def drawn_labels(labels, renderer):
@@ -416,12 +416,12 @@ def test_nothing_sticks_out_of_a_figure_and_labels_do_not_touch(tmp_path, name):
 
 def test_figures_draw_the_recorded_numbers(tmp_path):
     history = history_of(fake_run(tmp_path / "run"))
-    axes = plots.accuracy_figure(history, 2.0).axes[0]
+    axes = figures.accuracy_figure(history, 2.0).axes[0]
     curve, target = axes.lines
     np.testing.assert_allclose(np.array(curve.get_xdata()), history.epsilons)
     np.testing.assert_allclose(np.array(curve.get_ydata()), 100 * history.accuracies)
     assert np.array(target.get_xdata()).tolist() == [2.0, 2.0]
-    bars_and_maps = plots.layers_figure(history).axes
+    bars_and_maps = figures.layers_figure(history).axes
     maps = [axes for axes in bars_and_maps if axes.get_xlabel() == "step"]
     shares, stddevs = (np.array(axes.collections[0].get_array()) for axes in maps)
     np.testing.assert_allclose(shares, 100 * history.shares.T)
@@ -452,7 +452,7 @@ def test_overview_without_an_evaluation_raises(tmp_path):
 
 def test_a_long_plan_stays_a_small_figure():
     multipliers = np.repeat([1.3, 1.2, 1.1], 100_000)
-    figure = plots.noise_multiplier_figure(
+    figure = figures.noise_multiplier_figure(
         multipliers, multipliers / 0.99, multipliers / 0.1, 1_000
     )
     assert len(inline_svg(figure, "a", "noise")) < 20_000

@@ -239,7 +239,7 @@ def test_no_split_of_shares_does_better_than_the_overlap_says():
 def test_the_figure_shows_every_task(tmp_path):
     pytest.importorskip("matplotlib")
     from dp_ilg.experiments.layer_study_plot import plot_layers
-    from dp_ilg.experiments.svg import save_figure
+    from dp_ilg.experiments.reports.svg import save_figure
 
     rule = {"snr": 0.5}
     layer = {"name": "a", "size": 3, "share": 0.5, "uniform": rule}

@@ -169,7 +169,7 @@ def report(
     """
 
     def work() -> None:
-        from dp_ilg.experiments.report import write_report
+        from dp_ilg.experiments.reports.page import write_report
 
         path = write_report(Path(run_dir))
         show({"run_dir": run_dir, "report": str(path)}, json, _REPORT_ROWS)

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dp_ilg.experiments.compare_statistics import Result
-from dp_ilg.experiments.svg import (
+from dp_ilg.experiments.reports.svg import (
     BLUE,
     GREEN,
     INK,

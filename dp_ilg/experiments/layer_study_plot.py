@@ -6,7 +6,15 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from dp_ilg.experiments.svg import BLUE, GRID, INK, MUTED, ORANGE, short_names, styled
+from dp_ilg.experiments.reports.svg import (
+    BLUE,
+    GRID,
+    INK,
+    MUTED,
+    ORANGE,
+    short_names,
+    styled,
+)
 
 _RULES = (("uniform", ORANGE, "o"), ("min_noise_energy", BLUE, "D"))
 

@@ -23,7 +23,7 @@ from dp_ilg.experiments.distributed import Team, deaf_to_interrupts
 from dp_ilg.experiments.environment import check_repeatable
 from dp_ilg.experiments.hosts import Devices, joined
 from dp_ilg.experiments.job import Job, build_job, ready, run_keys
-from dp_ilg.experiments.report import write_report
+from dp_ilg.experiments.reports.page import write_report
 from dp_ilg.experiments.run_folder import (
     RunFolder,
     differing_field,

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from dp_ilg.experiments.svg import BLUE, INK, MUTED, ORANGE, printable, styled
+from dp_ilg.experiments.reports.svg import BLUE, INK, MUTED, ORANGE, printable, styled
 
 
 @styled

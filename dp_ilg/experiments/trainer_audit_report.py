@@ -289,7 +289,7 @@ def write_plot(found: dict[str, Any], path: Path) -> None:
     Raises:
         OSError: if it cannot be written.
     """
-    from dp_ilg.experiments.svg import save_figure
+    from dp_ilg.experiments.reports.svg import save_figure
     from dp_ilg.experiments.trainer_audit_plot import bounds_figure
 
     save_figure(bounds_figure(found["rows"], found["claim"]), path)

@@ -21,9 +21,9 @@ from matplotlib.figure import Figure
 
 from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.accounting.statement import round_up
-from dp_ilg.experiments import plots
-from dp_ilg.experiments.run_record import History, RunRecord, read_run
-from dp_ilg.experiments.svg import inline_svg, printable, save_figure
+from dp_ilg.experiments.reports import figures
+from dp_ilg.experiments.reports.record import History, RunRecord, read_run
+from dp_ilg.experiments.reports.svg import inline_svg, printable, save_figure
 
 _PACKAGES = ("dp_ilg", "jax", "jaxlib", "optax", "flax", "dp-accounting", "numpy")
 
@@ -97,7 +97,7 @@ def write_overview(run_dir: Path, path: Path) -> Path:
     record = read_run(Path(run_dir))
     if record.history is None:
         raise ValueError(f"{run_dir} has no evaluation yet; train further.")
-    figure = plots.overview_figure(record.history, record.plan.target_epsilon)
+    figure = figures.overview_figure(record.history, record.plan.target_epsilon)
     save_figure(figure, Path(path))
     return Path(path)
 
@@ -116,7 +116,7 @@ def render_report(record: RunRecord) -> str:
         >>> list(inspect.signature(render_report).parameters)
         ['record']
     """
-    template = resources.files("dp_ilg.experiments") / "report.html.jinja"
+    template = resources.files("dp_ilg.experiments.reports") / "page.html.jinja"
     environment = Environment(
         autoescape=True,
         undefined=StrictUndefined,
@@ -215,7 +215,7 @@ def _figures(record: RunRecord) -> dict[str, Markup]:
     plan, history = record.plan, record.history
     drawn: dict[str, tuple[Figure, str]] = {
         "noise": (
-            plots.noise_multiplier_figure(
+            figures.noise_multiplier_figure(
                 plan.noise_multipliers,
                 plan.gradient_noise_multipliers,
                 plan.score_noise_multipliers,
@@ -228,11 +228,11 @@ def _figures(record: RunRecord) -> dict[str, Markup]:
         target = plan.target_epsilon
         about = "Importance share and noise of each layer over steps"
         drawn["accuracy"] = (
-            plots.accuracy_figure(history, target),
+            figures.accuracy_figure(history, target),
             "Test accuracy against the epsilon spent",
         )
-        drawn["wide"] = (plots.layers_figure(history), about)
-        drawn["narrow"] = (plots.layers_figure(history, stacked=True), about)
+        drawn["wide"] = (figures.layers_figure(history), about)
+        drawn["narrow"] = (figures.layers_figure(history, stacked=True), about)
     return {
         name: Markup(inline_svg(figure, name, about))
         for name, (figure, about) in drawn.items()
