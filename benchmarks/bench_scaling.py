@@ -47,7 +47,7 @@ def work(row: dict[str, Any]) -> None:
     if row["pinned"]:
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[row["process"] % len(cores)]})
-    from dp_ilg.experiments.hosts import Devices, joined
+    from dp_ilg.experiments.runs.hosts import Devices, joined
 
     address = f"127.0.0.1:{row['port']}" if row["processes"] > 1 else None
     devices = Devices(

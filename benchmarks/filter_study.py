@@ -36,8 +36,8 @@ from bench_core import machine  # noqa: E402
 import dp_ilg  # noqa: E402
 from dp_ilg.clipping.clip import as_clip_mode  # noqa: E402
 from dp_ilg.experiments.config.schema import Config, read_config  # noqa: E402
-from dp_ilg.experiments.job import Job, build_job, run_keys  # noqa: E402
-from dp_ilg.experiments.recipe import layering  # noqa: E402
+from dp_ilg.experiments.runs.job import Job, build_job, run_keys  # noqa: E402
+from dp_ilg.experiments.runs.recipe import layering  # noqa: E402
 from dp_ilg.sampling.poisson import PoissonSampler  # noqa: E402
 
 ROOT = Path(__file__).parent.parent

@@ -45,15 +45,15 @@ sys.path.insert(0, str(Path(__file__).parent))
 from accuracy import commit  # noqa: E402
 from bench_core import machine  # noqa: E402
 
-from dp_ilg.experiments import environment, job, runner, trainer
 from dp_ilg.experiments.config.schema import (  # noqa: E402
     Config,
     ModelConfig,
     PrivacyConfig,
     RunConfig,
 )
-from dp_ilg.experiments.recipe import make_plan  # noqa: E402
 from dp_ilg.experiments.reports import page  # noqa: E402
+from dp_ilg.experiments.runs import environment, job, runner, trainer
+from dp_ilg.experiments.runs.recipe import make_plan  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "kill_resume.jsonl"

@@ -33,8 +33,8 @@ NOTE = "computed from the data without noise: for public data, no privacy guaran
 def run(task: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     """The two records of a task."""
     from dp_ilg.experiments.config.schema import read_config
-    from dp_ilg.experiments.job import build_job, run_keys
     from dp_ilg.experiments.layer_study import study
+    from dp_ilg.experiments.runs.job import build_job, run_keys
 
     config = read_config(ROOT / "configs" / f"{task}.toml")
     began = time.perf_counter()

@@ -24,9 +24,9 @@ from typing import Any
 
 from dp_ilg.accounting.ledger import PrivacyLedger
 from dp_ilg.experiments.config.schema import Config, read_config
-from dp_ilg.experiments.job import build_job, load_data, run_keys
 from dp_ilg.experiments.reproduce import machine
-from dp_ilg.experiments.trainer import Watch, make_tools, start, train
+from dp_ilg.experiments.runs.job import build_job, load_data, run_keys
+from dp_ilg.experiments.runs.trainer import Watch, make_tools, start, train
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "sentence_classifier.jsonl"

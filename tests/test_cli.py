@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from dp_ilg.experiments import cli, progress, runner
+from dp_ilg.experiments import cli
 from dp_ilg.experiments.config.schema import config_to_toml, read_config
+from dp_ilg.experiments.runs import progress, runner
 from tests.compiled import compiled_once  # noqa: F401 - a fixture
 
 CONFIGS = Path(__file__).parent.parent / "configs"

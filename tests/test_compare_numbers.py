@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dp_ilg.experiments import job
 from dp_ilg.experiments.compare_statistics import Difference, paired_difference
 from dp_ilg.experiments.config.schema import (
     Config,
@@ -20,7 +19,8 @@ from dp_ilg.experiments.config.schema import (
 )
 from dp_ilg.experiments.data.datasets import load_dataset
 from dp_ilg.experiments.data.holdout import hold_out
-from dp_ilg.experiments.runner import run_training
+from dp_ilg.experiments.runs import job
+from dp_ilg.experiments.runs.runner import run_training
 from dp_ilg.experiments.sweep_bench import Bench
 from dp_ilg.experiments.sweep_check import read_sweep
 from dp_ilg.experiments.sweep_runs import cells, config_key, tuning_runs

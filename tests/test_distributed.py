@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dp_ilg.experiments import cli, hosts_worker, runner
-from dp_ilg.experiments.checkpoints import read_checkpoint
-from dp_ilg.experiments.hosts import Devices, Hosts, joined
+from dp_ilg.experiments import cli
+from dp_ilg.experiments.runs import runner, supervised
+from dp_ilg.experiments.runs.checkpoints import read_checkpoint
+from dp_ilg.experiments.runs.hosts import Devices, Hosts, joined
 from dp_ilg.sampling.poisson import PoissonSampler
 from dp_ilg.training.mesh_rows import OwnRows
 
@@ -189,7 +190,7 @@ def test_a_process_that_met_nobody_is_told_so(met, words, tmp_path, monkeypatch,
     script.chmod(0o700)
     monkeypatch.setattr(sys, "executable", str(script))
     with pytest.raises(SystemExit) as stop:
-        hosts_worker.supervised(["train"], 0)
+        supervised.supervised(["train"], 0)
     assert stop.value.code == 2
     assert words in check_one_sentence(capfd.readouterr().err)
 

@@ -18,20 +18,14 @@ import numpy as np
 import pytest
 
 import dp_ilg
-from dp_ilg.experiments import (
-    checkpoints,
-    cli,
-    environment,
-    job,
-    run_folder,
-    runner,
-    trainer,
-)
-from dp_ilg.experiments.checkpoints import load_checkpoint, save_checkpoint
+from dp_ilg.experiments import cli
 from dp_ilg.experiments.data.locks import locked
-from dp_ilg.experiments.job import build_job, run_keys
-from dp_ilg.experiments.runner import Interrupted, run_training, with_seed
-from dp_ilg.experiments.trainer import start
+from dp_ilg.experiments.runs import checkpoints, environment, job, runner, trainer
+from dp_ilg.experiments.runs import folder as run_folder
+from dp_ilg.experiments.runs.checkpoints import load_checkpoint, save_checkpoint
+from dp_ilg.experiments.runs.job import build_job, run_keys
+from dp_ilg.experiments.runs.runner import Interrupted, run_training, with_seed
+from dp_ilg.experiments.runs.trainer import start
 from dp_ilg.training import memory_limits
 from tests.compiled import compiled_once  # noqa: F401 - a fixture
 from tests.test_trainer import (  # noqa: F401 - two fixtures among them

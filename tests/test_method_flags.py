@@ -7,8 +7,8 @@ import pytest
 from dp_ilg.baselines.table import BASELINES
 from dp_ilg.experiments import cli
 from dp_ilg.experiments.config.schema import Config, OptimizerConfig, PrivacyConfig
-from dp_ilg.experiments.job import build_job
-from dp_ilg.experiments.recipe import method_options
+from dp_ilg.experiments.runs.job import build_job
+from dp_ilg.experiments.runs.recipe import method_options
 
 TINY = [
     *("--num-steps", "2", "--batch-size", "32", "--privacy.accountant", "rdp"),

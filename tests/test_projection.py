@@ -7,13 +7,14 @@ import jax
 import numpy as np
 import pytest
 
-from dp_ilg.experiments import projection, runner, trainer, trainer_audit
+from dp_ilg.experiments import trainer_audit
 from dp_ilg.experiments.cli import main
 from dp_ilg.experiments.config.data import DataConfig, ProjectionConfig
 from dp_ilg.experiments.config.schema import Config, config_from_mapping, config_to_toml
-from dp_ilg.experiments.export import export_parameters
-from dp_ilg.experiments.job import build_job, ready, run_keys
-from dp_ilg.experiments.run_folder import identity
+from dp_ilg.experiments.runs import projection, runner, trainer
+from dp_ilg.experiments.runs.export import export_parameters
+from dp_ilg.experiments.runs.folder import identity
+from dp_ilg.experiments.runs.job import build_job, ready, run_keys
 from dp_ilg.experiments.trainer_audit_command import _read
 from dp_ilg.projection.factor_pca import factor_releases
 

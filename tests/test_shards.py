@@ -316,7 +316,7 @@ def test_a_feed_of_shards_has_the_batches_of_memory(tmp_path):
 @pytest.mark.slow
 def test_a_run_from_shards_has_the_bits_of_a_run_from_memory(tmp_path):
     from dp_ilg.experiments.config.schema import config_from_mapping
-    from dp_ilg.experiments.runner import run_training
+    from dp_ilg.experiments.runs.runner import run_training
 
     path = save_dataset(load_dataset("digits"), tmp_path / "digits", 400)
 

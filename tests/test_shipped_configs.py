@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dp_ilg.experiments import runner
 from dp_ilg.experiments.config.schema import read_config
 from dp_ilg.experiments.data.adult import CATEGORIES, NUMBERS
 from dp_ilg.experiments.data.flights import AIRPORTS
-from dp_ilg.experiments.job import build_job
-from dp_ilg.experiments.runner import run_training, with_seed
+from dp_ilg.experiments.runs import runner
+from dp_ilg.experiments.runs.job import build_job
+from dp_ilg.experiments.runs.runner import run_training, with_seed
 from tests.test_data_flights import write_table
 
 CONFIGS = Path(__file__).parent.parent / "configs"

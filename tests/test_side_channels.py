@@ -19,13 +19,13 @@ from jax import lax
 import dp_ilg
 from dp_ilg.baselines.table import BASELINES
 from dp_ilg.clipping.engine_table import ENGINES
-from dp_ilg.experiments import job, runner
-from dp_ilg.experiments.checkpoints import read_checkpoint, save_checkpoint
 from dp_ilg.experiments.config.schema import read_config
 from dp_ilg.experiments.data.datasets import load_dataset
 from dp_ilg.experiments.models.networks import build_model
 from dp_ilg.experiments.models.sizes import Facts
-from dp_ilg.experiments.runner import run_training
+from dp_ilg.experiments.runs import job, runner
+from dp_ilg.experiments.runs.checkpoints import read_checkpoint, save_checkpoint
+from dp_ilg.experiments.runs.runner import run_training
 from dp_ilg.sampling.poisson import PoissonSampler
 from tests.compiled import compiled_once  # noqa: F401 - a fixture
 from tests.models import CLIP_MODES, mlp_batch, mlp_loss, mlp_params, plan

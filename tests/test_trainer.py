@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 
 import dp_ilg
-from dp_ilg.experiments import checkpoints, run_folder, runner
 from dp_ilg.experiments.config.schema import (
     Config,
     LearningRateConfig,
@@ -29,10 +28,12 @@ from dp_ilg.experiments.config.schema import (
     ScheduleConfig,
     config_to_toml,
 )
-from dp_ilg.experiments.job import build_job, run_keys
-from dp_ilg.experiments.recipe import learning_rate
-from dp_ilg.experiments.runner import Interrupted, run_training, with_seed
-from dp_ilg.experiments.trainer import Watch, params_sha256, start, train
+from dp_ilg.experiments.runs import checkpoints, runner
+from dp_ilg.experiments.runs import folder as run_folder
+from dp_ilg.experiments.runs.job import build_job, run_keys
+from dp_ilg.experiments.runs.recipe import learning_rate
+from dp_ilg.experiments.runs.runner import Interrupted, run_training, with_seed
+from dp_ilg.experiments.runs.trainer import Watch, params_sha256, start, train
 from tests.compiled import compiled_once  # noqa: F401 - a fixture
 
 SEED = 918273645

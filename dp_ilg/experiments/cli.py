@@ -29,8 +29,8 @@ from dp_ilg.experiments.commands import (
 from dp_ilg.experiments.compare_command import compare
 from dp_ilg.experiments.config.fields import nearest
 from dp_ilg.experiments.config.schema import Config, read_config
-from dp_ilg.experiments.hosts import GONE, Devices, LostProcess
-from dp_ilg.experiments.hosts_worker import LOST, is_worker, supervised
+from dp_ilg.experiments.runs.hosts import GONE, Devices, LostProcess
+from dp_ilg.experiments.runs.supervised import LOST, is_worker, supervised
 from dp_ilg.experiments.shard_command import shards
 from dp_ilg.experiments.study_commands import audit, reproduce
 
@@ -163,8 +163,8 @@ def _train(
     json: bool,
     devices: Devices,
 ) -> None:
-    from dp_ilg.experiments.progress import progress_bar
-    from dp_ilg.experiments.runner import Interrupted, run_training
+    from dp_ilg.experiments.runs.progress import progress_bar
+    from dp_ilg.experiments.runs.runner import Interrupted, run_training
     from dp_ilg.training.compiling import use_compile_cache
 
     if resume and run_dir is None:

@@ -202,7 +202,7 @@ def export(
     """
 
     def work() -> None:
-        from dp_ilg.experiments.export import export_parameters
+        from dp_ilg.experiments.runs.export import export_parameters
 
         found = export_parameters(Path(run_dir), Path(out), overwrite=overwrite)
         show(found, json, _EXPORT_ROWS)
@@ -308,6 +308,6 @@ def _strict(value: Any) -> Any:
 
 
 def _schedule(chosen: ScheduleConfig) -> Any:
-    from dp_ilg.experiments.recipe import build_schedule
+    from dp_ilg.experiments.runs.recipe import build_schedule
 
     return build_schedule(chosen)

@@ -15,7 +15,7 @@ from dp_ilg.experiments import compare_plots
 from dp_ilg.experiments.compare_cost import tuning_cost, whole_cost
 from dp_ilg.experiments.compare_statistics import Difference, Result
 from dp_ilg.experiments.reports.svg import inline_svg, printable, save_figure
-from dp_ilg.experiments.run_folder import write_atomically
+from dp_ilg.experiments.runs.folder import write_atomically
 from dp_ilg.experiments.sweep import Sweep
 from dp_ilg.experiments.sweep_runs import Cell
 

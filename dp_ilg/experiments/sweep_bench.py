@@ -19,9 +19,9 @@ from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.experiments.config.schema import Config, DataConfig
 from dp_ilg.experiments.data.datasets import Dataset
 from dp_ilg.experiments.data.files import DataError
-from dp_ilg.experiments.job import Job, build_job, load_data, ready, run_keys
-from dp_ilg.experiments.recipe import make_optimizer, make_plan
-from dp_ilg.experiments.trainer import (
+from dp_ilg.experiments.runs.job import Job, build_job, load_data, ready, run_keys
+from dp_ilg.experiments.runs.recipe import make_optimizer, make_plan
+from dp_ilg.experiments.runs.trainer import (
     Position,
     Tools,
     Watch,

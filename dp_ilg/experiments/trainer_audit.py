@@ -22,11 +22,11 @@ import dp_ilg
 from dp_ilg.accounting.ledger import PrivacyLedger
 from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.base import ClippedGrad, LossFn, Params, PrivateTransformation
-from dp_ilg.experiments import projection
-from dp_ilg.experiments.checkpoints import load_checkpoint, save_checkpoint
 from dp_ilg.experiments.config.schema import Config, LearningRateConfig
 from dp_ilg.experiments.data.datasets import Dataset
-from dp_ilg.experiments.job import Job, build_job, load_data, ready, run_keys
+from dp_ilg.experiments.runs import projection
+from dp_ilg.experiments.runs.checkpoints import load_checkpoint, save_checkpoint
+from dp_ilg.experiments.runs.job import Job, build_job, load_data, ready, run_keys
 from dp_ilg.projection.factor_pca import FactorPca
 from dp_ilg.sampling.poisson import PoissonSampler
 

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from dp_ilg.experiments.job import Job
+from dp_ilg.experiments.runs.job import Job
 
 
 class Bar:

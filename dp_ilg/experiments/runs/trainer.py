@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dp_ilg.base import PrivateTransformation
-from dp_ilg.experiments.job import Job
+from dp_ilg.experiments.runs.job import Job
 from dp_ilg.noise.add_noise import noise_stddev
 from dp_ilg.optimizers.averaging import averaged_params
 from dp_ilg.sampling.poisson import PoissonSampler, take
@@ -87,7 +87,7 @@ def start(job: Job, keys: Any) -> Position:
 
     Example:
         >>> from dp_ilg.experiments.config.schema import Config
-        >>> from dp_ilg.experiments.job import build_job, run_keys
+        >>> from dp_ilg.experiments.runs.job import build_job, run_keys
         >>> start(build_job(Config()), run_keys(0)).step
         0
     """
@@ -146,7 +146,7 @@ def make_tools(job: Job) -> Tools:
 
     Example:
         >>> from dp_ilg.experiments.config.schema import Config
-        >>> from dp_ilg.experiments.job import build_job
+        >>> from dp_ilg.experiments.runs.job import build_job
         >>> callable(make_tools(build_job(Config())).step)
         True
     """
@@ -226,7 +226,7 @@ def accuracy_fn(job: Job) -> Callable[[Any], float]:
 
     Example:
         >>> from dp_ilg.experiments.config.schema import Config
-        >>> from dp_ilg.experiments.job import build_job
+        >>> from dp_ilg.experiments.runs.job import build_job
         >>> job = build_job(Config())
         >>> 0 <= accuracy_fn(job)(job.model.init(jax.random.key(0))) <= 1
         True
@@ -256,7 +256,7 @@ def perplexity_fn(job: Job) -> Callable[[Any], float] | None:
 
     Example:
         >>> from dp_ilg.experiments.config.schema import Config
-        >>> from dp_ilg.experiments.job import build_job
+        >>> from dp_ilg.experiments.runs.job import build_job
         >>> perplexity_fn(build_job(Config())) is None
         True
     """

@@ -5,7 +5,7 @@ import sys
 import threading
 
 from dp_ilg.experiments.cli import main
-from dp_ilg.experiments.hosts_worker import MARK
+from dp_ilg.experiments.runs.supervised import MARK
 
 
 def work() -> int:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from dp_ilg.experiments.hosts import GONE, MET, UNMET
+from dp_ilg.experiments.runs.hosts import GONE, MET, UNMET
 
 LOST = 3
 """Exit code of a worker whose peers are gone."""
@@ -56,7 +56,7 @@ def supervised(args: Sequence[str], process: int) -> None:
     given = (os.dup(1), os.dup(2), alive, met)
     sys.stdout.flush()
     worker = subprocess.Popen(
-        [sys.executable, "-m", "dp_ilg.experiments.worker", *args],
+        [sys.executable, "-m", "dp_ilg.experiments.runs.worker", *args],
         env=os.environ | {MARK: ",".join(map(str, given[:3])), MET: str(met)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
