@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 import dp_ilg
-from dp_ilg.experiments.reproduce import machine
+from dp_ilg.experiments.papers.reproduce import machine
 from dp_ilg.noise.normal import standard_normals
 from dp_ilg.noise.secure import SecureNoise
 

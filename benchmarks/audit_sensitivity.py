@@ -24,7 +24,7 @@ import numpy as np
 import dp_ilg
 from dp_ilg.clipping.clip import CLIP_MODES, as_clip_mode, clip_sum
 from dp_ilg.clipping.per_example import from_gradients
-from dp_ilg.experiments.reproduce import machine
+from dp_ilg.experiments.papers.reproduce import machine
 from dp_ilg.geometry.geometry import LARGEST_RATIO
 from dp_ilg.geometry.groups import Groups, pieces_of
 

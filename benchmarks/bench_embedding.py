@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import optax
 
 import dp_ilg
-from dp_ilg.experiments.reproduce import machine
+from dp_ilg.experiments.papers.reproduce import machine
 
 RESULTS = Path(__file__).parent / "results" / "embedding.jsonl"
 

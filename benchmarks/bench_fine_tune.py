@@ -34,7 +34,7 @@ import jax.numpy as jnp
 
 import dp_ilg
 from dp_ilg.experiments.models.gpt2 import Gpt2, Gpt2Size, gpt2_loss, random_params
-from dp_ilg.experiments.reproduce import machine
+from dp_ilg.experiments.papers.reproduce import machine
 from dp_ilg.training.fine_tune import make_tuning_step, tune
 
 RESULTS = Path(__file__).parent / "results" / "fine_tune.jsonl"

@@ -231,7 +231,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.row:
         return work(json.loads(args.row))
-    from dp_ilg.experiments.reproduce import machine
+    from dp_ilg.experiments.papers.reproduce import machine
 
     facts = machine() | {"command": "python " + " ".join(sys.argv)}
     facts["cores"] = len(os.sched_getaffinity(0))

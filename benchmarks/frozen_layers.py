@@ -23,7 +23,7 @@ import optax
 
 import dp_ilg
 from dp_ilg.experiments.data.datasets import load_dataset
-from dp_ilg.experiments.reproduce import machine
+from dp_ilg.experiments.papers.reproduce import machine
 
 CONVOLUTIONS = ("conv1", "conv2")
 DELTA = 1e-5

@@ -24,7 +24,7 @@ from typing import Any
 
 from dp_ilg.accounting.ledger import PrivacyLedger
 from dp_ilg.experiments.config.schema import Config, read_config
-from dp_ilg.experiments.reproduce import machine
+from dp_ilg.experiments.papers.reproduce import machine
 from dp_ilg.experiments.runs.job import build_job, load_data, run_keys
 from dp_ilg.experiments.runs.trainer import Watch, make_tools, start, train
 

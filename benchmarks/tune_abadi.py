@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from dp_ilg.experiments.data.datasets import load_dataset
-from dp_ilg.experiments.pca_network import Images, Setting, run
-from dp_ilg.experiments.reproduce import RunLog
+from dp_ilg.experiments.papers.pca_network import Images, Setting, run
+from dp_ilg.experiments.papers.reproduce import RunLog
 
 RESULTS = Path(__file__).parent / "results" / "abadi_tuning.jsonl"
 SEED = 1000  # none of the seeds that are reported

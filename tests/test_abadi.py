@@ -8,10 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from dp_ilg.experiments import abadi as module
-from dp_ilg.experiments.abadi import PARTS, SETTINGS, abadi
 from dp_ilg.experiments.data.files import DataError
-from dp_ilg.experiments.pca_network import (
+from dp_ilg.experiments.papers import abadi as module
+from dp_ilg.experiments.papers.abadi import PARTS, SETTINGS, abadi
+from dp_ilg.experiments.papers.pca_network import (
     Images,
     Setting,
     initial,
@@ -19,7 +19,7 @@ from dp_ilg.experiments.pca_network import (
     plan_for,
     run,
 )
-from dp_ilg.experiments.reproduce import REPRODUCTIONS, ReproduceOptions
+from dp_ilg.experiments.papers.reproduce import REPRODUCTIONS, ReproduceOptions
 
 SMALL = Setting(8.0, 97.0, epochs=20, learning_rate=2.0, dims=5, hidden=8)
 

@@ -11,7 +11,7 @@ from dp_ilg.experiments import audit as audit_lib
 from dp_ilg.experiments import cli
 from dp_ilg.experiments.audit import audit
 from dp_ilg.experiments.audit_scene import AuditOptions, make_scene
-from dp_ilg.experiments.reproduce import ReproduceOptions
+from dp_ilg.experiments.papers.reproduce import ReproduceOptions
 
 QUICK = AuditOptions(common=ReproduceOptions(quick=True))
 

@@ -11,10 +11,11 @@ import pytest
 
 import dp_ilg
 from dp_ilg.baselines.published import PublishedSettings
-from dp_ilg.experiments import cli, study_commands, table2, table3, table_runs
+from dp_ilg.experiments import cli, study_commands
 from dp_ilg.experiments.data.files import DataError
 from dp_ilg.experiments.models.resnet import ResNet
-from dp_ilg.experiments.reproduce import REPRODUCTIONS, ReproduceOptions, RunLog
+from dp_ilg.experiments.papers import ilg_accuracies, ilg_epsilons, ilg_runs
+from dp_ilg.experiments.papers.reproduce import REPRODUCTIONS, ReproduceOptions, RunLog
 
 QUICK = ReproduceOptions(quick=True, seeds=1, only=("mnist",))
 
@@ -32,10 +33,10 @@ def test_all_fifteen_claimed_epsilons_to_the_last_printed_digit(capsys):
 
 
 def test_table2_would_see_a_charge_too_many(monkeypatch):
-    rows = {name: table2.METHODS[name] for name in table2.METHODS}
+    rows = {name: ilg_epsilons.METHODS[name] for name in ilg_epsilons.METHODS}
     more = {name: lambda s, n, f=f: f(s, n + 1) for name, f in rows.items()}
-    monkeypatch.setattr(table2, "METHODS", more)
-    assert table2.table2(ReproduceOptions())["agreeing"] == 0
+    monkeypatch.setattr(ilg_epsilons, "METHODS", more)
+    assert ilg_epsilons.table2(ReproduceOptions())["agreeing"] == 0
 
 
 def test_table2_is_a_table_for_people(capsys):
@@ -48,27 +49,27 @@ def test_table2_is_a_table_for_people(capsys):
 
 def test_table3_runs_every_method_and_resumes(tmp_path, capsys):
     options = dataclasses.replace(QUICK, out=tmp_path / "runs.jsonl")
-    found = table3.table3(options)
+    found = ilg_accuracies.table3(options)
     (row,) = found["rows"]
     assert row["paper"] is None and row["seeds"] == 1  # beside digits it says nothing
     assert 0 < row["guaranteed_epsilon"] <= row["claimed_epsilon"]
     lines = (tmp_path / "runs.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
-    methods = ["published, divided", table3.GUARANTEED, "published, printed"]
+    methods = ["published, divided", ilg_accuracies.GUARANTEED, "published, printed"]
     assert [r["method"] for r in records] == methods
     for record in records:
         assert record["quick"] and record["steps"] == 33
-        private = record["method"] == table3.GUARANTEED
+        private = record["method"] == ilg_accuracies.GUARANTEED
         assert ("epsilon" in record) == private != ("claimed_epsilon" in record)
         assert {"machine", "versions", "command", "date"} <= record.keys()
     capsys.readouterr()
-    assert table3.table3(options) == found  # nothing is run again
+    assert ilg_accuracies.table3(options) == found  # nothing is run again
     assert capsys.readouterr().err == ""
     assert (tmp_path / "runs.jsonl").read_text().splitlines() == lines
 
 
 def test_no_time_is_said_and_gives_no_row(capsys):
-    found = table3.table3(dataclasses.replace(QUICK, max_minutes=1e-9))
+    found = ilg_accuracies.table3(dataclasses.replace(QUICK, max_minutes=1e-9))
     assert found["rows"] == []
     assert capsys.readouterr().err.count("no time left") == 3
 
@@ -77,7 +78,7 @@ def problem(size=40):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(size, 3)).astype(np.float32)
     y = (x[:, 0] > 0).astype(np.int32)
-    return table_runs.Problem(
+    return ilg_runs.Problem(
         apply=lambda params, x: x @ params["w"],
         init=lambda key: {"w": jax.random.normal(key, (3, 2))},
         **dict(x_train=x, y_train=y, x_test=x, y_test=y),
@@ -89,7 +90,7 @@ def test_runs_use_exactly_their_budget_and_stop_in_time():
         noise_multiplier=10, decay=0, batch_size=8, num_examples=40, rho_total=0.011
     )
     fixed = dict(learning_rate=0.1, seed=0)
-    found = table_runs.run_published(
+    found = ilg_runs.run_published(
         problem(),
         settings,
         reading="divided",
@@ -103,10 +104,10 @@ def test_runs_use_exactly_their_budget_and_stop_in_time():
     plan = dp_ilg.plan_privacy(
         noise_multiplier=1, delta=1e-5, num_examples=40, batch_size=8, num_steps=6
     )
-    ours = table_runs.run_guaranteed(problem(), plan, **fixed)  # pyright: ignore
+    ours = ilg_runs.run_guaranteed(problem(), plan, **fixed)  # pyright: ignore
     assert ours["finished"] and ours["steps"] == 6
     assert ours["epsilon"] == plan.epsilon()
-    late = table_runs.run_guaranteed(
+    late = ilg_runs.run_guaranteed(
         problem(),
         plan,
         deadline=time.monotonic() - 1,
@@ -124,8 +125,8 @@ def test_both_learn_where_the_noise_is_small():
         noise_multiplier=0.5, delta=1e-5, num_examples=40, batch_size=8, num_steps=150
     )
     fixed = dict(learning_rate=0.05, seed=1)
-    ours = table_runs.run_guaranteed(problem(), plan, **fixed)  # pyright: ignore
-    theirs = table_runs.run_published(
+    ours = ilg_runs.run_guaranteed(problem(), plan, **fixed)  # pyright: ignore
+    theirs = ilg_runs.run_published(
         problem(),
         settings,
         reading="divided",
@@ -138,7 +139,7 @@ def test_batches_of_an_epoch_are_disjoint():
     settings = PublishedSettings(
         noise_multiplier=10, decay=0, batch_size=8, num_examples=43, rho_total=0.011
     )
-    rows = list(table_runs._shuffled(settings, 0))
+    rows = list(ilg_runs._shuffled(settings, 0))
     assert len(rows) == 10
     for epoch in (rows[:5], rows[5:]):
         assert len(set(np.concatenate(epoch))) == 40
@@ -147,14 +148,14 @@ def test_batches_of_an_epoch_are_disjoint():
 
 def test_principal_components_are_those_of_a_singular_value_decomposition():
     x = np.random.default_rng(0).normal(size=(50, 6)) * np.arange(1, 7)
-    mean, directions = table3.principal_components(x, 3)
+    mean, directions = ilg_accuracies.principal_components(x, 3)
     _, _, expected = np.linalg.svd(x - x.mean(0))
     np.testing.assert_allclose(
         np.abs(directions @ expected[:3].T), np.eye(3), atol=1e-9
     )
     np.testing.assert_allclose(mean, x.mean(0))
     with pytest.raises(ValueError, match="num_components is 7, but the data has 6"):
-        table3.principal_components(x, 7)
+        ilg_accuracies.principal_components(x, 7)
 
 
 def test_the_resnet_mixes_no_examples():
@@ -190,19 +191,19 @@ def test_rows_name_functions_that_exist():
 
 def test_an_absent_data_set_is_one_sentence(tmp_path):
     with pytest.raises(DataError, match=r"cifar10 is not in .*; get cifar10.npz"):
-        table3.table3(ReproduceOptions(data_dir=tmp_path, only=("cifar10",)))
+        ilg_accuracies.table3(ReproduceOptions(data_dir=tmp_path, only=("cifar10",)))
 
 
 def test_a_part_of_the_data_is_refused(monkeypatch):
-    digits = table3.load_dataset("digits")
-    monkeypatch.setattr(table3, "load_dataset", lambda name, folder: digits)
+    digits = ilg_accuracies.load_dataset("digits")
+    monkeypatch.setattr(ilg_accuracies, "load_dataset", lambda name, folder: digits)
     with pytest.raises(ValueError, match="mnist has 1437 training examples, but the"):
-        table3.table3(ReproduceOptions(only=("mnist",)))
+        ilg_accuracies.table3(ReproduceOptions(only=("mnist",)))
 
 
 @pytest.mark.slow
 def test_the_timed_row_runs_on_the_residual_network():
-    found = table3.table3(dataclasses.replace(QUICK, only=("cifar10",)))
+    found = ilg_accuracies.table3(dataclasses.replace(QUICK, only=("cifar10",)))
     (row,) = found["rows"]
     assert row["guaranteed_epsilon"] <= row["claimed_epsilon"]
     assert "not comparable" in found["notes"][-1]
@@ -220,18 +221,20 @@ def test_a_table_wider_than_the_terminal_loses_no_letter(monkeypatch, capsys):
 
 
 def test_the_quick_form_of_table3_says_what_it_is():
-    found = table3.table3(dataclasses.replace(QUICK, max_minutes=1e-9))
+    found = ilg_accuracies.table3(dataclasses.replace(QUICK, max_minutes=1e-9))
     assert "the numbers mean nothing" in found["notes"][0]
     log, task = (
         RunLog(None),
-        table3._small(table3.TASKS["mnist"], table3.load_dataset("digits")),
+        ilg_accuracies._small(
+            ilg_accuracies.TASKS["mnist"], ilg_accuracies.load_dataset("digits")
+        ),
     )
     log.records.append(
-        table3._name(task)
+        ilg_accuracies._name(task)
         | {"method": "published, divided", "test_accuracy": 0.1, "epochs": 1}
         | {"claimed_epsilon": 1.0}
     )
-    row = table3._row(task, log)
+    row = ilg_accuracies._row(task, log)
     assert row and row["data_set"] == "digits, for mnist" and row["paper"] is None
 
 

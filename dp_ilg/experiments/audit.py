@@ -30,8 +30,8 @@ from dp_ilg.experiments.audit_scene import (
     make_scene,
 )
 from dp_ilg.experiments.config.fields import nearest
-from dp_ilg.experiments.reproduce import RunLog, tell
-from dp_ilg.experiments.table_runs import claimed
+from dp_ilg.experiments.papers.ilg_runs import claimed
+from dp_ilg.experiments.papers.reproduce import RunLog, tell
 
 _DELTA = 1e-5
 _CHOOSING = 0.2  # of all trials; the threshold is chosen on them

@@ -9,7 +9,7 @@ from typing import Any
 from dp_ilg import validation
 from dp_ilg.experiments.compare_cost import tuning_cost, whole_cost
 from dp_ilg.experiments.compare_statistics import Result, results_of
-from dp_ilg.experiments.reproduce import tell
+from dp_ilg.experiments.papers.reproduce import tell
 from dp_ilg.experiments.sweep import Sweep
 from dp_ilg.experiments.sweep_board import Board
 from dp_ilg.experiments.sweep_check import read_sweep

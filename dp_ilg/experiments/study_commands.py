@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from dp_ilg.experiments.reproduce import ReproduceOptions, reproduction
+from dp_ilg.experiments.papers.reproduce import ReproduceOptions, reproduction
 
 _FEW = 3  # rows that can stand side by side in a terminal
 

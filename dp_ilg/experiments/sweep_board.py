@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from dp_ilg.experiments.reproduce import machine, tell
+from dp_ilg.experiments.papers.reproduce import machine, tell
 from dp_ilg.experiments.sweep import Grid, Sweep
 from dp_ilg.experiments.sweep_results import Results
 from dp_ilg.experiments.sweep_runs import (

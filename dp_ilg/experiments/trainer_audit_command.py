@@ -7,7 +7,7 @@ from typing import Any
 from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.experiments.config.fields import nearest
 from dp_ilg.experiments.config.schema import Config, read_config
-from dp_ilg.experiments.reproduce import RunLog, tell
+from dp_ilg.experiments.papers.reproduce import RunLog, tell
 from dp_ilg.experiments.runs import projection
 from dp_ilg.experiments.trainer_audit import audited_trainer
 from dp_ilg.experiments.trainer_audit_report import (

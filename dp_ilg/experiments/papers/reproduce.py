@@ -68,11 +68,13 @@ class Row(NamedTuple):
 
 _PUBLISHED = ("mnist", "fashion_mnist", "svhn", "cifar10", "cifar100")
 REPRODUCTIONS: dict[str, Row] = {
-    "table2": Row("dp_ilg.experiments.table2", "table2", _PUBLISHED),
+    "table2": Row("dp_ilg.experiments.papers.ilg_epsilons", "table2", _PUBLISHED),
     "table3": Row(
-        "dp_ilg.experiments.table3", "table3", ("mnist", "fashion_mnist", "cifar10")
+        "dp_ilg.experiments.papers.ilg_accuracies",
+        "table3",
+        ("mnist", "fashion_mnist", "cifar10"),
     ),
-    "abadi": Row("dp_ilg.experiments.abadi", "abadi", ("0.5", "2", "8")),
+    "abadi": Row("dp_ilg.experiments.papers.abadi", "abadi", ("0.5", "2", "8")),
 }
 
 

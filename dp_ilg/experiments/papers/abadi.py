@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from dp_ilg.experiments.data.datasets import load_dataset
-from dp_ilg.experiments.pca_network import Images, Setting, run
-from dp_ilg.experiments.reproduce import ReproduceOptions, RunLog, tell
+from dp_ilg.experiments.papers.pca_network import Images, Setting, run
+from dp_ilg.experiments.papers.reproduce import ReproduceOptions, RunLog, tell
 
 SETTINGS = (
     Setting(0.5, 90.0, epochs=8, learning_rate=3.0, pca_noise_multiplier=16.0),

@@ -16,14 +16,14 @@ from dp_ilg.baselines.published import SETTINGS, PublishedSettings, claimed_epoc
 from dp_ilg.experiments.data.datasets import Dataset, load_dataset
 from dp_ilg.experiments.models.linen import Mlp
 from dp_ilg.experiments.models.resnet import ResNet
-from dp_ilg.experiments.reproduce import ReproduceOptions, RunLog, tell
-from dp_ilg.experiments.table_runs import (
+from dp_ilg.experiments.papers.ilg_runs import (
     Problem,
     claimed,
     network,
     run_guaranteed,
     run_published,
 )
+from dp_ilg.experiments.papers.reproduce import ReproduceOptions, RunLog, tell
 from dp_ilg.projection.pca import pca_releases, private_pca
 
 DELTA = 1e-5

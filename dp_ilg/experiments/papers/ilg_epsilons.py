@@ -17,7 +17,7 @@ from dp_ilg.baselines.claims import (
     claimed_rho,
     decayed,
 )
-from dp_ilg.experiments.reproduce import ReproduceOptions
+from dp_ilg.experiments.papers.reproduce import ReproduceOptions
 
 _ADADP_NOISE = 8.0
 # method -> the noise multipliers of its first epochs
