@@ -9,7 +9,7 @@ import numpy as np
 
 import dp_ilg
 from dp_ilg.baselines.table import BASELINES
-from dp_ilg.experiments.trainer_audit import AuditedTrainer, through_checkpoint
+from dp_ilg.experiments.audits.subject import AuditedTrainer, through_checkpoint
 from dp_ilg.sampling.poisson import PoissonSampler
 from tests.models import mlp_batch, mlp_loss, mlp_params
 

@@ -11,17 +11,17 @@ from scipy import stats
 import dp_ilg
 from dp_ilg.auditing.bounds import epsilon_lower_bound, gaussian_lower_bound
 from dp_ilg.baselines.table import BASELINES
-from dp_ilg.experiments import trainer_audit_report
-from dp_ilg.experiments.canaries import attacks
-from dp_ilg.experiments.one_run import one_run
-from dp_ilg.experiments.trainer_audit import scene_plan as small
-from dp_ilg.experiments.trainer_audit_command import _read, tables
-from dp_ilg.experiments.trainer_audit_report import (
+from dp_ilg.experiments.audits import report as trainer_audit_report
+from dp_ilg.experiments.audits.canaries import attacks
+from dp_ilg.experiments.audits.one_run import one_run
+from dp_ilg.experiments.audits.report import (
     TrainerAuditOptions,
     audit_trainer,
     bound_by_trials,
 )
-from dp_ilg.experiments.trainer_audit_residuals import draws, observe
+from dp_ilg.experiments.audits.residuals import draws, observe
+from dp_ilg.experiments.audits.subject import scene_plan as small
+from dp_ilg.experiments.trainer_audit_command import _read, tables
 from dp_ilg.optimizers.importance import score_layer_importance
 from tests.audit_scene import scene_plan, trainer, with_links
 from tests.baseline_cases import CASES
@@ -267,7 +267,7 @@ def test_the_whole_audit_of_the_bundled_run(tmp_path, capsys):
 
 
 def test_one_failed_promise_refutes_the_claim(monkeypatch):
-    from dp_ilg.experiments.trainer_audit_checks import Finding
+    from dp_ilg.experiments.audits.checks import Finding
 
     bad = {"a promise": lambda evidence: Finding("2", "1", False)}
     monkeypatch.setattr(trainer_audit_report, "CHECKS", bad)

@@ -14,7 +14,7 @@ import pytest
 from scipy import stats
 
 import dp_ilg
-from dp_ilg.experiments.trainer_audit import release_of, tapped
+from dp_ilg.experiments.audits.subject import release_of, tapped
 from dp_ilg.noise.normal import standard_normals
 from dp_ilg.noise.secure import SecureNoise
 from tests.models import plan

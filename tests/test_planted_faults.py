@@ -10,7 +10,7 @@ import pytest
 
 import dp_ilg
 from dp_ilg.base import PrivateTransformation
-from dp_ilg.experiments.trainer_audit_report import CHECKS, gather
+from dp_ilg.experiments.audits.report import CHECKS, gather
 from dp_ilg.noise.add_noise import AddImportanceNoiseState, add_importance_noise
 from dp_ilg.optimizers.importance import score_layer_importance
 from tests.audit_scene import scene_plan, trainer, with_links

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from dp_ilg.experiments import trainer_audit
+from dp_ilg.experiments.audits import subject
 from dp_ilg.experiments.cli import main
 from dp_ilg.experiments.config.data import DataConfig, ProjectionConfig
 from dp_ilg.experiments.config.schema import Config, config_from_mapping, config_to_toml
@@ -225,8 +225,8 @@ def test_an_audit_makes_its_projection_of_few_rows(monkeypatch):
         return fit(data, chosen, key)
 
     monkeypatch.setattr(projection, "fit", counting)
-    monkeypatch.setattr(trainer_audit, "_FITTED", 200)
-    audited = trainer_audit.audited_trainer(config(chunk_size=1000), max_steps=2)
+    monkeypatch.setattr(subject, "_FITTED", 200)
+    audited = subject.audited_trainer(config(chunk_size=1000), max_steps=2)
     assert fitted == [(200, pytest.approx(40.0 * 200 / 1437))]
     assert audited.examples[0].shape == (audited.plan.num_examples, 36)
     assert np.isfinite(audited.examples[0]).all() and audited.examples[0].std() > 0.1
@@ -243,7 +243,7 @@ def test_an_audit_of_a_run_takes_the_projection_it_released(tmp_path, monkeypatc
     (tmp_path / projection.FILE).write_bytes(projection.to_bytes(basis))
     found, plan, kept = _read(str(tmp_path))
     monkeypatch.setattr(projection, "fit", _forbidden)
-    audited = trainer_audit.audited_trainer(found, plan=plan, basis=kept, max_steps=2)
+    audited = subject.audited_trainer(found, plan=plan, basis=kept, max_steps=2)
     count = audited.plan.num_examples
     np.testing.assert_array_equal(
         audited.examples[0], basis.project(np.asarray(job.raw.x_train[:count]))

@@ -97,8 +97,8 @@ def audit(
         Traceback (most recent call last):
         ValueError: trials is 3, but must be a whole number of at least 40.
     """
-    from dp_ilg.experiments.audit import AUDITS, AuditOptions  # slow to import
-    from dp_ilg.experiments.audit import audit as run
+    from dp_ilg.experiments.audits.leak import AUDITS, AuditOptions  # slow to import
+    from dp_ilg.experiments.audits.leak import audit as run
 
     files = [None if name is None else Path(name) for name in (data_dir, out, plot)]
     if target not in AUDITS:
@@ -120,8 +120,8 @@ def _audit_trainer(
     files: Sequence[Path | None],
     json: bool,
 ) -> Callable[[], None]:
+    from dp_ilg.experiments.audits.report import TrainerAuditOptions
     from dp_ilg.experiments.trainer_audit_command import audit_run, tables
-    from dp_ilg.experiments.trainer_audit_report import TrainerAuditOptions
 
     options, (data_dir, out, plot) = TrainerAuditOptions(**chosen), files
 

@@ -5,16 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from dp_ilg.accounting.plan import PrivacyPlan
-from dp_ilg.experiments.config.fields import nearest
-from dp_ilg.experiments.config.schema import Config, read_config
-from dp_ilg.experiments.papers.reproduce import RunLog, tell
-from dp_ilg.experiments.runs import projection
-from dp_ilg.experiments.trainer_audit import audited_trainer
-from dp_ilg.experiments.trainer_audit_report import (
+from dp_ilg.experiments.audits.report import (
     TrainerAuditOptions,
     audit_trainer,
     write_plot,
 )
+from dp_ilg.experiments.audits.subject import audited_trainer
+from dp_ilg.experiments.config.fields import nearest
+from dp_ilg.experiments.config.schema import Config, read_config
+from dp_ilg.experiments.papers.reproduce import RunLog, tell
+from dp_ilg.experiments.runs import projection
 from dp_ilg.projection.factor_pca import FactorPca
 from dp_ilg.validation import whole
 

@@ -16,13 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from dp_ilg.base import Params
-from dp_ilg.experiments.trainer_audit import AuditedTrainer, taken
-from dp_ilg.experiments.trainer_audit_residuals import (
+from dp_ilg.experiments.audits.residuals import (
     Observer,
     Seen,
     draws,
     inner_product,
 )
+from dp_ilg.experiments.audits.subject import AuditedTrainer, taken
 from dp_ilg.geometry.geometry import Geometry
 
 _LOUD, _FAINT = 1e3, 1e-6  # a canary's norm in clip norms: clipped, or nearly nothing
@@ -96,8 +96,8 @@ def families(observer: Observer, seed: int) -> list[Family]:
 
     Example:
         >>> from dp_ilg.experiments.config.schema import Config
-        >>> from dp_ilg.experiments.trainer_audit import audited_trainer
-        >>> from dp_ilg.experiments.trainer_audit_residuals import observe
+        >>> from dp_ilg.experiments.audits.subject import audited_trainer
+        >>> from dp_ilg.experiments.audits.residuals import observe
         >>> found = families(observe(audited_trainer(Config(), max_steps=2)), 0)
         >>> [name for family in found for name in family.names][-2:]
         ['score', 'wrong label']
@@ -175,8 +175,8 @@ def attacks(
 
     Example:
         >>> from dp_ilg.experiments.config.schema import Config, ModelConfig
-        >>> from dp_ilg.experiments.trainer_audit import audited_trainer
-        >>> from dp_ilg.experiments.trainer_audit_residuals import observe
+        >>> from dp_ilg.experiments.audits.subject import audited_trainer
+        >>> from dp_ilg.experiments.audits.residuals import observe
         >>> config = Config(model=ModelConfig("linear"))
         >>> trainer = audited_trainer(config, max_steps=2)
         >>> found = attacks(observe(trainer), 4, 0)

@@ -23,7 +23,7 @@ import dp_ilg
 from dp_ilg.auditing.bounds import epsilon_lower_bound
 from dp_ilg.baselines.claims import PublishedSettings
 from dp_ilg.baselines.published import dp_adam_ilg_without_guarantee
-from dp_ilg.experiments.audit_scene import (
+from dp_ilg.experiments.audits.scene import (
     AuditOptions,
     Scene,
     audit_settings,

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dp_ilg.base import ClippedGrad, Params
-from dp_ilg.experiments.trainer_audit import release_of, taken
-from dp_ilg.experiments.trainer_audit_checks import Finding
-from dp_ilg.experiments.trainer_audit_residuals import Observer, draws, inner_product
+from dp_ilg.experiments.audits.checks import Finding
+from dp_ilg.experiments.audits.residuals import Observer, draws, inner_product
+from dp_ilg.experiments.audits.subject import release_of, taken
 from dp_ilg.geometry.geometry import Geometry
 from dp_ilg.geometry.groups import pieces_of
 

@@ -16,7 +16,7 @@ from jaxtyping import Array
 
 from dp_ilg.base import ClippedGrad, Params
 from dp_ilg.baselines.quantile import AdaptClipNormState
-from dp_ilg.experiments.trainer_audit import (
+from dp_ilg.experiments.audits.subject import (
     AuditedTrainer,
     joined,
     padded,
@@ -196,7 +196,7 @@ def observe(trainer: AuditedTrainer) -> Observer:
 
     Example:
         >>> from dp_ilg.experiments.config.schema import Config
-        >>> from dp_ilg.experiments.trainer_audit import audited_trainer
+        >>> from dp_ilg.experiments.audits.subject import audited_trainer
         >>> observe(audited_trainer(Config(), max_steps=2)).place
         1
     """
@@ -213,7 +213,7 @@ def observe(trainer: AuditedTrainer) -> Observer:
     if type(state[place]) not in SCORES:
         raise ValueError(
             f"The audit cannot read what {type(state[place]).__name__} released; add a "
-            "row to dp_ilg.experiments.trainer_audit_residuals.SCORES."
+            "row to dp_ilg.experiments.audits.residuals.SCORES."
         )
     decay = _decay(tx, state, place, trainer)
     if decay == 1:  # a known sum does not move it: without a budget nothing is released

@@ -14,7 +14,7 @@ def bounds_figure(rows: Sequence[Mapping[str, Any]], claim: float) -> Figure:
     """Draws lower bounds as bars and the claim as a line.
 
     Args:
-        rows: of `dp_ilg.experiments.trainer_audit_report.audit_trainer`.
+        rows: of `dp_ilg.experiments.audits.report.audit_trainer`.
         claim: the claimed epsilon.
 
     Returns:

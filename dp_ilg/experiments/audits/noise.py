@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dp_ilg.base import Params
-from dp_ilg.experiments.trainer_audit_checks import Finding, normal_limit
-from dp_ilg.experiments.trainer_audit_residuals import Observer, draws
+from dp_ilg.experiments.audits.checks import Finding, normal_limit
+from dp_ilg.experiments.audits.residuals import Observer, draws
 from dp_ilg.geometry.groups import pieces_of
 
 LEVEL = 1e-6  # of each check

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dp_ilg.base import Params
-from dp_ilg.experiments.trainer_audit import release_of
-from dp_ilg.experiments.trainer_audit_checks import Finding
-from dp_ilg.experiments.trainer_audit_residuals import Observer
+from dp_ilg.experiments.audits.checks import Finding
+from dp_ilg.experiments.audits.residuals import Observer
+from dp_ilg.experiments.audits.subject import release_of
 
 
 def end_of_plan(observer: Observer, seed: int) -> Finding:

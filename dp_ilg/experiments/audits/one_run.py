@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dp_ilg.base import Params
-from dp_ilg.experiments.trainer_audit import padded
-from dp_ilg.experiments.trainer_audit_residuals import Observer
+from dp_ilg.experiments.audits.residuals import Observer
+from dp_ilg.experiments.audits.subject import padded
 
 _LOUD = 1e4  # a canary's norm in clip norms
 _ENTRIES = 2e7  # gradient entries held at once, which bounds the number of canaries
@@ -49,8 +49,8 @@ def one_run(observer: Observer, canaries: int, seed: int) -> OneRun:
 
     Example:
         >>> from dp_ilg.experiments.config.schema import Config
-        >>> from dp_ilg.experiments.trainer_audit import audited_trainer
-        >>> from dp_ilg.experiments.trainer_audit_residuals import observe
+        >>> from dp_ilg.experiments.audits.subject import audited_trainer
+        >>> from dp_ilg.experiments.audits.residuals import observe
         >>> found = one_run(observe(audited_trainer(Config(), max_steps=2)), 40, 0)
         >>> len(found.inside) + len(found.outside)
         40

@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from dp_ilg.experiments.trainer_audit import AuditedTrainer
-from dp_ilg.experiments.trainer_audit_checks import Finding, normal_limit
+from dp_ilg.experiments.audits.checks import Finding, normal_limit
+from dp_ilg.experiments.audits.subject import AuditedTrainer
 
 LEVEL = 1e-6  # of each check
 _BERNOULLI = 1e5  # draws of one example in one step that are looked at

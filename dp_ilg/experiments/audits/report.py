@@ -19,17 +19,16 @@ from dp_ilg.auditing.bounds import (
     epsilon_lower_bound,
     gaussian_lower_bound,
 )
-from dp_ilg.experiments import trainer_audit_noise as noise_checks
-from dp_ilg.experiments import trainer_audit_promises as promises
-from dp_ilg.experiments import trainer_audit_sampler as sampler_checks
-from dp_ilg.experiments import trainer_audit_whole_run as whole_run
-from dp_ilg.experiments.canaries import Attack, attacks
-from dp_ilg.experiments.one_run import one_run
-from dp_ilg.experiments.trainer_audit import AuditedTrainer, run_shape
-from dp_ilg.experiments.trainer_audit_checks import Finding
-from dp_ilg.experiments.trainer_audit_noise import Noise
-from dp_ilg.experiments.trainer_audit_residuals import Observer, observe
-from dp_ilg.experiments.trainer_audit_sampler import Draws
+from dp_ilg.experiments.audits import noise as noise_checks
+from dp_ilg.experiments.audits import promises, whole_run
+from dp_ilg.experiments.audits import sampler as sampler_checks
+from dp_ilg.experiments.audits.canaries import Attack, attacks
+from dp_ilg.experiments.audits.checks import Finding
+from dp_ilg.experiments.audits.noise import Noise
+from dp_ilg.experiments.audits.one_run import one_run
+from dp_ilg.experiments.audits.residuals import Observer, observe
+from dp_ilg.experiments.audits.sampler import Draws
+from dp_ilg.experiments.audits.subject import AuditedTrainer, run_shape
 
 _CHOOSING = 0.2  # of all runs; the threshold is chosen on them
 _NO_JAX_PRIVACY = (
@@ -289,7 +288,7 @@ def write_plot(found: dict[str, Any], path: Path) -> None:
     Raises:
         OSError: if it cannot be written.
     """
+    from dp_ilg.experiments.audits.plot import bounds_figure
     from dp_ilg.experiments.reports.svg import save_figure
-    from dp_ilg.experiments.trainer_audit_plot import bounds_figure
 
     save_figure(bounds_figure(found["rows"], found["claim"]), path)
