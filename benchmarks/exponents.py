@@ -25,7 +25,7 @@ from accuracy import commit, finished  # noqa: E402
 from bench_core import machine  # noqa: E402
 
 from dp_ilg.experiments.config.schema import Config, read_config  # noqa: E402
-from dp_ilg.experiments.sweep_bench import Bench  # noqa: E402
+from dp_ilg.experiments.sweeps.bench import Bench  # noqa: E402
 from dp_ilg.geometry.rules import RULES, power_rule  # noqa: E402
 
 ROOT = Path(__file__).parent.parent

@@ -33,8 +33,8 @@ NOTE = "computed from the data without noise: for public data, no privacy guaran
 def run(task: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     """The two records of a task."""
     from dp_ilg.experiments.config.schema import read_config
-    from dp_ilg.experiments.layer_study import study
     from dp_ilg.experiments.runs.job import build_job, run_keys
+    from dp_ilg.experiments.sweeps.layer_study import study
 
     config = read_config(ROOT / "configs" / f"{task}.toml")
     began = time.perf_counter()
@@ -82,8 +82,8 @@ def overall(record: dict[str, Any], rule: str) -> float:
 
 def draw(records: list[dict[str, Any]], path: Path) -> None:
     """The figure of each task's last record."""
-    from dp_ilg.experiments.layer_study_plot import plot_layers
     from dp_ilg.experiments.reports.svg import save_figure
+    from dp_ilg.experiments.sweeps.layer_plot import plot_layers
 
     last = {record["task"]: record for record in records}
     chosen = [last[task] for task in TASKS if task in last]

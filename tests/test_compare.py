@@ -13,8 +13,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from dp_ilg.accounting.plan import PrivacyPlan
-from dp_ilg.experiments import cli, compare, compare_command, compare_plots
-from dp_ilg.experiments.sweep_results import Results, read_results
+from dp_ilg.experiments import cli, compare_command
+from dp_ilg.experiments.sweeps import compare, plots
+from dp_ilg.experiments.sweeps.results import Results, read_results
 from tests.fake_worker import PLAN
 
 HERE = Path(__file__).parent
@@ -59,7 +60,7 @@ def fake(tmp_path, monkeypatch, request):
     """Puts the fake worker in place and tells what it was asked."""
     if "draws" not in request.fixturenames:
         for name in ("accuracy_figure", "sensitivity_figure"):
-            monkeypatch.setattr(compare_plots, name, lambda *args: Figure((1, 1)))
+            monkeypatch.setattr(plots, name, lambda *args: Figure((1, 1)))
 
     def use(behaviour="good", seed=-1):
         script = [sys.executable, str(HERE / "fake_worker.py"), str(tmp_path)]

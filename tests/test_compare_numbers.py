@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dp_ilg.experiments.compare_statistics import Difference, paired_difference
 from dp_ilg.experiments.config.schema import (
     Config,
     DataConfig,
@@ -21,9 +20,10 @@ from dp_ilg.experiments.data.datasets import load_dataset
 from dp_ilg.experiments.data.holdout import hold_out
 from dp_ilg.experiments.runs import job
 from dp_ilg.experiments.runs.runner import run_training
-from dp_ilg.experiments.sweep_bench import Bench
-from dp_ilg.experiments.sweep_check import read_sweep
-from dp_ilg.experiments.sweep_runs import cells, config_key, tuning_runs
+from dp_ilg.experiments.sweeps.bench import Bench
+from dp_ilg.experiments.sweeps.check import read_sweep
+from dp_ilg.experiments.sweeps.runs import cells, config_key, tuning_runs
+from dp_ilg.experiments.sweeps.statistics import Difference, paired_difference
 from tests.compiled import compiled_once  # noqa: F401 - a fixture
 
 SWEEPS = Path(__file__).parent.parent / "configs" / "sweeps"

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from dp_ilg.experiments.compare import CompareOptions, compare
-from dp_ilg.experiments.sweep_pool import COMPILED
-from dp_ilg.experiments.sweep_results import read_results
+from dp_ilg.experiments.sweeps.compare import CompareOptions, compare
+from dp_ilg.experiments.sweeps.pool import COMPILED
+from dp_ilg.experiments.sweeps.results import read_results
 
 SWEEP = Path(__file__).parent.parent / "configs" / "sweeps" / "digits.toml"
 TOY = [

@@ -14,12 +14,12 @@ from dp_ilg.experiments.config.schema import Config, ModelConfig, PrivacyConfig
 from dp_ilg.experiments.data import texts
 from dp_ilg.experiments.data.datasets import Dataset
 from dp_ilg.experiments.data.texts import UNKNOWN, WINDOW, read_windows
-from dp_ilg.experiments.layer_study import measure, noise_energy_ratio
 from dp_ilg.experiments.models.networks import build_model
 from dp_ilg.experiments.models.sizes import Facts
 from dp_ilg.experiments.models.transformer_linen import Transformer, attend, visible
 from dp_ilg.experiments.runs.job import build_job, run_keys
 from dp_ilg.experiments.runs.trainer import accuracy_fn, perplexity_fn, start
+from dp_ilg.experiments.sweeps.layer_study import measure, noise_energy_ratio
 
 TEXT = Facts(jnp.zeros(6, jnp.int32), num_classes=30, num_tokens=30)
 LABEL = Facts(jnp.zeros(6, jnp.int32), num_classes=2, num_tokens=30)
@@ -238,8 +238,8 @@ def test_no_split_of_shares_does_better_than_the_overlap_says():
 
 def test_the_figure_shows_every_task(tmp_path):
     pytest.importorskip("matplotlib")
-    from dp_ilg.experiments.layer_study_plot import plot_layers
     from dp_ilg.experiments.reports.svg import save_figure
+    from dp_ilg.experiments.sweeps.layer_plot import plot_layers
 
     rule = {"snr": 0.5}
     layer = {"name": "a", "size": 3, "share": 0.5, "uniform": rule}

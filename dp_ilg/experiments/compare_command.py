@@ -40,7 +40,7 @@ def compare(
     """
 
     def work() -> None:
-        from dp_ilg.experiments import compare as comparing  # slow to import
+        from dp_ilg.experiments.sweeps import compare as comparing  # slow to import
 
         options = comparing.CompareOptions(
             out=None if out is None else Path(out),

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dp_ilg.experiments.compare_statistics import Result
 from dp_ilg.experiments.reports.svg import (
     BLUE,
     GREEN,
@@ -15,6 +14,7 @@ from dp_ilg.experiments.reports.svg import (
     short_names,
     styled,
 )
+from dp_ilg.experiments.sweeps.statistics import Result
 
 # Okabe and Ito's colours, and two more that are told apart from them.
 _COLOURS = (BLUE, ORANGE, GREEN, "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7a52a3")
@@ -34,7 +34,7 @@ def accuracy_figure(results: Sequence[Result], reference: str) -> Figure:
         The figure; cells without a run leave a gap.
 
     Example:
-        >>> from dp_ilg.experiments.sweep_runs import Cell
+        >>> from dp_ilg.experiments.sweeps.runs import Cell
         >>> cells = [Result(Cell("t", "dp_adam", e), "done", mean=90 + e, deviation=1.0)
         ...          for e in (1.0, 2.0)]
         >>> figure = accuracy_figure(cells, "dp_adam")
@@ -74,7 +74,7 @@ def sensitivity_figure(results: Sequence[Result], reference: str) -> Figure:
         method's own parameter the best is drawn.
 
     Example:
-        >>> from dp_ilg.experiments.sweep_runs import Cell
+        >>> from dp_ilg.experiments.sweeps.runs import Cell
         >>> len(sensitivity_figure([Result(Cell("t", "m", 1.0), "done")], "m").axes)
         1
     """

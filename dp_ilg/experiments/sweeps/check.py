@@ -9,7 +9,7 @@ from dp_ilg.experiments.config.schema import Config
 from dp_ilg.experiments.data.datasets import LOADERS
 from dp_ilg.experiments.models.sizes import SIZES, check_sizes
 from dp_ilg.experiments.runs.recipe import build_schedule, check_row, method_options
-from dp_ilg.experiments.sweep import Grid, Method, Sweep, Task, nested
+from dp_ilg.experiments.sweeps.sweep import Grid, Method, Sweep, Task, nested
 from dp_ilg.geometry.rules import RULES
 
 # What the sweep sets itself, and where it says so.

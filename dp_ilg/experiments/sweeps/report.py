@@ -11,13 +11,13 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from dp_ilg.experiments import compare_plots
-from dp_ilg.experiments.compare_cost import tuning_cost, whole_cost
-from dp_ilg.experiments.compare_statistics import Difference, Result
 from dp_ilg.experiments.reports.svg import inline_svg, printable, save_figure
 from dp_ilg.experiments.runs.folder import write_atomically
-from dp_ilg.experiments.sweep import Sweep
-from dp_ilg.experiments.sweep_runs import Cell
+from dp_ilg.experiments.sweeps import plots
+from dp_ilg.experiments.sweeps.cost import tuning_cost, whole_cost
+from dp_ilg.experiments.sweeps.runs import Cell
+from dp_ilg.experiments.sweeps.statistics import Difference, Result
+from dp_ilg.experiments.sweeps.sweep import Sweep
 
 _MARKS = {"above": "▲", "below": "▼", "tie": "tie"}
 
@@ -32,7 +32,7 @@ class Comparison:
         records: the lines they were made from.
 
     Example:
-        >>> from dp_ilg.experiments.sweep import Method, Task
+        >>> from dp_ilg.experiments.sweeps.sweep import Method, Task
         >>> sweep = Sweep(tasks=(Task(),), methods=(Method(),))
         >>> Comparison(sweep, {}, ()).missing()
         []
@@ -152,8 +152,8 @@ def _task(comparison: Comparison, name: str) -> dict[str, Any]:
         "grid": [row for result in results for row in _grid(result)],
         "times": _times(comparison, name),
         "figures": {
-            "accuracy": compare_plots.accuracy_figure(results, reference),
-            "learning-rate": compare_plots.sensitivity_figure(results, reference),
+            "accuracy": plots.accuracy_figure(results, reference),
+            "learning-rate": plots.sensitivity_figure(results, reference),
         },
     }
 
@@ -265,7 +265,7 @@ def _total_row(row: Mapping[str, Any]) -> str:
 
 
 def _html(comparison: Comparison, tasks: Sequence[Mapping[str, Any]]) -> str:
-    template = resources.files("dp_ilg.experiments") / "compare.html.jinja"
+    template = resources.files("dp_ilg.experiments.sweeps") / "report.html.jinja"
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -291,7 +291,7 @@ def _inline(figures: Mapping[str, Any], number: int) -> dict[str, Markup]:
 
 
 def _markdown(comparison: Comparison, tasks: Sequence[Mapping[str, Any]]) -> str:
-    template = resources.files("dp_ilg.experiments") / "compare.md.jinja"
+    template = resources.files("dp_ilg.experiments.sweeps") / "report.md.jinja"
     environment = Environment(
         undefined=StrictUndefined,
         trim_blocks=True,

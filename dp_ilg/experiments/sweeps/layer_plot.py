@@ -25,7 +25,7 @@ def plot_layers(records: list[dict[str, Any]]) -> Figure:
 
     Args:
         records: one a task: "task", "noise_energy_ratio" and "layers" as
-            `dp_ilg.experiments.layer_study.measure` gives them.
+            `dp_ilg.experiments.sweeps.layer_study.measure` gives them.
 
     Returns:
         The figure. On the left, layers on the diagonal have as much of the squared norm

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dp_ilg.experiments.config.schema import config_to_toml
-from dp_ilg.experiments.sweep_board import Board
-from dp_ilg.experiments.sweep_runs import Run
+from dp_ilg.experiments.sweeps.board import Board
+from dp_ilg.experiments.sweeps.runs import Run
 
 COMPILED = ".compiled-by-dp-ilg"  # removed at the end, so nobody else's name
-WORKER = (sys.executable, "-m", "dp_ilg.experiments.sweep_worker")
+WORKER = (sys.executable, "-m", "dp_ilg.experiments.sweeps.worker")
 _TRIES = 2
 
 

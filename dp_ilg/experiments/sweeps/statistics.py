@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dp_ilg.experiments.sweep import Sweep
-from dp_ilg.experiments.sweep_board import Choice, Find, choose, reached_by
-from dp_ilg.experiments.sweep_runs import (
+from dp_ilg.experiments.sweeps.board import Choice, Find, choose, reached_by
+from dp_ilg.experiments.sweeps.runs import (
     Cell,
     Run,
     cells,
@@ -17,6 +16,7 @@ from dp_ilg.experiments.sweep_runs import (
     grid_of,
     tuning_runs,
 )
+from dp_ilg.experiments.sweeps.sweep import Sweep
 
 CONFIDENCE = 0.95
 
@@ -138,7 +138,7 @@ def results_of(
         A result for every cell, in the sweep's order.
 
     Example:
-        >>> from dp_ilg.experiments.sweep import Method, Task
+        >>> from dp_ilg.experiments.sweeps.sweep import Method, Task
         >>> sweep = Sweep(tasks=(Task(config="configs/digits.toml"),),
         ...     methods=(Method(),), seeds=(0, 1))
         >>> found, = results_of(sweep, lambda run: None, {}).values()

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dp_ilg.experiments.sweep_runs import Run, config_key
+from dp_ilg.experiments.sweeps.runs import Run, config_key
 
 try:
     import fcntl

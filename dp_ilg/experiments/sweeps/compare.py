@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from dp_ilg import validation
-from dp_ilg.experiments.compare_cost import tuning_cost, whole_cost
-from dp_ilg.experiments.compare_statistics import Result, results_of
 from dp_ilg.experiments.papers.reproduce import tell
-from dp_ilg.experiments.sweep import Sweep
-from dp_ilg.experiments.sweep_board import Board
-from dp_ilg.experiments.sweep_check import read_sweep
-from dp_ilg.experiments.sweep_pool import COMPILED, WORKER, Pool, Worker
-from dp_ilg.experiments.sweep_results import Results, index, read_results
+from dp_ilg.experiments.sweeps.board import Board
+from dp_ilg.experiments.sweeps.check import read_sweep
+from dp_ilg.experiments.sweeps.cost import tuning_cost, whole_cost
+from dp_ilg.experiments.sweeps.pool import COMPILED, WORKER, Pool, Worker
+from dp_ilg.experiments.sweeps.results import Results, index, read_results
+from dp_ilg.experiments.sweeps.statistics import Result, results_of
+from dp_ilg.experiments.sweeps.sweep import Sweep
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _run(sweep: Sweep, results: Results, options: CompareOptions) -> dict[str, s
 
 
 def _report(sweep: Sweep, folder: Path, absent: dict[str, str]) -> dict[str, Any]:
-    from dp_ilg.experiments.compare_report import Comparison, write_comparison
+    from dp_ilg.experiments.sweeps.report import Comparison, write_comparison
 
     records = read_results(folder)
     found = index(records)

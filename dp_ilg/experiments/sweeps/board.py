@@ -9,9 +9,8 @@ from statistics import fmean
 from typing import Any
 
 from dp_ilg.experiments.papers.reproduce import machine, tell
-from dp_ilg.experiments.sweep import Grid, Sweep
-from dp_ilg.experiments.sweep_results import Results
-from dp_ilg.experiments.sweep_runs import (
+from dp_ilg.experiments.sweeps.results import Results
+from dp_ilg.experiments.sweeps.runs import (
     Cell,
     Choice,
     Run,
@@ -21,6 +20,7 @@ from dp_ilg.experiments.sweep_runs import (
     grid_of,
     tuning_runs,
 )
+from dp_ilg.experiments.sweeps.sweep import Grid, Sweep
 
 Chosen = tuple[Choice, float | None]  # and its accuracy, if it had rivals
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from dp_ilg.experiments.config.schema import Config
-from dp_ilg.experiments.sweep import Grid, Sweep, merged
+from dp_ilg.experiments.sweeps.sweep import Grid, Sweep, merged
 
 
 class Cell(NamedTuple):
@@ -124,7 +124,7 @@ def cells(sweep: Sweep) -> list[Cell]:
         The cells; methods of one task and epsilon stand together.
 
     Example:
-        >>> from dp_ilg.experiments.sweep import Method, Task
+        >>> from dp_ilg.experiments.sweeps.sweep import Method, Task
         >>> cells(Sweep(tasks=(Task(),), methods=(Method(),)))
         [Cell(task='digits', method='dp_adam', epsilon=1.0)]
     """
@@ -147,7 +147,7 @@ def grid_of(sweep: Sweep, cell: Cell) -> Grid:
         Its grid.
 
     Example:
-        >>> from dp_ilg.experiments.sweep import Method, Task
+        >>> from dp_ilg.experiments.sweeps.sweep import Method, Task
         >>> sweep = Sweep(tasks=(Task(),), methods=(Method(),))
         >>> grid_of(sweep, cells(sweep)[0]).learning_rates
         (0.01,)
@@ -170,7 +170,7 @@ def tuning_runs(sweep: Sweep, cell: Cell) -> list[Run]:
         private examples: no run's epsilon covers the choice.
 
     Example:
-        >>> from dp_ilg.experiments.sweep import Method, Task, Tuning
+        >>> from dp_ilg.experiments.sweeps.sweep import Method, Task, Tuning
         >>> sweep = Sweep(tasks=(Task(config="configs/digits.toml"),),
         ...     methods=(Method(),), tuning=Tuning(learning_rates=(0.01, 0.1)))
         >>> [run.choice.learning_rate for run in tuning_runs(sweep, cells(sweep)[0])]
@@ -200,7 +200,7 @@ def final_runs(sweep: Sweep, cell: Cell, choice: Choice) -> list[Run]:
         One run for each seed, on the whole training part.
 
     Example:
-        >>> from dp_ilg.experiments.sweep import Method, Task
+        >>> from dp_ilg.experiments.sweeps.sweep import Method, Task
         >>> sweep = Sweep(tasks=(Task(config="configs/digits.toml"),),
         ...     methods=(Method(),), seeds=(7,))
         >>> choice = Choice(0.1, "privacy.l2_clip_norm", 0.5)

@@ -1,6 +1,6 @@
 """A process that carries out runs of a sweep, one line of JSON at a time.
 
-    python -m dp_ilg.experiments.sweep_worker [DATA_DIR]
+    python -m dp_ilg.experiments.sweeps.worker [DATA_DIR]
 
 Requests come on standard input, answers go to standard output; whatever else is
 printed goes to standard error. The process ends with its standard input, at once.
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from dp_ilg.experiments.config.schema import config_from_mapping
-from dp_ilg.experiments.sweep_bench import Bench
+from dp_ilg.experiments.sweeps.bench import Bench
 
 
 def main(argv: list[str]) -> None:
