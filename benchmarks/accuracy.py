@@ -45,7 +45,7 @@ def run(row: str, seed: int, data_dir: str | None, toy: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         place = ["--run-dir", f"{folder}/run", "--json"]
         done = subprocess.run(
-            [sys.executable, "-m", "dp_ilg.experiments.cli", *command, *place],
+            [sys.executable, "-m", "dp_ilg.experiments.cli.main", *command, *place],
             cwd=ROOT,
             capture_output=True,
             text=True,

@@ -22,7 +22,7 @@ import numpy as np
 
 from dp_ilg.accounting.ledger import PrivacyLedger
 from dp_ilg.accounting.plan import PrivacyPlan
-from dp_ilg.experiments import cli
+from dp_ilg.experiments.cli import main as cli
 from dp_ilg.experiments.config.schema import Config, config_to_toml, read_config
 from dp_ilg.experiments.data import adult
 from dp_ilg.experiments.data.files import DataError, read_idx, read_npz

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 import dp_ilg
-from dp_ilg.experiments import cli
 from dp_ilg.experiments.audits import leak as audit_lib
 from dp_ilg.experiments.audits.leak import audit
 from dp_ilg.experiments.audits.scene import AuditOptions, make_scene
+from dp_ilg.experiments.cli import main as cli
 from dp_ilg.experiments.papers.reproduce import ReproduceOptions
 
 QUICK = AuditOptions(common=ReproduceOptions(quick=True))

@@ -21,7 +21,7 @@ from dp_ilg.experiments.audits.report import (
 )
 from dp_ilg.experiments.audits.residuals import draws, observe
 from dp_ilg.experiments.audits.subject import scene_plan as small
-from dp_ilg.experiments.trainer_audit_command import _read, tables
+from dp_ilg.experiments.cli.audit import _read, tables
 from dp_ilg.optimizers.importance import score_layer_importance
 from tests.audit_scene import scene_plan, trainer, with_links
 from tests.baseline_cases import CASES
@@ -248,7 +248,7 @@ def test_targets_are_run_folders_files_and_shipped_names(tmp_path):
 
 @pytest.mark.slow
 def test_the_whole_audit_of_the_bundled_run(tmp_path, capsys):
-    from dp_ilg.experiments import cli
+    from dp_ilg.experiments.cli import main as cli
 
     out, plot = tmp_path / "a.jsonl", tmp_path / "a.svg"
     files = ["--out", str(out), "--plot", str(plot), "--json"]

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import dp_ilg
-from dp_ilg.experiments import cli
+from dp_ilg.experiments.cli import main as cli
 
 PARAMS = {"w": jnp.zeros(3), "b": jnp.ones((2, 2))}
 PLAN = dp_ilg.plan_privacy(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dp_ilg.experiments import cli
+from dp_ilg.experiments.cli import main as cli
 from dp_ilg.experiments.config.schema import config_to_toml, read_config
 from dp_ilg.experiments.runs import progress, runner
 from tests.compiled import compiled_once  # noqa: F401 - a fixture
@@ -331,12 +331,12 @@ def test_speed_counts_the_expected_batch(monkeypatch):
 def test_the_console_script_is_declared():
     text = (CONFIGS.parent / "pyproject.toml").read_text()
     scripts = tomllib.loads(text)["project"]["scripts"]
-    assert scripts == {"dp-ilg": "dp_ilg.experiments.cli:main"}
+    assert scripts == {"dp-ilg": "dp_ilg.experiments.cli.main:main"}
 
 
 @pytest.mark.slow
 def test_the_module_runs_as_a_process():
-    command = [sys.executable, "-m", "dp_ilg.experiments.cli", "trian"]
+    command = [sys.executable, "-m", "dp_ilg.experiments.cli.main", "trian"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == "dp-ilg: There is no command 'trian'; did you mean train?\n"

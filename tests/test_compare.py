@@ -13,7 +13,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from dp_ilg.accounting.plan import PrivacyPlan
-from dp_ilg.experiments import cli, compare_command
+from dp_ilg.experiments.cli import compare as compare_command
+from dp_ilg.experiments.cli import main as cli
 from dp_ilg.experiments.sweeps import compare, plots
 from dp_ilg.experiments.sweeps.results import Results, read_results
 from tests.fake_worker import PLAN

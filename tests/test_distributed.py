@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dp_ilg.experiments import cli
+from dp_ilg.experiments.cli import main as cli
 from dp_ilg.experiments.runs import runner, supervised
 from dp_ilg.experiments.runs.checkpoints import read_checkpoint
 from dp_ilg.experiments.runs.hosts import Devices, Hosts, joined
@@ -33,7 +33,7 @@ def free_port():
 
 def begin(folder, count, *args, own=(), **options):
     """Starts the processes of one run, each in a session of its own."""
-    command = [sys.executable, "-m", "dp_ilg.experiments.cli", "train", *TINY]
+    command = [sys.executable, "-m", "dp_ilg.experiments.cli.main", "train", *TINY]
     command += ["--run-dir", str(folder), *args]
     if count > 1:
         command += ["--devices.coordinator", f"127.0.0.1:{free_port()}"]

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import dp_ilg
-from dp_ilg.experiments import cli
+from dp_ilg.experiments.cli import main as cli
 from dp_ilg.experiments.data.locks import locked
 from dp_ilg.experiments.runs import checkpoints, environment, job, runner, trainer
 from dp_ilg.experiments.runs import folder as run_folder

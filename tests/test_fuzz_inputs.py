@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dp_ilg.accounting.plan import PrivacyPlan
-from dp_ilg.experiments import cli
+from dp_ilg.experiments.cli import main as cli
 from dp_ilg.experiments.config.schema import Config, config_to_toml, read_config
 from dp_ilg.experiments.data.files import DataError, read_npz
 from dp_ilg.experiments.reports.record import read_run

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from dp_ilg.baselines.table import BASELINES
-from dp_ilg.experiments import cli
+from dp_ilg.experiments.cli import main as cli
 from dp_ilg.experiments.config.schema import Config, OptimizerConfig, PrivacyConfig
 from dp_ilg.experiments.runs.job import build_job
 from dp_ilg.experiments.runs.recipe import method_options

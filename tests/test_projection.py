@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from dp_ilg.experiments.audits import subject
-from dp_ilg.experiments.cli import main
+from dp_ilg.experiments.cli.audit import _read
+from dp_ilg.experiments.cli.main import main
 from dp_ilg.experiments.config.data import DataConfig, ProjectionConfig
 from dp_ilg.experiments.config.schema import Config, config_from_mapping, config_to_toml
 from dp_ilg.experiments.runs import projection, runner, trainer
 from dp_ilg.experiments.runs.export import export_parameters
 from dp_ilg.experiments.runs.folder import identity
 from dp_ilg.experiments.runs.job import build_job, ready, run_keys
-from dp_ilg.experiments.trainer_audit_command import _read
 from dp_ilg.projection.factor_pca import factor_releases
 
 CHOSEN = ProjectionConfig(channels=12, positions=3, noise_multiplier=40.0)

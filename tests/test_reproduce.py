@@ -11,7 +11,8 @@ import pytest
 
 import dp_ilg
 from dp_ilg.baselines.published import PublishedSettings
-from dp_ilg.experiments import cli, study_commands
+from dp_ilg.experiments.cli import main as cli
+from dp_ilg.experiments.cli import studies
 from dp_ilg.experiments.data.files import DataError
 from dp_ilg.experiments.models.resnet import ResNet
 from dp_ilg.experiments.papers import ilg_accuracies, ilg_epsilons, ilg_runs
@@ -213,7 +214,7 @@ def test_a_table_wider_than_the_terminal_loses_no_letter(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "60")
     row = {"method": "a-long-name", **{f"column_number_{i}": i / 7 for i in range(9)}}
     for rows in ([row, row | {"method": "b"}, row], [row] * 9):
-        study_commands.show_rows({"title": "t", "rows": rows, "notes": []}, False)
+        studies.show_rows({"title": "t", "rows": rows, "notes": []}, False)
         out = capsys.readouterr().out
         assert "…" not in out and max(map(len, out.splitlines())) <= 60
         if len(rows) < 9:

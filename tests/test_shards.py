@@ -11,7 +11,7 @@ import unittest.mock
 import numpy as np
 import pytest
 
-from dp_ilg.experiments.cli import main
+from dp_ilg.experiments.cli.main import main
 from dp_ilg.experiments.data import shard_rows, shards
 from dp_ilg.experiments.data.datasets import Dataset, load_dataset
 from dp_ilg.experiments.data.files import DataError

@@ -232,7 +232,13 @@ def test_a_finished_run_resumed_gives_its_summary_again(whole, tmp_path):
 def test_a_killed_process_continues_to_the_same_bits(whole, tmp_path):
     path, config = tmp_path / "run", tmp_path / "tiny.toml"
     config.write_text(config_to_toml(tiny()))
-    command = [sys.executable, "-m", "dp_ilg.experiments.cli", "train", str(config)]
+    command = [
+        sys.executable,
+        "-m",
+        "dp_ilg.experiments.cli.main",
+        "train",
+        str(config),
+    ]
     command += ["--run-dir", str(path), "--seed", str(SEED), "--resume", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         ledger = path / "ledger.jsonl"

@@ -4,7 +4,7 @@ import os
 import sys
 import threading
 
-from dp_ilg.experiments.cli import main
+from dp_ilg.experiments.cli.main import main
 from dp_ilg.experiments.runs.supervised import MARK
 
 

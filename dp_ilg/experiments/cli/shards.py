@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import tyro
 
 from dp_ilg import validation
-from dp_ilg.experiments.commands import Rows, show
+from dp_ilg.experiments.cli.commands import Rows, show
 from dp_ilg.experiments.data.shard_rows import check_finite
 
 _ROWS_AT_ONCE = 256

@@ -121,7 +121,7 @@ def _audit_trainer(
     json: bool,
 ) -> Callable[[], None]:
     from dp_ilg.experiments.audits.report import TrainerAuditOptions
-    from dp_ilg.experiments.trainer_audit_command import audit_run, tables
+    from dp_ilg.experiments.cli.audit import audit_run, tables
 
     options, (data_dir, out, plot) = TrainerAuditOptions(**chosen), files
 

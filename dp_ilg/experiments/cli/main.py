@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from dp_ilg.experiments.commands import (
+from dp_ilg.experiments.cli.commands import (
     TRAIN_ROWS,
     calibrate,
     epsilon,
@@ -26,13 +26,13 @@ from dp_ilg.experiments.commands import (
     report,
     show,
 )
-from dp_ilg.experiments.compare_command import compare
+from dp_ilg.experiments.cli.compare import compare
+from dp_ilg.experiments.cli.shards import shards
+from dp_ilg.experiments.cli.studies import audit, reproduce
 from dp_ilg.experiments.config.fields import nearest
 from dp_ilg.experiments.config.schema import Config, read_config
 from dp_ilg.experiments.runs.hosts import GONE, Devices, LostProcess
 from dp_ilg.experiments.runs.supervised import LOST, is_worker, supervised
-from dp_ilg.experiments.shard_command import shards
-from dp_ilg.experiments.study_commands import audit, reproduce
 
 _ONE_DEVICE = Devices()
 

@@ -59,7 +59,7 @@ def compare(
 
 
 def _show(found: Mapping[str, Any], json: bool) -> None:
-    from dp_ilg.experiments.study_commands import show_rows
+    from dp_ilg.experiments.cli.studies import show_rows
 
     if json:
         show_rows(found, True)

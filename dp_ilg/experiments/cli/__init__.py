@@ -1,0 +1,5 @@
+"""The command `dp-ilg`.
+
+Floor 12: imports everything below.
+Enter by `main.main`; each command is a function of a module here.
+"""
