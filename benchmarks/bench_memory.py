@@ -28,7 +28,7 @@ from step_models import build
 import dp_ilg
 from dp_ilg.clipping.memory import fit_microbatch
 from dp_ilg.experiments.papers.reproduce import machine
-from dp_ilg.sampling.poisson import take
+from dp_ilg.sampling.gather import take
 from dp_ilg.training.step import make_train_step
 
 RESULTS = Path(__file__).parent / "results" / "memory.jsonl"

@@ -4,6 +4,7 @@ Every check works on Python numbers only. A traced value (inside ``jit`` or
 ``optax.inject_hyperparams``) is let through, because nothing about it is known.
 """
 
+import difflib
 import math
 import numbers
 import sys
@@ -153,6 +154,26 @@ def key(name: str, value: Any) -> jax.Array:
     )
 
 
+def key_words(name: str, value: Any) -> np.ndarray:
+    """The words of one PRNG key, for code that does not know JAX.
+
+    Args:
+        name: what the caller calls it.
+        value: the key.
+
+    Returns:
+        Its words, uint32; as secret as the key.
+
+    Raises:
+        TypeError: as `key`.
+
+    Example:
+        >>> key_words("key", jax.random.key(7)).tolist()
+        [0, 7]
+    """
+    return np.asarray(jax.random.key_data(key(name, value)))
+
+
 def callers(module: str) -> Iterator[FrameType]:
     """The frames on the stack that run a module's code, innermost first.
 
@@ -173,6 +194,42 @@ def callers(module: str) -> Iterator[FrameType]:
         if frame.f_globals.get("__name__") == module:
             yield frame
         frame = frame.f_back
+
+
+def nearest(name: str, known: Any) -> str:
+    """Advice for a name that is in no table.
+
+    Args:
+        name: what was given.
+        known: the names there are.
+
+    Returns:
+        The nearest known name as a question, else the list of names.
+
+    Example:
+        >>> nearest("mmist", ["mnist", "adult"])
+        'did you mean mnist?'
+        >>> nearest("x", ["mnist", "adult"])
+        'known are adult, mnist.'
+    """
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {close[0]}?" if close else f"known are {listed(known)}."
+
+
+def listed(names: Any) -> str:
+    """Names in order, as a sentence takes them.
+
+    Args:
+        names: the names there are.
+
+    Returns:
+        The names, sorted, with commas between them.
+
+    Example:
+        >>> listed({"b", "a"})
+        'a, b'
+    """
+    return ", ".join(sorted(names))
 
 
 def _refuse_shown(name: str, value: Any) -> None:

@@ -19,7 +19,8 @@ import dp_ilg
 from dp_ilg.accounting import composition, schedules
 from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.auditing import bounds as auditing
-from dp_ilg.sampling.poisson import PoissonSampler, take
+from dp_ilg.sampling.gather import take
+from dp_ilg.sampling.poisson import PoissonSampler
 from tests.models import mlp_batch, mlp_loss, mlp_params
 
 ODD: list[Any] = [

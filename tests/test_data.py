@@ -17,7 +17,7 @@ import sklearn.datasets
 from dp_ilg.experiments.data import adult, datasets, flights
 from dp_ilg.experiments.data.datasets import LOADERS, Dataset, load_dataset
 from dp_ilg.experiments.data.files import DataError
-from dp_ilg.sampling.poisson import take
+from dp_ilg.sampling.gather import take
 
 REAL = Path(os.environ.get("DP_ILG_DATA", Path(__file__).parents[2] / "shared/data"))
 needs_real_data = pytest.mark.skipif(

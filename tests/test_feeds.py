@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from dp_ilg.sampling.poisson import PoissonSampler, take
+from dp_ilg.sampling.gather import take
+from dp_ilg.sampling.poisson import PoissonSampler
 from dp_ilg.training.feeds import Feed, FeedError, StepChunks
 from dp_ilg.training.memory_limits import OutOfMemory, memory_advice
 

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dp_ilg.sampling import poisson
-from dp_ilg.sampling.poisson import PoissonSampler, take
+from dp_ilg.sampling.gather import take
+from dp_ilg.sampling.poisson import PoissonSampler
 
 # Every statistical test below has this level: with a fresh key it would fail once in
 # ten thousand runs. The keys are fixed, so it fails never or always.

@@ -15,15 +15,14 @@ from dp_ilg.experiments.cli.main import main
 from dp_ilg.experiments.data import shard_rows, shards
 from dp_ilg.experiments.data.datasets import Dataset, load_dataset
 from dp_ilg.experiments.data.files import DataError
-from dp_ilg.experiments.data.shards import ShardedArray, open_shards, write_shards
-from dp_ilg.sampling.poisson import take
-from dp_ilg.training.sources import (
-    GatheredSource,
-    Source,
+from dp_ilg.experiments.data.folders import (
     is_folder_name,
     load_folder,
     save_dataset,
 )
+from dp_ilg.experiments.data.shards import ShardedArray, open_shards, write_shards
+from dp_ilg.sampling.gather import take
+from dp_ilg.training.sources import GatheredSource, Source
 
 N = 23
 X = np.arange(N * 6, dtype=np.float32).reshape(N, 2, 3)

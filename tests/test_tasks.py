@@ -164,7 +164,7 @@ def test_a_model_of_labels_refuses_a_text_to_continue():
 def small_job(model, data):
     privacy = PrivacyConfig(batch_size=16, num_steps=2, accountant="rdp")
     config = Config(model=model, privacy=privacy)
-    return build_job(config, data=datasets)
+    return build_job(config, data=data)
 
 
 def words(size=64):

@@ -64,9 +64,10 @@ def plan_privacy(
         num_stages: the largest number of distinct multipliers; accounting time grows
             with it.
         prior_releases: pairs of a name and a noise multiplier, for noisy sums over all
-            training examples that share the budget (`dp_ilg.projection.pca.private_pca`).
+            training examples that share the budget (`dp_ilg.private_pca`).
         max_batch_size: cut larger draws to this size, so that every batch fits one
-            compiled shape; costs little where cuts are rare (`dp_ilg.accounting.truncation`).
+            compiled shape; costs little where cuts are rare
+            (`dp_ilg.accounting.truncation`).
 
     Returns:
         The plan.

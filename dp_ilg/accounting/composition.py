@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, SupportsFloat
 
-import jax
 import numpy as np
 
 from dp_ilg import validation
@@ -249,11 +248,12 @@ def draw_num_runs(expected_runs: float, *, key: Any, runs: str = "poisson") -> i
         TypeError: for anything that is not one key.
 
     Example:
+        >>> import jax
         >>> draw_num_runs(20, key=jax.random.key(0)) in range(60)
         True
     """
     mean = _expected(expected_runs, runs)
-    words = np.asarray(jax.random.key_data(validation.key("key", key)))
+    words = validation.key_words("key", key)
     rng = np.random.Generator(np.random.Philox([*words.ravel().tolist(), 0x5E1EC7]))
     draw: dict[str, Callable[[], Any]] = {
         "poisson": lambda: rng.poisson(mean),

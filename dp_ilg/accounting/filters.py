@@ -84,7 +84,7 @@ class PrivacyFilter:
         0.75
         >>> budget.admit(planned)
         Traceback (most recent call last):
-        dp_ilg.accounting.filters.FilterExhausted: The stage costs ... times the budget of ...
+        dp_ilg.accounting.filters.FilterExhausted: The stage costs ... times the ...
 
     Reference: Feldman and Zrnic, "Individual Privacy Accounting via a Renyi Filter",
     NeurIPS 2021 (the filter); Rogers, Roth, Ullman and Vadhan 2016 (the notion).

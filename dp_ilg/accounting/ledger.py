@@ -13,9 +13,6 @@ import stat
 from pathlib import Path
 from typing import Any, NoReturn, SupportsIndex
 
-import jax
-import numpy as np
-
 from dp_ilg import validation
 from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.accounting.sealing import seal, unseal
@@ -74,7 +71,7 @@ class PrivacyLedger:
         ...     ledger.record(1)
         ...     ledger.record(2)
         Traceback (most recent call last):
-        dp_ilg.accounting.ledger.BudgetExhausted: step is 2, but the plan has 2 steps: ...
+        dp_ilg.accounting.ledger.BudgetExhausted: step is 2, but the plan has 2 ...
         >>> folder.cleanup()
     """
 
@@ -350,7 +347,7 @@ class PrivacyLedger:
 
 def _fingerprint(key: Any) -> str:
     """A hash of a key; whoever could invert it could guess the key anyway."""
-    data = np.asarray(jax.random.key_data(validation.key("key", key)))
+    data = validation.key_words("key", key)
     return hashlib.blake2b(data.tobytes(), digest_size=16, person=b"ledger").hexdigest()
 
 

@@ -189,7 +189,7 @@ def entry_variances(geometry: Geometry, stddev: Array) -> list[Array]:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from dp_ilg.layers import group
+        >>> from dp_ilg.geometry.layers import group
         >>> there = Coordinates((jnp.array([1.0, 3.0]),))
         >>> geometry = Geometry(jnp.ones(1), group({"w": jnp.ones(2)}), there)
         >>> entry_variances(geometry, jnp.array([2.0]))[0].tolist()

@@ -1,7 +1,7 @@
 """Clipped gradients of a batch, by any engine, in micro-batches.
 
-The seam for faster engines: an engine is one row of `dp_ilg.clipping.engine_table.ENGINES`,
-and everything here works on what it returns.
+The seam for faster engines: an engine is a row of `engine_table.ENGINES`, and everything
+here works on what it returns.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class ClippedGradFn:
 
         Raises:
             ValueError: for a batch without common batch axis, a loss that
-                `dp_ilg.clipping.purity.check_loss` refuses, or a geometry of another model.
+                `purity.check_loss` refuses, or a geometry of another model.
             TypeError: for parameters, a batch or a geometry of the wrong type, and
                 for a missing geometry.
         """

@@ -7,14 +7,19 @@ Slow and obvious, it is the oracle of every faster engine. An engine maps
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from dp_ilg.base import Example, LossFn, Params, PerExampleGrads
-from dp_ilg.geometry.groups import Groups, LeafGroups, accumulator, cut_batch, pieces_of
+from dp_ilg.geometry.groups import (
+    Groups,
+    LeafGroups,
+    accumulator,
+    check_batch_axis,
+    cut_batch,
+    pieces_of,
+)
 
 
 def vmap_engine(
@@ -35,7 +40,7 @@ def vmap_engine(
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from dp_ilg.layers import group
+        >>> from dp_ilg.geometry.layers import group
         >>> params = {"w": jnp.ones(2)}
         >>> loss = lambda p, x: jnp.sum(p["w"] * x)
         >>> batch = jnp.array([[3.0, 4.0], [0.0, 1.0]])
@@ -61,7 +66,7 @@ def from_gradients(gradients: PyTree, groups: Groups) -> PerExampleGrads:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from dp_ilg.layers import group
+        >>> from dp_ilg.geometry.layers import group
         >>> groups = group({"w": jnp.ones(2)})
         >>> gradients = {"w": jnp.array([[3.0, 4.0], [jnp.nan, 0.0]])}
         >>> per_example = from_gradients(gradients, groups)
@@ -80,24 +85,6 @@ def from_gradients(gradients: PyTree, groups: Groups) -> PerExampleGrads:
         return jax.tree.unflatten(treedef, sums)
 
     return PerExampleGrads(norms, weighted_sum)
-
-
-def check_batch_axis(leaves: list[Any], groups: Groups) -> None:
-    """Raises unless every leaf is its parameter with one common leading axis."""
-    for leaf, facts in zip(leaves, groups.leaves, strict=False):
-        if tuple(leaf.shape) == facts.shape:
-            raise ValueError(
-                f"The gradient of {facts.path} has shape {facts.shape}, which is the "
-                "parameter's own: it has no batch axis; pass per-example gradients, "
-                "jax.vmap(jax.grad(loss_fn), (None, 0))(params, batch)."
-            )
-    groups.check(leaves, batch_axes=1)
-    sizes = sorted({leaf.shape[0] for leaf in leaves})
-    if len(sizes) > 1:
-        raise ValueError(
-            f"The per-example gradients have batch axes of unequal length {sizes}; "
-            "each leaf must hold the same examples."
-        )
 
 
 def leaf_sum(leaf: LeafGroups, value: Array, coefficients: Array) -> Array:

@@ -17,8 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from dp_ilg.base import Example, LossFn, Params
-from dp_ilg.clipping.per_example import check_batch_axis
-from dp_ilg.geometry.groups import Groups, accumulator
+from dp_ilg.geometry.groups import Groups, accumulator, check_batch_axis
 
 
 @jax.tree_util.register_dataclass
@@ -82,7 +81,7 @@ def enter_gradients(coordinates: Coordinates, gradients: Any, groups: Groups) ->
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from dp_ilg.layers import group
+        >>> from dp_ilg.geometry.layers import group
         >>> half = Coordinates((jnp.full(2, 2.0),))
         >>> groups = group({"w": jnp.ones(2)})
         >>> enter_gradients(half, {"w": jnp.ones((1, 2))}, groups)["w"].tolist()

@@ -31,8 +31,8 @@ class Geometry:
     Attributes:
         weights: positive float32 ``[groups]``.
         groups: static facts, part of the tree structure.
-        coordinates: None, or the `dp_ilg.geometry.coordinates.Coordinates` of single entries in
-            which the norm is taken.
+        coordinates: None, or the `dp_ilg.geometry.coordinates.Coordinates` of single
+            entries in which the norm is taken.
 
     Privacy: all must be functions of public facts and of earlier releases;
     then any step clipped and noised in them has the guarantee of its noise

@@ -222,3 +222,21 @@ def pieces_of(leaf: LeafGroups) -> list[tuple[int, int, int]]:
     if not leaf.edges:
         return [(0, 0, g) for g in leaf.groups]
     return list(zip(leaf.edges, leaf.edges[1:], leaf.groups, strict=False))
+
+
+def check_batch_axis(leaves: list[Any], groups: Groups) -> None:
+    """Raises unless every leaf is its parameter with one common leading axis."""
+    for leaf, facts in zip(leaves, groups.leaves, strict=False):
+        if tuple(leaf.shape) == facts.shape:
+            raise ValueError(
+                f"The gradient of {facts.path} has shape {facts.shape}, which is the "
+                "parameter's own: it has no batch axis; pass per-example gradients, "
+                "jax.vmap(jax.grad(loss_fn), (None, 0))(params, batch)."
+            )
+    groups.check(leaves, batch_axes=1)
+    sizes = sorted({leaf.shape[0] for leaf in leaves})
+    if len(sizes) > 1:
+        raise ValueError(
+            f"The per-example gradients have batch axes of unequal length {sizes}; "
+            "each leaf must hold the same examples."
+        )

@@ -31,7 +31,7 @@ def refuse_wrappers(updates: Any, groups: Groups, clipped_grad: Any = None) -> N
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from dp_ilg.layers import group
+        >>> from dp_ilg.geometry.layers import group
         >>> params = {"w": jnp.ones(2)}
         >>> refuse_wrappers({"w": jnp.ones((5, 2))}, group(params))
         >>> refuse_wrappers({"w": jnp.ones(2)}, group(params))

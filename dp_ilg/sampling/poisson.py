@@ -62,7 +62,8 @@ class PoissonSampler:
         the shape of every other; one that does not takes longer by a chunk, which who
         can time it may see (in 2,000 steps of 256 of 60,000: with probability 1e-5).
         With `max_batch_size` who is cut is chosen uniformly at random, which couples
-        the examples: that is another event (`dp_ilg.accounting.truncation`), with another cost.
+        the examples: that is another event, with another cost
+        (`dp_ilg.accounting.truncation`).
 
     Example:
         >>> sampler = PoissonSampler(1000, 0.01, key=jax.random.key(0), num_steps=50)

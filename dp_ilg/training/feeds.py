@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import jax
 
 from dp_ilg import validation
-from dp_ilg.sampling.poisson import Chunk, PoissonSampler, take
+from dp_ilg.sampling.gather import take
+from dp_ilg.sampling.poisson import Chunk, PoissonSampler
 from dp_ilg.training.memory_limits import ran_out
 
 Batch = tuple[Any, Any]  # (examples, is_padding_example)
@@ -98,7 +99,7 @@ class Feed:
         """Starts the thread, unless `ahead` is 0.
 
         Args:
-            source: what `dp_ilg.sampling.poisson.take` reads, or an object with
+            source: what `dp_ilg.sampling.gather.take` reads, or an object with
                 ``rows(indices)`` (`dp_ilg.training.sources.Source`).
             sampler: says which rows a step has; it needs a number of steps.
             first: the step to begin with.

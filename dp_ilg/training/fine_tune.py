@@ -15,9 +15,9 @@ import optax
 
 import dp_ilg
 from dp_ilg.base import Example, LossFn, Params, PrivateTransformation
-from dp_ilg.experiments.config.fields import nearest
 from dp_ilg.geometry.layers import paths
 from dp_ilg.training.lora import adapters, with_adapters
+from dp_ilg.validation import nearest
 
 Where = Callable[[tuple[str, ...]], bool]
 

@@ -88,7 +88,7 @@ def bookkeeping_engine(
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from dp_ilg.layers import group
+        >>> from dp_ilg.geometry.layers import group
         >>> params = {"w": jnp.ones((2, 1))}
         >>> loss = lambda p, x: jnp.sum(x @ p["w"])
         >>> batch = jnp.array([[3.0, 4.0], [0.0, 1.0]])

@@ -29,9 +29,9 @@ from dp_ilg.experiments.audits.scene import (
     audit_settings,
     make_scene,
 )
-from dp_ilg.experiments.config.fields import nearest
 from dp_ilg.experiments.papers.ilg_runs import claimed
 from dp_ilg.experiments.papers.reproduce import RunLog, tell
+from dp_ilg.validation import nearest
 
 _DELTA = 1e-5
 _CHOOSING = 0.2  # of all trials; the threshold is chosen on them

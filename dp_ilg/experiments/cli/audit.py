@@ -11,14 +11,13 @@ from dp_ilg.experiments.audits.report import (
     write_plot,
 )
 from dp_ilg.experiments.audits.subject import audited_trainer
-from dp_ilg.experiments.config.fields import nearest
 from dp_ilg.experiments.config.schema import Config, read_config
 from dp_ilg.experiments.papers.reproduce import RunLog, tell
 from dp_ilg.experiments.runs import projection
 from dp_ilg.projection.factor_pca import FactorPca
-from dp_ilg.validation import whole
+from dp_ilg.validation import nearest, whole
 
-_FOLDERS = (Path("configs"), Path(__file__).parents[2] / "configs")
+_FOLDERS = (Path("configs"), Path(__file__).parents[3] / "configs")
 
 
 def audit_run(

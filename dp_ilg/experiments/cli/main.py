@@ -29,10 +29,10 @@ from dp_ilg.experiments.cli.commands import (
 from dp_ilg.experiments.cli.compare import compare
 from dp_ilg.experiments.cli.shards import shards
 from dp_ilg.experiments.cli.studies import audit, reproduce
-from dp_ilg.experiments.config.fields import nearest
 from dp_ilg.experiments.config.schema import Config, read_config
 from dp_ilg.experiments.runs.hosts import GONE, Devices, LostProcess
 from dp_ilg.experiments.runs.supervised import LOST, is_worker, supervised
+from dp_ilg.validation import nearest
 
 _ONE_DEVICE = Devices()
 

@@ -60,7 +60,7 @@ def shards(
 
     def work() -> None:
         from dp_ilg.experiments.data.datasets import load_dataset
-        from dp_ilg.training.sources import save_dataset
+        from dp_ilg.experiments.data.folders import save_dataset
 
         if data is not None:
             where = None if data_dir is None else Path(data_dir)
@@ -72,8 +72,8 @@ def shards(
 
 def _checked(folder: Path) -> dict[str, Any]:
     """Reads every file of the folder and of its parts, then as training would."""
+    from dp_ilg.experiments.data.folders import load_folder
     from dp_ilg.experiments.data.shards import INDEX, open_shards, read_index
-    from dp_ilg.training.sources import load_folder
 
     found = open_shards(folder)
     parts = [open_shards(path.parent) for path in sorted(folder.glob(f"*/{INDEX}"))]

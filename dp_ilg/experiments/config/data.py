@@ -8,9 +8,9 @@ from dp_ilg.validation import fraction, positive, whole
 
 @dataclass(frozen=True)
 class ProjectionConfig:
-    """A private projection of feature maps: `dp_ilg.projection.factor_pca`, paid from epsilon.
+    """A private projection of feature maps, paid from epsilon.
 
-    Left out, nothing is projected. `channels` and `positions` are how many directions
+    See `dp_ilg.projection.factor_pca`. Left out, nothing is projected. `channels` and `positions` are how many directions
     are kept over each axis; `noise_multiplier` is that of each of the three releases.
 
     Example:

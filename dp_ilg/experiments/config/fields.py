@@ -1,13 +1,14 @@
 """Mappings to frozen dataclasses, strictly, and back to TOML."""
 
 import dataclasses
-import difflib
 import json
 import sys
 import types
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from tyro.constructors import PrimitiveConstructorSpec
+
+from dp_ilg.validation import listed
 
 T = TypeVar("T")
 
@@ -95,26 +96,6 @@ def unknown(name: str, known: Any, prefix: str = "", *, kind: str = "field") -> 
     return f"an unknown {kind} {name}; {nearest(name, [prefix + k for k in known])}"
 
 
-def nearest(name: str, known: Any) -> str:
-    """Advice for a name that is in no table.
-
-    Args:
-        name: what was given.
-        known: the names there are.
-
-    Returns:
-        The nearest known name as a question, else the list of names.
-
-    Example:
-        >>> nearest("mmist", ["mnist", "adult"])
-        'did you mean mnist?'
-        >>> nearest("x", ["mnist", "adult"])
-        'known are adult, mnist.'
-    """
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"did you mean {close[0]}?" if close else f"known are {_listed(known)}."
-
-
 def given(section: Any, *besides: str) -> dict[str, Any]:
     """Fields of a dataclass that are not None.
 
@@ -169,10 +150,6 @@ def _toml(value: Any) -> str:
     return repr(value)
 
 
-def _listed(names: Any) -> str:
-    return ", ".join(sorted(names))
-
-
 def _missing(field: Any, prefix: str) -> str:
     if dataclasses.is_dataclass(field.default):
         return f"the section [{prefix}{field.name}]."
@@ -212,7 +189,7 @@ def _typed(hint: Any, value: Any, source: str, where: str) -> Any:
     if get_origin(hint) is Literal:
         if value in get_args(hint):
             return value
-        words = f"one of {_listed(get_args(hint))}"
+        words = f"one of {listed(get_args(hint))}"
     else:
         words, accepts = _SCALARS[hint]
         if accepts(value):

@@ -25,7 +25,7 @@ from dp_ilg.validation import fraction, positive, whole
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Which network: a row of `dp_ilg.experiments.models.networks.MODELS` and its sizes.
+    """Which network, and its sizes: a row of `models.networks.MODELS`.
 
     A size left out (None) is the model's own default; a size the model does not
     have is refused when the model is built.

@@ -21,7 +21,6 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from dp_ilg.experiments.config.fields import nearest
 from dp_ilg.experiments.data.datasets import Dataset
 from dp_ilg.experiments.data.scattering import (
     NUM_COEFFICIENTS,
@@ -30,6 +29,7 @@ from dp_ilg.experiments.data.scattering import (
 )
 from dp_ilg.experiments.data.text_features import TEXT_FEATURES, text_chunks
 from dp_ilg.experiments.data.word_counts import word_counts
+from dp_ilg.validation import nearest
 
 try:
     import fcntl

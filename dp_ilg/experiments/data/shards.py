@@ -138,8 +138,8 @@ def write_shards(
     """Converts any source into a folder of shards, a few MiB at a time.
 
     Args:
-        source: what `dp_ilg.sampling.poisson.take` reads; its rows are arrays in dicts and
-            tuples, whose names and places become file names.
+        source: what `dp_ilg.sampling.gather.take` reads; its rows are arrays in
+            dicts and tuples, whose names and places become file names.
         folder: where to; must not exist.
         rows_per_shard: rows of a file; by default what makes 256 MiB.
         facts: JSON values that are kept in the index.

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import optax
 
 from dp_ilg.base import LossFn, Params
-from dp_ilg.experiments.config.fields import nearest
 from dp_ilg.experiments.models import linen, nnx, transformer_linen, transformer_nnx
 from dp_ilg.experiments.models.sizes import SIZES, Facts, check_sizes
+from dp_ilg.validation import nearest
 
 
 @dataclass(frozen=True)

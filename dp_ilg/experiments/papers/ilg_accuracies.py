@@ -232,7 +232,7 @@ def _projected(
 def principal_components(
     x: np.ndarray, num_components: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ordinary principal components, WITHOUT any privacy; `dp_ilg.projection.pca` has them with.
+    """Ordinary principal components, WITHOUT any privacy; see `private_pca`.
 
     Args:
         x: one example a row, ``[N, features]``.

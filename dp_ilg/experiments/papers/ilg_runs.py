@@ -208,7 +208,7 @@ def claimed(settings: PublishedSettings, epochs: int) -> float:
         The claimed epsilon.
 
     Example:
-        >>> from dp_ilg.published import SETTINGS
+        >>> from dp_ilg.baselines.published import SETTINGS
         >>> round(claimed(SETTINGS["mnist"], 12), 3)
         2.238
     """

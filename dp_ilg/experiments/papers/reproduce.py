@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dp_ilg import validation
-from dp_ilg.experiments.config.fields import nearest
+from dp_ilg.validation import nearest
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class ReproduceOptions:
     """What a reproduction may be told.
 
     Attributes:
-        data_dir: a folder of data files, as for `dp_ilg.experiments.data.datasets.load_dataset`.
+        data_dir: a folder of data files, as for
+            `dp_ilg.experiments.data.datasets.load_dataset`.
         seeds: runs of each row, seeds 0 to seeds - 1.
         quick: a small form that shows that everything works; its numbers mean nothing.
         max_minutes: start no further run, and end a running one, after this long;

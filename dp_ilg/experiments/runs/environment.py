@@ -23,7 +23,7 @@ _SETTINGS = (
     "jax_numpy_dtype_promotion",
     "jax_disable_jit",
 )
-_PACKAGE = Path(__file__).parent.parent
+_PACKAGE = Path(__file__).parents[2]
 
 
 def environment(layout: str = "one device") -> dict[str, str]:

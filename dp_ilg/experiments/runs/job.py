@@ -35,7 +35,7 @@ from dp_ilg.experiments.runs.recipe import (
 from dp_ilg.geometry.rules import RULES
 from dp_ilg.projection.factor_pca import FactorPca
 from dp_ilg.training.memory_limits import budgeted
-from dp_ilg.training.sources import is_folder_name, load_folder
+from dp_ilg.experiments.data.folders import is_folder_name, load_folder
 
 
 class RunKeys(NamedTuple):

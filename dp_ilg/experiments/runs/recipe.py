@@ -11,7 +11,8 @@ from dp_ilg.accounting import schedules
 from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.base import PrivateTransformation
 from dp_ilg.baselines.table import BASELINES
-from dp_ilg.experiments.config.fields import given, nearest
+from dp_ilg.experiments.config.fields import given
+from dp_ilg.validation import nearest
 from dp_ilg.experiments.config.schema import (
     Config,
     LearningRateConfig,
@@ -223,7 +224,7 @@ def layering(chosen: OptimizerConfig) -> Any:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from dp_ilg.layers import group
+        >>> from dp_ilg.geometry.layers import group
         >>> chosen = layering(OptimizerConfig(layers="leaf", frozen=("b",)))
         >>> group({"a": jnp.ones(2), "b": jnp.ones(3)}, chosen).names
         ('a',)

@@ -19,7 +19,8 @@ from dp_ilg.base import PrivateTransformation
 from dp_ilg.experiments.runs.job import Job
 from dp_ilg.noise.add_noise import noise_stddev
 from dp_ilg.optimizers.averaging import averaged_params
-from dp_ilg.sampling.poisson import PoissonSampler, take
+from dp_ilg.sampling.gather import take
+from dp_ilg.sampling.poisson import PoissonSampler
 from dp_ilg.training.feeds import Feed
 from dp_ilg.training.step import TrainStep, make_train_step
 

@@ -20,7 +20,7 @@ from dp_ilg.experiments.runs.trainer import Position, Watch, start, train
 from dp_ilg.geometry.geometry import Geometry, scaled_to_profile
 from dp_ilg.geometry.groups import Groups
 from dp_ilg.geometry.rules import RULES
-from dp_ilg.sampling.poisson import take
+from dp_ilg.sampling.gather import take
 
 _CHUNK = 256
 _COLUMNS = ("name", "size", "importance", "share", "mean_gradient_norm")

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dp_ilg.experiments.config.fields import nearest, required
+from dp_ilg.experiments.config.fields import required
 from dp_ilg.experiments.config.schema import Config, config_from_mapping, read_config
-from dp_ilg.validation import fraction, positive, whole
+from dp_ilg.validation import fraction, nearest, positive, whole
 
 
 @dataclass(frozen=True)
