@@ -30,7 +30,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(ROOT)]
 from accuracy import commit  # noqa: E402
 from bench_core import machine  # noqa: E402
 
-from tests import fuzz_arguments, fuzz_inputs  # noqa: E402
+from tests.helpers import fuzz_arguments, fuzz_inputs  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "fuzz_inputs.jsonl"
 READERS = (  # whose code atheris follows

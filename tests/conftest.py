@@ -7,6 +7,6 @@ os.environ.setdefault("DP_ILG_CACHE", "")  # every epsilon is computed anew
 
 from jaxtyping import install_import_hook
 
-import tests.typechecker  # noqa: F401  (the hook looks it up by name)
+import tests.helpers.typechecker  # noqa: F401  (the hook looks it up by name)
 
-install_import_hook("dp_ilg", "tests.typechecker.check")
+install_import_hook("dp_ilg", "tests.helpers.typechecker.check")

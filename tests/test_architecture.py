@@ -1,193 +1,185 @@
-"""The module ranks of DESIGN.md section 5, and what an import may pull in."""
+"""The floors of the package: who may import whom, and what an import may pull in."""
 
 import ast
 import pathlib
+import re
 import subprocess
 import sys
 import tomllib
 
 import pytest
 
-PACKAGE = pathlib.Path(__file__).parent.parent / "dp_ilg"
-RANKS = {
-    -1: ["epsilon_cache", "gather", "loss_pairs", "normal", "truncation", "validation"],
-    0: [
-        "auditing",
-        "base",
-        "claims",
-        "explanation",
-        "groups",
-        "pca",
-        "factor_pca",
-        "renyi",
-        "sampling",
-        "schedules",
-        "sealing",
-        "search",
-        "secure_noise",
-        "spectra",
-        "statement",
-    ],
-    1: ["accounting", "composition", "layers", "per_example", "purity", "rules"]
-    + ["wrappers"],
-    2: ["coordinates", "geometry", "plan"],
-    3: ["bookkeeping", "calibration", "clipping", "ledger", "lots", "noise"],
-    4: [
-        "adam",
-        "aggregate",
-        "averaging",
-        "clip_schedule",
-        "engines",
-        "filters",
-        "importance",
-        "quantile",
-        "scaling",
-    ],
-    5: ["balance", "gradients"],
-    6: ["memory", "optimizers"],
-    7: ["plain_methods", "published"],
-    8: ["adaptive_methods"],
-    9: ["baselines"],
-    10: ["__init__"],
-}
-RANK_OF = {name: rank for rank, names in RANKS.items() for name in names}
+ROOT = pathlib.Path(__file__).parents[1]
+PACKAGE = ROOT / "dp_ilg"
+FLOORS = [
+    ["base", "validation"],
+    ["accounting", "geometry", "sampling", "projection", "auditing"],
+    ["clipping", "noise"],
+    ["optimizers"],
+    ["baselines"],
+    ["dp_ilg"],
+    ["training"],
+    ["experiments.config"],
+    ["experiments.data", "experiments.models", "experiments.reports"],
+    ["experiments.runs"],
+    ["experiments.papers"],
+    ["experiments.audits", "experiments.sweeps"],
+    ["experiments.cli"],
+]
+"""From the ground up; a room may import what lies below it, and itself."""
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+PUBLIC = FLOOR["dp_ilg"]
+WITHOUT_JAX = ["accounting"]
 CORE_DISTRIBUTIONS = {"jax", "optax", "numpy", "scipy", "dp_accounting", "jaxtyping"}
-BOOKKEEPING = [
-    ["magnitudes", "phases", "pool", "pooling", "program", "views"],
-    ["convolution"],
-    ["rules"],
-    ["tape"],
-    ["parts"],
-    ["cost", "few", "rows"],
-    ["factors"],
-    ["engine"],
-    ["explain"],
-    ["__init__"],
-]
-BOOKKEEPING_RANK = {name: r for r, names in enumerate(BOOKKEEPING) for name in names}
-EXPERIMENTS = [
-    ["data_files", "fields", "linen_models", "run_record", "svg", "train_step"]
-    + [
-        "config_run",
-        "gpt2",
-        "lora",
-        "model_sizes",
-        "pca_network",
-        "resnet",
-        "scattering",
-        "text_data",
-        "word_counts",
-    ]
-    + ["environment", "compiling", "locks", "memory_limits", "mesh"],
-    ["config_data", "feeds", "hosts", "mesh_rows", "shard_rows"],
-    ["hosts_worker"],
-    ["transformer_linen", "shards"],
-    ["transformer_nnx"],
-    [
-        "data_adult",
-        "data_flights",
-        "data_openml",
-        "encoder",
-        "fine_tune",
-        "nnx_models",
-        "plots",
-        "checkpoints",
-        "reproduce",
-    ],
-    ["data", "models", "text_features", "report", "table2", "table_runs"],
-    ["abadi", "config", "features", "projection", "sources", "table3"],
-    ["export", "holdout", "recipe"],
-    ["job", "audit_scene"],
-    ["audit", "trainer_audit", "trainer_audit_checks", "trainer_audit_plot"],
-    ["trainer_audit_residuals", "trainer_audit_sampler"],
-    ["canaries", "one_run", "trainer_audit_noise", "trainer_audit_promises"]
-    + ["trainer_audit_whole_run"],
-    ["trainer_audit_report"],
-    ["trainer_audit_command"],
-    ["study_commands"],
-    ["progress", "trainer", "commands"],
-    ["layer_study", "layer_study_plot", "run_folder", "shard_command"],
-    ["distributed"],
-    ["runner"],
-    ["sweep", "sweep_bench", "compare_cost"],
-    ["sweep_check", "sweep_runs", "sweep_worker"],
-    ["sweep_results"],
-    ["sweep_board"],
-    ["sweep_pool", "compare_statistics"],
-    ["compare_plots"],
-    ["compare_report"],
-    ["compare"],
-    ["compare_command"],
-    ["cli"],
-    ["worker"],
-]
-EXPERIMENT_RANK = {name: r for r, names in enumerate(EXPERIMENTS) for name in names}
-PACKAGES = ("dp_ilg", "dp_ilg.clipping.bookkeeping", "dp_ilg.experiments")
 HEAVY = ["flax", "orbax", "matplotlib", "tyro", "rich", "jinja2", "sklearn"]
 SLOW = ["dp_accounting", "scipy"]
+MOST_FILES, MOST_LINES = 17, 360
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def dotted(path):
+    """The module of a file: `dp_ilg.noise` for the package of that name."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {dotted(path): path for path in FILES}
+
+
+def room_of(module):
+    """The room a module lives in, as `FLOORS` names it."""
+    parts = module.split(".")[1:]
+    if not parts:
+        return "dp_ilg"
+    return ".".join(parts[:2]) if parts[0] == "experiments" else parts[0]
 
 
 def imports(path):
-    """Modules a file imports, as full dotted names of dp_ilg or top-level packages."""
+    """Modules a file imports: of dp_ilg as they are called, of others the top."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            if node.module in PACKAGES:
-                found |= {f"{node.module}.{alias.name}" for alias in node.names}
-            else:
-                found.add(node.module)
-    return found
+            inside = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= (inside & set(MODULES)) or {node.module}
+    return {m if m.startswith("dp_ilg") else m.partition(".")[0] for m in found}
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=lambda p: p.stem)
-def test_core_imports_only_lower_ranks_and_core_packages(path):
-    assert path.stem in RANK_OF, f"give {path.stem} a rank"
-    for name in imports(path):
-        top, _, inner = name.partition(".")
-        if top == "dp_ilg":
-            inner = inner.partition(".")[0] or "__init__"
-            assert RANK_OF[inner] < RANK_OF[path.stem], f"{path.stem} imports {inner}"
-        else:
-            assert top in CORE_DISTRIBUTIONS | sys.stdlib_module_names, name
+def ours(path):
+    """The modules of this package that a file imports."""
+    return {module for module in imports(path) if module.startswith("dp_ilg")}
 
 
-@pytest.mark.parametrize(
-    "path", sorted((PACKAGE / "bookkeeping").glob("*.py")), ids=lambda p: p.stem
-)
-def test_bookkeeping_imports_only_lower_ranks(path):
-    for name in imports(path):
-        top, _, inner = name.partition(".")
-        if name.startswith("dp_ilg.clipping.bookkeeping."):
-            inner = name.split(".")[2]
-            assert BOOKKEEPING_RANK[inner] < BOOKKEEPING_RANK[path.stem], inner
-        elif top == "dp_ilg":
-            assert RANK_OF[inner.partition(".")[0]] < RANK_OF["bookkeeping"], inner
-        else:
-            assert top in CORE_DISTRIBUTIONS | sys.stdlib_module_names, name
+def climbs(module, other):
+    """Whether an import leads to the same floor's neighbour, or up."""
+    here, there = room_of(module), room_of(other)
+    return here != there and FLOOR[there] >= FLOOR[here]
 
 
-@pytest.mark.parametrize(
-    "path", sorted((PACKAGE / "experiments").glob("[!_]*.py")), ids=lambda p: p.stem
-)
-def test_experiments_import_only_lower_ranks(path):
-    for name in imports(path):
-        if name.startswith("dp_ilg.experiments."):
-            inner = name.split(".")[2]
-            assert EXPERIMENT_RANK[inner] < EXPERIMENT_RANK[path.stem], inner
+@pytest.mark.parametrize("path", FILES, ids=dotted)
+def test_arrows_point_down_only(path):
+    if dotted(path) in ("dp_ilg", "dp_ilg.experiments"):
+        return
+    for other in ours(path):
+        assert not climbs(dotted(path), other), f"{dotted(path)} imports {other}"
 
 
-@pytest.mark.parametrize(
-    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE))
-)
+def test_an_arrow_up_would_be_seen():
+    assert climbs("dp_ilg.noise.normal", "dp_ilg.optimizers.adam")
+    assert climbs("dp_ilg.noise.normal", "dp_ilg.clipping.clip")
+    assert climbs("dp_ilg.training.feeds", "dp_ilg.experiments.config.schema")
+    assert climbs("dp_ilg.baselines.plain", "dp_ilg")
+    assert not climbs("dp_ilg.optimizers.adam", "dp_ilg.noise.normal")
+    assert not climbs("dp_ilg.noise.normal", "dp_ilg.noise.secure")
+
+
+def cycle(graph):
+    """A module that reaches itself, or None."""
+    done, path = set(), []
+
+    def visit(module):
+        if module in path:
+            return module
+        if module in done:
+            return None
+        path.append(module)
+        found = next(filter(None, map(visit, sorted(graph.get(module, ())))), None)
+        path.pop()
+        done.add(module)
+        return found
+
+    return next(filter(None, map(visit, sorted(graph))), None)
+
+
+def test_no_cycle():
+    inits = {dotted(p) for p in FILES if p.name == "__init__.py"}
+    graph = {m: ours(p) - inits for m, p in MODULES.items() if m not in inits}
+    assert cycle(graph) is None
+    assert cycle({"a": {"b"}, "b": {"c"}, "c": {"a"}}) is not None
+
+
+@pytest.mark.parametrize("path", FILES, ids=dotted)
+def test_core_needs_only_core_packages(path):
+    if FLOOR.get(room_of(dotted(path)), PUBLIC + 1) <= PUBLIC:
+        for top in {name.partition(".")[0] for name in imports(path)} - {"dp_ilg"}:
+            assert top in CORE_DISTRIBUTIONS | sys.stdlib_module_names, top
+
+
+@pytest.mark.parametrize("room", WITHOUT_JAX)
+def test_rooms_without_jax(room):
+    for path in (PACKAGE / room).rglob("*.py"):
+        assert "jax" not in imports(path), path
+
+
+def test_at_most_two_modules_at_the_root():
+    assert {p.stem for p in PACKAGE.glob("*.py")} == {"__init__", *FLOORS[0]}
+    assert {p.stem for p in (PACKAGE / "experiments").glob("*.py")} == {"__init__"}
+
+
+def rooms():
+    """Every folder of the package that holds modules."""
+    return sorted({path.parent for path in FILES} - {PACKAGE, PACKAGE / "experiments"})
+
+
+@pytest.mark.parametrize("room", rooms(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_room_says_what_it_is_for(room):
+    name = room_of(dotted(room / "__init__.py"))
+    doc = ast.get_docstring(ast.parse((room / "__init__.py").read_text())) or ""
+    assert 3 <= doc.count("\n") + 1 <= 8
+    assert f"Floor {FLOOR[name]}" in doc and "Enter by" in doc
+    assert 2 <= len(list(room.glob("*.py"))) <= MOST_FILES
+
+
+def apart(a, b):
+    """Whether two names differ by more than a letter, or a plural or -ing."""
+    if abs(len(a) - len(b)) > 3:
+        return True
+    close = re.sub(r"(ing|s|ed)$", "", a) == re.sub(r"(ing|s|ed)$", "", b)
+    changed = sum(x != y for x, y in zip(a, b, strict=False)) + abs(len(a) - len(b))
+    return not (close or changed <= 1)
+
+
+@pytest.mark.parametrize("room", rooms(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_names_of_a_room_are_told_apart(room):
+    names = sorted(p.stem for p in room.glob("*.py"))
+    for i, a in enumerate(names):
+        for b in names[i + 1 :]:
+            assert apart(a, b), f"{room.name}: {a} and {b}"
+    assert not apart("pool", "pooling") and not apart("table2", "table3")
+
+
+@pytest.mark.parametrize("path", FILES, ids=dotted)
 def test_modules_stay_short(path):
-    assert path.read_text().count("\n") <= 360
+    assert path.read_text().count("\n") <= MOST_LINES
 
 
-def test_accounting_needs_no_jax():
-    for name in ("accounting", "schedules", "statement"):
-        assert not any(m.startswith("jax") for m in imports(PACKAGE / f"{name}.py"))
+@pytest.mark.parametrize("path", FILES, ids=dotted)
+def test_what_is_cited_is_in_the_repository(path):
+    """Laws are called by their names, and nothing cites papers of our own."""
+    text = path.read_text()
+    assert not re.search(r"\blaws? \d", text), "name the law in words"
+    assert "DESIGN.md" not in text and "HOUSE.md" not in text
 
 
 def loaded_by(code, names):
@@ -205,7 +197,7 @@ def test_importing_the_package_pulls_in_no_extra_and_no_accounting():
 
 def test_help_waits_for_nothing_it_does_not_need():
     """dp_accounting and SciPy took most of the four seconds before `--help`."""
-    code = "from dp_ilg.experiments.cli import main; main(['train', '--help'])"
+    code = "from dp_ilg.experiments.cli.main import main; main(['train', '--help'])"
     others = sorted({*HEAVY, *SLOW} - {"tyro", "rich"})
     assert loaded_by(code, others) == "[]"
 
@@ -219,10 +211,9 @@ def test_public_names_exist_are_sorted_and_documented():
 
 
 def test_an_installed_wheel_has_every_file_that_is_read():
-    here = pathlib.Path(__file__).parent.parent
-    pyproject = tomllib.loads((here / "pyproject.toml").read_text())
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
     patterns = pyproject["tool"]["setuptools"]["package-data"]
-    for path in (here / "dp_ilg").rglob("*"):
+    for path in PACKAGE.rglob("*"):
         if path.is_file() and path.suffix not in (".py", ".pyc"):
-            package = ".".join(path.parent.relative_to(here).parts)
+            package = ".".join(path.parent.relative_to(ROOT).parts)
             assert any(path.match(p) for p in patterns.get(package, [])), path

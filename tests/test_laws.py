@@ -14,8 +14,8 @@ import pytest
 
 import dp_ilg
 from dp_ilg.noise.add_noise import noise_stddev
-from tests.agreement import QUICK
-from tests.models import (
+from tests.helpers.agreement import QUICK
+from tests.helpers.models import (
     CLIP_MODES,
     mlp_batch,
     mlp_loss,

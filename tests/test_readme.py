@@ -32,7 +32,7 @@ def test_spelt_out_chain_builds():
     import optax
 
     import dp_ilg
-    from tests.models import plan
+    from tests.helpers.models import plan
 
     k1, k2 = jax.random.split(jax.random.key(0))
     names = {"dp_ilg": dp_ilg, "optax": optax, "plan": plan(), "k1": k1, "k2": k2}

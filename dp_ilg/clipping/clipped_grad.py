@@ -1,7 +1,7 @@
 """Clipped gradients of a batch, by any engine, in micro-batches.
 
-The seam for faster engines: an engine is a row of `engine_table.ENGINES`, and everything
-here works on what it returns.
+The seam for faster engines: an engine is a row of `engine_table.ENGINES`, and
+everything here works on what it returns.
 """
 
 from __future__ import annotations

@@ -10,8 +10,9 @@ from dp_ilg.validation import fraction, positive, whole
 class ProjectionConfig:
     """A private projection of feature maps, paid from epsilon.
 
-    See `dp_ilg.projection.factor_pca`. Left out, nothing is projected. `channels` and `positions` are how many directions
-    are kept over each axis; `noise_multiplier` is that of each of the three releases.
+    See `dp_ilg.projection.factor_pca`. Left out, nothing is projected. `channels` and
+    `positions` are how many directions are kept over each axis; `noise_multiplier` is
+    that of each of the three releases.
 
     Example:
         >>> ProjectionConfig().wanted

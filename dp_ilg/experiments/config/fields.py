@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from tyro.constructors import PrimitiveConstructorSpec
 
-from dp_ilg.validation import listed
+from dp_ilg.validation import listed, nearest
 
 T = TypeVar("T")
 

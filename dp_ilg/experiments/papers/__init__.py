@@ -1,5 +1,5 @@
 """The tables of two papers, measured here: DP-AdamILG, and Abadi et al. 2016.
 
-Floor 9: imports data, models and below.
+Floor 10: imports runs and below.
 Enter by `reproduce.REPRODUCTIONS` and the modules it names.
 """

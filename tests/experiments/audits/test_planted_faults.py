@@ -1,0 +1,388 @@
+"""Every fault planted in a sound trainer is found, by the check meant for it."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import dp_ilg
+from dp_ilg.base import PrivateTransformation
+from dp_ilg.experiments.audits.report import CHECKS, gather
+from dp_ilg.noise.add_noise import AddImportanceNoiseState, add_importance_noise
+from dp_ilg.optimizers.importance import score_layer_importance
+from tests.helpers.audit_scene import scene_plan, trainer, with_links
+
+SOUND = trainer()
+PLAN = SOUND.plan
+
+
+def replaced(**parts):
+    return dataclasses.replace(SOUND, **parts)
+
+
+def swapped(role, make):
+    """The chain with one link made anew."""
+    return with_links(
+        SOUND,
+        lambda links, key: [
+            make(link, key) if getattr(link, "role", "") == role else link
+            for link in links
+        ],
+    )
+
+
+# --- noise ---------------------------------------------------------------------------
+
+
+def less_noise(factor):
+    quieter = dataclasses.replace(
+        PLAN, stages=tuple((n, factor * z) for n, z in PLAN.stages)
+    )
+
+    def make(link, key):
+        noise = add_importance_noise(quieter, key=jax.random.fold_in(key, 7))
+        return renamed(noise, PLAN)
+
+    return swapped("noise", make)
+
+
+def renamed(link, plan):
+    """A link that says it follows another plan than it does."""
+    facts = {n: getattr(link, n) for n in ("role", "key", "geometry", "importance")}
+    return PrivateTransformation(link.init, link.update, plan=plan, **facts)
+
+
+def unnoised_score():
+    silent = scene_plan(stages=((6, 1e-9),))
+
+    def make(link, key):
+        key = jax.random.fold_in(key, 8)
+        score = score_layer_importance("paper", silent, key=key, layers="leaf")
+        return renamed(score, PLAN)
+
+    return swapped("score", make)
+
+
+def uncharged_score():
+    """All of the budget for the gradient, and a score on top of it."""
+    charged = scene_plan(score_budget=0.0)
+    base = trainer(charged, importance="uniform")
+    scored = scene_plan(score_budget=0.1)
+
+    def change(links, key):
+        score = score_layer_importance("paper", scored, key=key, layers="leaf")
+        return [
+            renamed(score, charged) if getattr(link, "role", "") == "score" else link
+            for link in links
+        ]
+
+    return with_links(base, change)
+
+
+def same_key_every_step():
+    def make(link, key):
+        def update(updates, state, params=None, **extra):
+            release, after = link.update(updates, state, params, **extra)
+            again, _ = link.update(updates, state._replace(step=0 * state.step), params)
+            return again, after
+
+        return PrivateTransformation(
+            link.init, update, role="noise", key=link.key, plan=link.plan
+        )
+
+    return swapped("noise", make)
+
+
+def same_key_for_every_leaf():
+    def make(link, key):
+        def update(updates, state, params=None, **extra):
+            release, after = link.update(updates, state, params, **extra)
+            sigma = PLAN.gradient_noise_multipliers[0] * PLAN.l2_clip_norm
+            step_key = jax.random.fold_in(state.key, state.step)
+            weights = updates.geometry.groups.expand(updates.geometry.weights)
+            leaves, tree = jax.tree.flatten(updates.gradients)
+            noised = [
+                (
+                    x
+                    + sigma
+                    * w
+                    * jax.random.normal(step_key, (x.size,)).reshape(x.shape)
+                )
+                / PLAN.batch_size
+                for x, w in zip(leaves, weights, strict=True)
+            ]
+            return jax.tree.unflatten(tree, noised), after
+
+        return PrivateTransformation(
+            link.init, update, role="noise", key=link.key, plan=link.plan
+        )
+
+    return swapped("noise", make)
+
+
+# --- clip ----------------------------------------------------------------------------
+
+
+def clip_before_scaling():
+    """Clipped in the plain norm, then taken for clipped in the weighted one."""
+
+    def clip(loss):
+        sound = SOUND.clip(loss)
+
+        def run(params, batch, *, geometry, is_padding_example=None):
+            plain = dataclasses.replace(
+                geometry, weights=jnp.ones_like(geometry.weights)
+            )
+            found = sound(
+                params, batch, geometry=plain, is_padding_example=is_padding_example
+            )
+            return dataclasses.replace(found, geometry=geometry)
+
+        return run
+
+    return replaced(clip=clip)
+
+
+def clip_of_micro_batches():
+    """Each pair of examples is summed first and clipped as if it were one."""
+
+    def clip(loss):
+        sound, bound = SOUND.clip(loss), PLAN.l2_clip_norm
+
+        def run(params, batch, *, geometry, is_padding_example=None):
+            size = jax.tree.leaves(batch)[0].shape[0]
+            mask = jnp.zeros(size, bool)
+            mask = (
+                mask if is_padding_example is None else jnp.asarray(is_padding_example)
+            )
+            honest = sound(params, batch, geometry=geometry, is_padding_example=mask)
+            grads = jax.vmap(jax.grad(loss), (None, 0))(params, batch)
+            pair = lambda g: jax.ops.segment_sum(  # noqa: E731
+                jnp.where(mask.reshape(-1, *[1] * (g.ndim - 1)), 0, g),
+                jnp.arange(size) // 2,
+                (size + 1) // 2,
+            )
+            pairs = jax.tree.map(pair, grads)
+            summed, _ = dp_ilg.clip_per_example(bound).update(
+                pairs, optax.EmptyState(), params, geometry=geometry
+            )
+            return dataclasses.replace(honest, gradients=summed.gradients)
+
+        return run
+
+    return replaced(clip=clip)
+
+
+def geometry_of_the_batch():
+    """Weights from the norms of the very batch that is clipped in them."""
+
+    def clip(loss):
+        sound = SOUND.clip(loss)
+
+        def run(params, batch, *, geometry, is_padding_example=None):
+            extra = dict(is_padding_example=is_padding_example)
+            first = sound(params, batch, geometry=geometry, **extra)
+            shares = first.layer_shares / (jnp.sum(first.layer_shares) + 1e-9) + 0.1
+            own = dataclasses.replace(geometry, weights=shares)
+            return sound(params, batch, geometry=own, **extra)
+
+        return run
+
+    return replaced(clip=clip)
+
+
+def divided_by_the_drawn_size():
+    """Sum and noise over the number drawn: as if both were scaled by B / drawn."""
+
+    def clip(loss):
+        sound = SOUND.clip(loss)
+
+        def run(params, batch, *, geometry, is_padding_example=None):
+            extra = dict(is_padding_example=is_padding_example)
+            found = sound(params, batch, geometry=geometry, **extra)
+            size = jax.tree.leaves(batch)[0].shape[0]
+            drawn = size
+            if is_padding_example is not None:
+                drawn = jnp.sum(~is_padding_example)
+            factor = PLAN.batch_size / jnp.maximum(drawn, 1)
+            return dataclasses.replace(
+                found,
+                gradients=jax.tree.map(lambda g: g * factor, found.gradients),
+                l2_clip_norm=found.l2_clip_norm * factor,
+            )
+
+        return run
+
+    return replaced(clip=clip)
+
+
+def nan_let_through():
+    """No look at whether a gradient is a number."""
+
+    def clip(loss):
+        sound = SOUND.clip(loss)
+
+        def run(params, batch, *, geometry, is_padding_example=None):
+            extra = dict(is_padding_example=is_padding_example)
+            found = sound(params, batch, geometry=geometry, **extra)
+            grads = jax.vmap(jax.grad(loss), (None, 0))(params, batch)
+            mask = is_padding_example
+            there = 1.0 if mask is None else 1.0 - mask
+            spoilt = jax.tree.map(
+                lambda g, s: s + 0 * jnp.tensordot(there * jnp.ones(len(g)), g, 1),
+                grads,
+                found.gradients,
+            )
+            return dataclasses.replace(found, gradients=spoilt)
+
+        return run
+
+    return replaced(clip=clip)
+
+
+# --- sampler, plan, resume -----------------------------------------------------------
+
+
+class Shuffling:
+    """Epochs of disjoint batches of one size."""
+
+    def __init__(self, key):
+        self.seed = int(jax.random.bits(key))
+
+    def indices(self, step):
+        if step >= PLAN.num_steps:
+            raise ValueError("past the plan")
+        epoch, place = divmod(step, PLAN.num_examples // PLAN.batch_size)
+        order = np.random.default_rng([self.seed, epoch]).permutation(PLAN.num_examples)
+        return np.sort(order[place * PLAN.batch_size :][: PLAN.batch_size])
+
+
+class FixedSize(Shuffling):
+    """Independent batches, all of the expected size."""
+
+    def indices(self, step):
+        if step >= PLAN.num_steps:
+            raise ValueError("past the plan")
+        rng = np.random.default_rng([self.seed, step])
+        return np.sort(rng.choice(PLAN.num_examples, PLAN.batch_size, replace=False))
+
+
+def longer_plan():
+    return dataclasses.replace(PLAN, num_steps=7, stages=((7, 1.0),))
+
+
+def reuse_after_resume():
+    """A resumed run that counts its noise from the start again."""
+
+    def resume(position):
+        params, state, draw = SOUND.resume(position)
+        again = jax.tree.map(
+            lambda part: (
+                part._replace(step=jnp.zeros((), jnp.int32))
+                if isinstance(part, AddImportanceNoiseState)
+                else part
+            ),
+            state,
+            is_leaf=lambda part: isinstance(part, AddImportanceNoiseState),
+        )
+        return params, again, draw
+
+    return replaced(resume=resume)
+
+
+def fresh_batches_after_resume():
+    """A resumed run that draws other batches under the noise it had."""
+
+    def resume(position):
+        params, state, draw = SOUND.resume(position)
+        return params, state, jax.random.fold_in(draw, 1)
+
+    return replaced(resume=resume)
+
+
+# fault -> (trainer, the check that must find it)
+FAULTS = {
+    "noise 10 % too small": (lambda: less_noise(0.9), "noise of the gradient"),
+    "noise 1 % too small": (lambda: less_noise(0.99), "noise of the gradient"),
+    "score not noised": (unnoised_score, "noise of the score"),
+    "score not charged": (uncharged_score, "noise against the charge"),
+    "geometry from the current batch": (
+        geometry_of_the_batch,
+        "geometry of past releases",
+    ),
+    "same noise key in two steps": (same_key_every_step, "independence of the noise"),
+    "same noise key in two leaves": (
+        same_key_for_every_leaf,
+        "independence of the noise",
+    ),
+    "key reused after resume": (reuse_after_resume, "resumed run"),
+    "old noise on a new batch": (fresh_batches_after_resume, "resumed run"),
+    "clip before scaling only": (clip_before_scaling, "sensitivity"),
+    "per-micro-batch clipping": (clip_of_micro_batches, "sensitivity"),
+    "noise divided by the drawn size": (
+        divided_by_the_drawn_size,
+        "expected batch size",
+    ),
+    "NaN example let through": (nan_let_through, "absent examples"),
+    "sampler that shuffles": (lambda: replaced(sampler=Shuffling), "batch size"),
+    "disjoint batches": (
+        lambda: replaced(sampler=Shuffling),
+        "independence of batches",
+    ),
+    "batches of one size": (lambda: replaced(sampler=FixedSize), "batch size"),
+    "one step past the plan, ledger": (
+        lambda: replaced(ledger=lambda path: dp_ilg.PrivacyLedger(path, longer_plan())),
+        "end of the plan",
+    ),
+    "one step past the plan, sampler": (
+        lambda: replaced(
+            sampler=lambda key: dp_ilg.PoissonSampler.for_plan(longer_plan(), key=key)
+        ),
+        "end of the plan",
+    ),
+    "one step past the plan, noise": (
+        lambda: swapped(
+            "noise",
+            lambda link, key: renamed(
+                add_importance_noise(longer_plan(), key=link.key), PLAN
+            ),
+        ),
+        "end of the plan",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def sound():
+    return gather(SOUND, seed=1)
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_every_promise_of_the_sound_trainer_holds(sound, check):
+    finding = CHECKS[check](sound)
+    assert finding.holds, finding
+
+
+SLOW = (  # each compiles a thousand runs, or repeats a fast one's kind
+    "noise 1 % too small",
+    "score not charged",
+    "same noise key in two leaves",
+    "same noise key in two steps",
+    "old noise on a new batch",
+    "disjoint batches",
+    "one step past the plan, noise",
+)
+CASES = [
+    pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
+    for name in FAULTS
+]
+
+
+@pytest.mark.parametrize("fault", CASES)
+def test_the_fault_is_found(fault):
+    plant, check = FAULTS[fault]
+    finding = CHECKS[check](gather(plant(), seed=1))
+    assert not finding.holds, finding
