@@ -2,7 +2,7 @@
 
 An engine turns a loss and a batch into `PerExampleGrads`: numbers and a closure.
 Clipping turns those into a `ClippedGrad`, which carries the geometry and the clip
-norm it was made with, so that noise can only be drawn to match (law 1).
+norm it was made with, so that noise can only be drawn to match (law: one geometry).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class PerExampleGrads(NamedTuple):
             ``[batch, groups]``; NaN or infinite where the gradient is.
         weighted_sum: maps coefficients, ``[batch]`` or ``[batch, groups]``, to the
             float32 sum over examples, shaped like the parameters. A coefficient
-            of 0 removes its example whatever that holds (law 4).
+            of 0 removes its example whatever that holds (law: zero is absent).
 
     Privacy: both are raw; neither may leave before clipping and noise.
     """

@@ -1,4 +1,4 @@
-"""The twelve laws of DESIGN.md section 3, each under its name."""
+"""The twelve laws that docs/laws.md explains, each under its name."""
 
 import dataclasses
 import functools

@@ -29,7 +29,7 @@ class BudgetExhausted(ValueError):
     """Raised for a step past the plan; nothing of it may be released.
 
     Indexing past the last step clamps silently in JAX, so the refusal has to happen on
-    the host (law 7).
+    the host (law: never past the plan).
 
     Example:
         >>> issubclass(BudgetExhausted, ValueError)
@@ -51,10 +51,10 @@ class PrivacyLedger:
 
     Privacy:
         The ledger counts what this process was told of, for the unit and neighbouring
-        relation of the plan. A repeated step is charged once, which is right only if
-        it repeats the same batch and noise bit for bit (law 3). Whoever can edit or
-        delete the file can hide steps: the CRC guards against accidents, not against
-        people.
+        relation of the plan. A repeated step is charged once, which is right only if it
+        repeats the same batch and noise bit for bit (law: keyed by step). Whoever can
+        edit or delete the file can hide steps: the CRC guards against accidents, not
+        against people.
 
     Example:
         >>> import tempfile

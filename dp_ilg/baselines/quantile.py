@@ -91,7 +91,7 @@ def adapt_clip_norm(
         [3.0, 3.0]
 
     Reference: Andrew et al. 2021, Algorithm 1; He et al. 2023 (group-wise), whose
-    "equal budget" is this noise; the accounting is DESIGN.md section 2.
+    "equal budget" is this noise; docs/idea.md has the accounting.
     """
     key = validation.key("key", key)
     validation.fraction("quantile", quantile)

@@ -50,7 +50,7 @@ def joint() -> ClipMode:
         >>> joint().coefficients(norms, weights, 2.5).tolist()
         [0.5]
 
-    Reference: Abadi et al. 2016, Algorithm 1, in the norm of DESIGN.md section 2.
+    Reference: Abadi et al. 2016, Algorithm 1, in the norm of docs/idea.md.
     """
 
     def coefficients(norms: Array, weights: Array, bound: Any) -> Array:
@@ -138,7 +138,7 @@ def clip_sum(
     mode: ClipMode,
     is_padding_example: Array | None = None,
 ) -> ClippedGrad:
-    """Sums clipped examples; padding and non-finite examples are absent (law 4).
+    """Sums clipped examples; padding and non-finite examples are absent.
 
     Args:
         per_example: what the engine found.

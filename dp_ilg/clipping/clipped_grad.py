@@ -212,7 +212,7 @@ def clipped_grad(
         >>> [round(float(x), 3) for x in clipped.gradients["w"]]
         [6.0, 8.0]
 
-    Reference: Abadi et al. 2016, Algorithm 1; DESIGN.md section 2.
+    Reference: Abadi et al. 2016, Algorithm 1; docs/idea.md.
     """
     if not callable(loss_fn):
         raise TypeError(

@@ -97,7 +97,7 @@ def fit_microbatch(
         ...     grad_fn, params, batch, 0.5 * most)
         (64, 16)
 
-    Reference: DESIGN.md section 2, law 8.
+    Reference: the law "whole batch" of docs/laws.md.
     """
     validation.positive("memory_bytes", memory_bytes)
     most = min(grad_fn.microbatch(params, batch), batch_length(batch))

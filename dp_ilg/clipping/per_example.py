@@ -103,7 +103,7 @@ def leaf_sum(leaf: LeafGroups, value: Array, coefficients: Array) -> Array:
 
 
 def _contract(coefficients: Array, value: Array) -> Array:
-    """Weighted sum in which a zero coefficient removes even NaN (law 4).
+    """Weighted sum in which a zero coefficient removes even NaN (law: zero is absent).
 
     Full precision: accelerators would otherwise round the factors to bfloat16 or
     TF32, and the bound with them.

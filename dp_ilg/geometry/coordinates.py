@@ -2,8 +2,9 @@
 
 A `dp_ilg.Geometry` weighs groups; with `Coordinates` it also weighs single entries.
 Per-example gradients are clipped and noised as ``(g - a) / b``, and the release is
-``a + b * mean``. Both come from earlier releases, so the guarantee does not change;
-and because they travel inside the geometry, clip and noise cannot disagree (law 1).
+``a + b * mean``. Both come from earlier releases, so the guarantee does not change; and
+because they travel inside the geometry, clip and noise cannot disagree (law: one
+geometry).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 ``||g||_w = sqrt(sum_j ||g^j||^2 / w_j^2)``. Clipping in this norm and adding noise
 of standard deviation ``sigma C w_j`` in group j is one Gaussian mechanism with
-multiplier sigma whatever the weights (DESIGN.md section 2), as long as they come
+multiplier sigma whatever the weights (docs/idea.md), as long as they come
 from public facts and earlier releases only.
 """
 

@@ -53,8 +53,9 @@ class Groups:
     def norms(self, leaves: Sequence[Array]) -> Float[Array, " groups"]:
         """L2 norm of each group of one tree, given its leaves.
 
-        Every piece is scaled by its largest entry first, so nothing finite over-
-        or underflows in float32 (law 10). NaN and infinity give NaN or infinity.
+        Every piece is scaled by its largest entry first, so nothing finite over- or
+        underflows in float32 (law: norms in float32). NaN and infinity give NaN or
+        infinity.
         """
         return self.batch_norms([x[None] for x in leaves])[0]
 

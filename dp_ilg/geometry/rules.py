@@ -15,7 +15,7 @@ Rule = Callable[[Float[Array, " groups"], Float[Array, " groups"]], Any]
 
 
 def power_rule(p: float, q: float) -> Rule:
-    """Weights ``I_j^p n_j^-q``; see the table in DESIGN.md section 2.
+    """Weights ``I_j^p n_j^-q``; see the table in docs/idea.md.
 
     Args:
         p: exponent of the importance.

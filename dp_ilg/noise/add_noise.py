@@ -1,8 +1,9 @@
 """Gaussian noise in the geometry of the clip, drawn once a step.
 
-The standard deviation of group j is ``sigma_t C w_j``: sigma_t from the plan, C and
-w from the `ClippedGrad` itself, so that clip and noise cannot disagree (law 1).
-Sums are divided by the expected batch size q N, never by the drawn one (law 5).
+The standard deviation of group j is ``sigma_t C w_j``: sigma_t from the plan, C and w
+from the `ClippedGrad` itself, so that clip and noise cannot disagree (law: one
+geometry). Sums are divided by the expected batch size q N, never by the drawn one (law:
+expected size).
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ class AddImportanceNoiseState(NamedTuple):
 def multiplier_at(table: np.ndarray, step: Any) -> Float[Array, ""]:
     """Reads a plan's multiplier for a traced step; NaN past the plan's end.
 
-    Indexing past the end clamps silently in JAX; here it poisons the release
-    instead, so that a step without budget shows nothing but NaN (law 7).
+    Indexing past the end clamps silently in JAX; here it poisons the release instead,
+    so that a step without budget shows nothing but NaN (law: never past the plan).
 
     Example:
         >>> import numpy as np, jax.numpy as jnp
@@ -123,8 +124,8 @@ def add_importance_noise(plan: PrivacyPlan, *, key: Any) -> PrivateTransformatio
     """Adds the plan's noise to a clipped sum and divides by the expected batch size.
 
     Noise of step t is a function of (key, t) and the leaf: a resumed run repeats a
-    release and never draws new noise for the same data (law 3). Past the plan's last
-    step the result is NaN.
+    release and never draws new noise for the same data (law: keyed by step). Past the
+    plan's last step the result is NaN.
 
     Args:
         plan: sigma_t, number of steps and expected batch size.
@@ -160,7 +161,7 @@ def add_importance_noise(plan: PrivacyPlan, *, key: Any) -> PrivateTransformatio
         ((3,), 1)
 
     Reference: Abadi et al. 2016, Algorithm 1; Li et al. 2024, Eq. 10 (the idea of
-    noise by layer); DESIGN.md section 2 (the proof).
+    noise by layer); docs/idea.md (the proof).
     """
     key = validation.key("key", key)
     _check_plan(plan)

@@ -2,9 +2,10 @@
 
 JAX's threefry is fast and was not built to resist a cryptanalyst: its key has 64 bits.
 Here the bits are those of SHAKE-256 (the operating system's or Python's own library)
-under a secret of 256 bits, as a function of (secret, step, leaf), so that a resumed
-run repeats its noise as everywhere else (law 3). Each draw takes 64 of them, through
-the inverse of the normal distribution in float64, and reaches 9.1 standard deviations.
+under a secret of 256 bits, as a function of (secret, step, leaf), so that a resumed run
+repeats its noise as everywhere else (law: keyed by step). Each draw takes 64 of them,
+through the inverse of the normal distribution in float64, and reaches 9.1 standard
+deviations.
 
 What this does not change: noise is added in floating point. A sum of float32 numbers
 lies on a grid that depends on the numbers, so some releases are possible only with a

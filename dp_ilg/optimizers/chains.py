@@ -70,7 +70,7 @@ def chain(*transformations: optax.GradientTransformation) -> PrivateTransformati
         >>> updates["w"].shape, tx.geometry(state).weights.shape
         ((2,), (1,))
 
-    Reference: DESIGN.md section 4.
+    Reference: the step in docs/idea.md.
     """
     holder = _check_chain(transformations)
     source: Any = transformations[holder]
@@ -175,7 +175,7 @@ def dp_adam_ilg(
         >>> optax.apply_updates(params, updates)["w"].shape
         (2,)
 
-    Reference: Li et al. 2024 (DP-AdamILG), made private as in DESIGN.md section 2;
+    Reference: Li et al. 2024 (DP-AdamILG), made private as in docs/idea.md;
     Kingma and Ba 2015 (Adam).
     """
     key = validation.key("key", key)
@@ -287,7 +287,7 @@ def _check_chain(transformations: tuple) -> int:
 
 
 def _check_first(transformations: tuple, roles: list[str]) -> None:
-    """Nothing but our own may touch gradients before the noise (law 2)."""
+    """Nothing but our own may touch gradients before the noise."""
     last = roles.index("noise") if "noise" in roles else roles.index("private")
     for place, role in enumerate(roles[:last]):
         if not role:

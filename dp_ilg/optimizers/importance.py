@@ -93,7 +93,7 @@ def score_layer_importance(
         [1.0, 1.0]
 
     Reference: Li et al. 2024, section 4 (importance as the layer's L2 norm); the score
-    and its accounting are DESIGN.md section 2.
+    and its accounting are in docs/idea.md.
     """
     key = validation.key("key", key)
     chosen, decay, floor = _checked(rule, ema_decay, floor)

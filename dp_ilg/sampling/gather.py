@@ -32,7 +32,8 @@ def take(source: Any, indices: Any) -> Any:
         TypeError: for indices that are no integers, or a source without positions.
 
     Privacy:
-        Zeros are not absence: pass `is_padding_example` to the gradient, too (law 4).
+        Zeros are not absence: pass `is_padding_example` to the gradient, too (law: zero
+        is absent).
 
     Example:
         >>> take({"x": np.eye(3), "y": np.array([4, 5, 6])}, [2, -1])["y"].tolist()

@@ -43,9 +43,10 @@ class PoissonSampler:
     """Draws the batch of any step, in any order, without state.
 
     A run that stops and resumes must repeat the batch of a step whose noise may have
-    been released already (law 3), so nothing here remembers earlier draws: `indices(7)`
-    is the same whether asked for first, last or twice. Example i is drawn when word i
-    of NumPy's Philox, keyed by a BLAKE2b digest of key and step, is below q * 2**64.
+    been released already (law: keyed by step), so nothing here remembers earlier draws:
+    `indices(7)` is the same whether asked for first, last or twice. Example i is drawn
+    when word i of NumPy's Philox, keyed by a BLAKE2b digest of key and step, is below
+    q * 2**64.
 
     Attributes:
         num_examples: N, the number of examples in the data.
@@ -121,7 +122,7 @@ class PoissonSampler:
     def for_plan(
         cls, plan: Any, *, key: Any, chunk_size: int | None = None
     ) -> "PoissonSampler":
-        """Builds the sampler that the plan's accountant assumes (law 6).
+        """Builds the sampler that the plan's accountant assumes (law: one plan).
 
         Args:
             plan: a `PrivacyPlan`, for its num_examples, sampling_prob, num_steps and
@@ -183,14 +184,15 @@ class PoissonSampler:
     def chunks(self, step: SupportsIndex) -> list[Chunk]:
         """Returns the examples of one step, cut into chunks of one size.
 
-        A draw is never cut short for its chunks (law 8): what does not fit goes into
-        the next one. Sum the clipped gradients of all chunks, then add noise once.
+        A draw is never cut short for its chunks (law: whole batch): what does not fit
+        goes into the next one. Sum the clipped gradients of all chunks, then add noise
+        once.
 
         Args:
             step: which step, from 0.
 
         Returns:
-            At least one chunk; all padding when nobody was drawn (law 5).
+            At least one chunk; all padding when nobody was drawn (law: expected size).
 
         Raises:
             ValueError: for a step that is negative, no integer or past the last one.

@@ -91,7 +91,7 @@ def trees_close(a, b, rtol=1e-5, atol=1e-6):
 
 
 def naive_clipped_sum(gradients, geometry, bound, mode, padding=None):
-    """The definition in DESIGN.md section 2, example by example in float64."""
+    """The definition of docs/idea.md, example by example in float64."""
     leaves = [np.asarray(x, np.float64) for x in jax.tree.leaves(gradients)]
     weights = np.asarray(geometry.weights, np.float64)
     groups = geometry.groups

@@ -372,7 +372,7 @@ def test_wrappers_that_see_raw_gradients_are_refused(wrapper, private, gradient)
 
 
 def test_a_clipped_gradient_cannot_pass_a_check_for_nan_either():
-    """Whether it is finite tells that some example was not (law 4)."""
+    """Whether it is finite tells that some example was not (law: zero is absent)."""
     tx: Any = optax.apply_if_finite(PRIVATE["chain"](), 3)
     params = mlp_params()
     geometry = dp_ilg.Geometry.uniform(params)
@@ -400,7 +400,7 @@ def test_behind_the_noise_the_same_wrappers_work():
 
 @pytest.mark.parametrize("make_key", [jax.random.key, jax.random.PRNGKey])
 def test_an_injected_key_is_refused(make_key):
-    """It would stand in state.hyperparams, which people log (law 9)."""
+    """It would stand in state.hyperparams, which people log (law: keys are given)."""
     key, params = make_key(0), mlp_params()
     aggregate = dp_ilg.differentially_private_aggregate
     partial = functools.partial(dp_ilg.dp_adam_ilg, plan=plan(), key=key)

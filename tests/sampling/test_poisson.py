@@ -161,7 +161,7 @@ def test_rate_is_exact_to_the_last_bit():
     assert sampler._draw(lambda count: words[:count]).tolist() == [0, 1]
 
 
-# ------------------------------------------------------------ law 3: no state
+# ------------------------------------------------------------ keyed by step: no state
 
 
 def test_law_3_keyed_by_step():

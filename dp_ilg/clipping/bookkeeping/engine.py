@@ -96,7 +96,7 @@ def bookkeeping_engine(
         [[5.0], [1.0]]
 
     Reference: Bu et al. 2023 (book-keeping) and Lee and Kifer 2021 (norms from
-    factors), here on traced programs; DESIGN.md section 6.
+    factors), here on traced programs.
     """
     paths = find_paths(loss_fn, params, batch, groups)
     return follow(paths, params, batch, groups)

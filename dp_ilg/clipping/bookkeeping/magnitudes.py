@@ -1,7 +1,7 @@
-"""Scales what uses read and gave, so that nothing finite over- or underflows (law 10).
+"""Scales what uses read and gave, so that nothing finite over- or underflows.
 
 Each array is divided by its largest entry, example by example; an example with NaN or
-infinity becomes zeros and a NaN norm (law 4).
+infinity becomes zeros and a NaN norm (law: zero is absent).
 """
 
 from __future__ import annotations

@@ -155,7 +155,7 @@ def _batches(params: Params, cases: int, rng: Any) -> Params:
 
 
 def absent(observer: Observer, seed: int) -> Finding:
-    """Whether NaN, infinite and padding examples leave no trace (law 4).
+    """Whether NaN, infinite and padding examples leave no trace (law: zero is absent).
 
     Args:
         observer: of the trainer.
@@ -195,7 +195,7 @@ def _with(values: np.ndarray, row: int, value: float) -> np.ndarray:
 
 
 def past_releases(observer: Observer, seed: int) -> Finding:
-    """Whether clip norm and geometry are the same for any batch (laws 1, 2 and 6).
+    """Whether clip norm and geometry are the same for any batch.
 
     Args:
         observer: of the trainer.

@@ -137,7 +137,7 @@ def steps_apart(draws: Draws) -> Finding:
 
 
 def repeated(draws: Draws) -> Finding:
-    """Whether the batch of a step is the same whenever it is asked for (law 3).
+    """Whether the batch of a step is the same whenever it is asked for.
 
     Args:
         draws: only its trainer is used.

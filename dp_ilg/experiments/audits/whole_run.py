@@ -16,7 +16,7 @@ from dp_ilg.experiments.audits.subject import release_of
 
 
 def end_of_plan(observer: Observer, seed: int) -> Finding:
-    """Whether ledger, sampler and noise each refuse a step past the plan (law 7).
+    """Whether ledger, sampler and noise each refuse a step past the plan.
 
     Args:
         observer: of the trainer.
@@ -67,7 +67,7 @@ def _release_after(observer: Observer, key: Any, steps: int) -> np.ndarray:
 
 
 def resumed(observer: Observer, seed: int) -> Finding:
-    """Whether a run that was stopped goes on to the same bits (law 3).
+    """Whether a run that was stopped goes on to the same bits (law: keyed by step).
 
     Args:
         observer: of the trainer.

@@ -69,7 +69,7 @@ def noise_energy_ratio(sizes: Any, shares: Any) -> float:
         >>> round(noise_energy_ratio([1, 99], [0.99, 0.01]), 4)
         0.0396
 
-    Reference: DESIGN.md section 2 (the rule), Bhattacharyya 1943 (the overlap).
+    Reference: docs/idea.md (the rule), Bhattacharyya 1943 (the overlap).
     """
     parts = np.asarray(sizes, float) / np.sum(sizes)
     return float(np.square(np.sqrt(parts * np.asarray(shares, float)).sum()))

@@ -373,7 +373,7 @@ def test_a_batch_sharded_over_eight_devices():
     assert all(error <= 5e-6 for error in found.values()), found
 
 
-# An example that is not finite (law 4).
+# An example that is not finite (law: zero is absent).
 def scaled_by_data(case: Case) -> Case:
     """The same loss, times a number of the example: where poison can go in."""
     factor = jnp.ones(BATCH)
