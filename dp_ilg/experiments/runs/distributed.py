@@ -22,9 +22,9 @@ import numpy as np
 
 from dp_ilg.experiments.config.schema import config_from_mapping, config_to_toml
 from dp_ilg.experiments.runs.environment import environment
+from dp_ilg.experiments.runs.folder import differing_field, identity
 from dp_ilg.experiments.runs.hosts import Devices, Hosts
 from dp_ilg.experiments.runs.job import Job
-from dp_ilg.experiments.runs.folder import differing_field, identity
 from dp_ilg.experiments.runs.trainer import (
     Position,
     Records,

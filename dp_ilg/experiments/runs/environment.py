@@ -1,8 +1,8 @@
 """What besides key, data and plan decides the bits of a step.
 
-A step that is taken twice must release the same bits twice (law: keyed by step). Another version
-of the code, of XLA, or another processor may round a sum otherwise, and two releases
-with one noise and two roundings give their difference away.
+A step that is taken twice must release the same bits twice (law: keyed by step).
+Another version of the code, of XLA, or another processor may round a sum otherwise, and
+two releases with one noise and two roundings give their difference away.
 """
 
 import functools

@@ -17,12 +17,12 @@ import numpy as np
 
 from dp_ilg.accounting.ledger import PrivacyLedger
 from dp_ilg.accounting.plan import PrivacyPlan
-from dp_ilg.experiments.runs import projection
-from dp_ilg.experiments.runs.checkpoints import save_checkpoint
 from dp_ilg.experiments.config.schema import Config, config_to_toml, read_config
 from dp_ilg.experiments.data.locks import locked
 from dp_ilg.experiments.data.shard_rows import Pixels
 from dp_ilg.experiments.data.shards import ShardedArray
+from dp_ilg.experiments.runs import projection
+from dp_ilg.experiments.runs.checkpoints import save_checkpoint
 from dp_ilg.experiments.runs.environment import environment
 from dp_ilg.experiments.runs.job import Job
 from dp_ilg.experiments.runs.trainer import Position

@@ -18,13 +18,14 @@ import dp_ilg
 from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.base import PrivateTransformation
 from dp_ilg.baselines.table import BASELINES
-from dp_ilg.experiments.runs import projection
 from dp_ilg.experiments.config.schema import Config
 from dp_ilg.experiments.data.datasets import LOADERS, Dataset, load_dataset
 from dp_ilg.experiments.data.features import feature_names, with_features
+from dp_ilg.experiments.data.folders import is_folder_name, load_folder
 from dp_ilg.experiments.data.holdout import hold_out
 from dp_ilg.experiments.models.networks import Model, build_model
 from dp_ilg.experiments.models.sizes import Facts
+from dp_ilg.experiments.runs import projection
 from dp_ilg.experiments.runs.recipe import (
     build_schedule,
     check_row,
@@ -35,7 +36,6 @@ from dp_ilg.experiments.runs.recipe import (
 from dp_ilg.geometry.rules import RULES
 from dp_ilg.projection.factor_pca import FactorPca
 from dp_ilg.training.memory_limits import budgeted
-from dp_ilg.experiments.data.folders import is_folder_name, load_folder
 
 
 class RunKeys(NamedTuple):

@@ -70,7 +70,7 @@ def fit(data: Dataset, chosen: ProjectionConfig, sampler_key: Any) -> FactorPca:
         The projection, which is public.
 
     Privacy:
-        That of `dp_ilg.projection.factor_pca.private_factor_pca` on the training inputs.
+        That of `factor_pca.private_factor_pca` on the training inputs.
 
     Example:
         >>> x = np.random.default_rng(0).normal(size=(9, 12)).astype(np.float32)

@@ -12,7 +12,6 @@ from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.base import PrivateTransformation
 from dp_ilg.baselines.table import BASELINES
 from dp_ilg.experiments.config.fields import given
-from dp_ilg.validation import nearest
 from dp_ilg.experiments.config.schema import (
     Config,
     LearningRateConfig,
@@ -23,6 +22,7 @@ from dp_ilg.experiments.config.schema import (
 from dp_ilg.geometry import layers
 from dp_ilg.optimizers.averaging import average_iterates
 from dp_ilg.projection.factor_pca import factor_releases
+from dp_ilg.validation import nearest
 
 
 def build_schedule(chosen: ScheduleConfig) -> Any:

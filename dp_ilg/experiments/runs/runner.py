@@ -16,20 +16,20 @@ import jax
 import numpy as np
 
 from dp_ilg.accounting.ledger import PrivacyLedger
-from dp_ilg.experiments.runs.checkpoints import load_checkpoint
 from dp_ilg.experiments.config.schema import Config
 from dp_ilg.experiments.data.locks import locked
+from dp_ilg.experiments.reports.page import write_report
+from dp_ilg.experiments.runs.checkpoints import load_checkpoint
 from dp_ilg.experiments.runs.distributed import Team, deaf_to_interrupts
 from dp_ilg.experiments.runs.environment import check_repeatable
-from dp_ilg.experiments.runs.hosts import Devices, joined
-from dp_ilg.experiments.runs.job import Job, build_job, ready, run_keys
-from dp_ilg.experiments.reports.page import write_report
 from dp_ilg.experiments.runs.folder import (
     RunFolder,
     differing_field,
     identity,
     write_atomically,
 )
+from dp_ilg.experiments.runs.hosts import Devices, joined
+from dp_ilg.experiments.runs.job import Job, build_job, ready, run_keys
 from dp_ilg.experiments.runs.trainer import (
     Position,
     Watch,

@@ -27,7 +27,6 @@ from dp_ilg.experiments.runs.job import build_job, run_keys
 from dp_ilg.experiments.runs.runner import Interrupted, run_training, with_seed
 from dp_ilg.experiments.runs.trainer import start
 from dp_ilg.training import memory_limits
-from tests.helpers.compiled import compiled_once  # noqa: F401 - a fixture
 from tests.experiments.runs.test_trainer import (  # noqa: F401 - two fixtures among them
     SEED,
     Crash,
@@ -38,6 +37,7 @@ from tests.experiments.runs.test_trainer import (  # noqa: F401 - two fixtures a
     tiny,
     whole,
 )
+from tests.helpers.compiled import compiled_once  # noqa: F401 - a fixture
 
 ROOT = Path(__file__).parents[3]
 

@@ -61,7 +61,7 @@ def tiny(**changes):
 
 @pytest.fixture(autouse=True)
 def no_report(monkeypatch):
-    """Drawing the page takes seconds; tests/experiments/reports/test_page.py looks at it."""
+    """Drawing the page takes seconds; reports/test_page.py looks at it."""
     monkeypatch.setattr(runner, "write_report", lambda path: path)
 
 
