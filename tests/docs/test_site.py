@@ -85,6 +85,12 @@ def test_no_sentence_is_longer_than_forty_words(name):
     assert [s for s in sentences(TEXTS[name]) if length(s) > 40] == []
 
 
+@pytest.mark.parametrize("name", TEXTS)
+def test_no_line_becomes_a_heading_by_accident(name):
+    code = re.sub(r"^```.*?^```", "", TEXTS[name], flags=re.MULTILINE | re.DOTALL)
+    assert re.findall(r"^#+[^# \n].*", code, re.MULTILINE) == []
+
+
 def test_sentences_of_the_readme_have_at_most_25_words_on_average():
     lengths = [length(s) for s in sentences(TEXTS["README.md"])]
     assert sum(lengths) <= 25 * len(lengths)
