@@ -29,7 +29,7 @@ def sections(text: str) -> str:
         Adds.
         <BLANKLINE>
         Privacy:
-            none
+            None
             at all.
     """
     text = _EXAMPLE.sub("Examples:", text)
@@ -37,8 +37,8 @@ def sections(text: str) -> str:
 
 
 def _block(paragraph: str) -> str:
-    lines = [line.strip() for line in paragraph.splitlines()]
-    return textwrap.indent("\n".join(lines), "    ")
+    text = "\n".join(line.strip() for line in paragraph.splitlines())
+    return textwrap.indent(text[0].upper() + text[1:], "    ")
 
 
 class Sections(griffe.Extension):
