@@ -1,12 +1,49 @@
-"""Shared test set-up: shape checks on every annotated function of the package."""
+"""Shared test set-up: shape checks on every function, and compiling that is cheap.
+
+Most of a test's time is XLA's. So programs are compiled without its costly passes, kept
+on disk for the other workers and the next run, and dropped from memory after each file.
+`pytest --optimized` compiles as users do; CI runs the laws and the noise both ways.
+"""
 
 import os
+from pathlib import Path
 
+import pytest
+
+ROOT = Path(__file__).parents[1]
+QUICK = (
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
+)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("DP_ILG_CACHE", "")  # every epsilon is computed anew
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "xla"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
-from jaxtyping import install_import_hook
+import jax  # noqa: E402  (reads the environment)
+from jaxtyping import install_import_hook  # noqa: E402
 
-import tests.helpers.typechecker  # noqa: F401  (the hook looks it up by name)
+import tests.helpers.typechecker  # noqa: E402, F401  (the hook looks it up by name)
 
 install_import_hook("dp_ilg", "tests.helpers.typechecker.check")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--optimized", action="store_true", help="compile as users do (slower)"
+    )
+
+
+def pytest_configure(config):
+    """XLA reads its flags when it is first used, which is after this."""
+    if not config.getoption("--optimized"):
+        os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *QUICK])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def memory_of_one_file():
+    yield
+    jax.clear_caches()

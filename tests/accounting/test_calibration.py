@@ -59,7 +59,10 @@ def test_within_half_a_percent_below_the_target(epsilon, accountant, relation):
 @pytest.mark.parametrize("name", schedules.SCHEDULES)
 def test_the_whole_schedule_is_scaled(name):
     schedule = SCHEDULES[name]
-    plan = plan_privacy(epsilon=2.0, schedule=schedule, num_stages=4, **MNIST)
+    tight = "pld" if name == "linear" else "rdp"  # as exact in shape, and quicker
+    plan = plan_privacy(
+        epsilon=2.0, schedule=schedule, num_stages=4, accountant=tight, **MNIST
+    )
     assert 0.995 * 2.0 <= plan.epsilon() <= 2.0
     values = schedule.multipliers(600, 60_000 / 1024)
     expected = schedules.to_stages(values, 4)
@@ -212,10 +215,14 @@ def test_steps_for_epsilon_is_the_most(accountant, relation):
 def test_steps_for_epsilon_stretches_the_schedule():
     facts = without(MNIST, "num_steps")
     plan = steps_for_epsilon(
-        epsilon=2.0, noise_multiplier=2.0, schedule=schedules.linear(0.5), **facts
+        epsilon=2.0,
+        noise_multiplier=2.0,
+        schedule=schedules.linear(0.5),
+        num_stages=4,
+        **facts,
     )
     assert 1.98 < plan.epsilon() <= 2.0
-    assert plan.noise_multipliers[0] > 1.9 and plan.noise_multipliers[-1] < 1.1
+    assert plan.noise_multipliers[0] > 1.8 and plan.noise_multipliers[-1] < 1.2
 
 
 @pytest.mark.parametrize("relation", RELATIONS)
@@ -450,7 +457,7 @@ SLOW = pytest.mark.slow
     ("arguments", "calibration_budget", "epsilon_budget"),
     [
         (f"{CONSTANT}, batch_size=1024, num_steps=600", 5, 1),
-        (f"{STAGED}, batch_size=1024, num_steps=600", 15, 15),
+        pytest.param(f"{STAGED}, batch_size=1024, num_steps=600", 15, 15, marks=SLOW),
         pytest.param(
             f"{CONSTANT}, batch_size=256, num_steps=100_000", 5, 1, marks=SLOW
         ),

@@ -146,7 +146,7 @@ def test_bfloat16_parameters_have_wide_norms_sums_and_moments(engine):
     params, batch, _, tx = steps(jnp.bfloat16)
     batch = jnp.asarray(batch[:32], jnp.bfloat16)
     geometry = dp_ilg.Geometry.uniform(params)
-    found = clipped(engine=engine)(params, batch, geometry=geometry)
+    found = jax.jit(clipped(engine=engine))(params, batch, geometry=geometry)
     wide = jax.tree.map(lambda p: p.astype(jnp.float32), params)
     each = jax.vmap(jax.grad(loss_fn), (None, 0))(wide, batch.astype(jnp.float32))
     each = jax.tree.map(lambda g: np.asarray(g, np.float64), each)

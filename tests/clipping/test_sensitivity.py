@@ -64,7 +64,6 @@ def extreme(rng, shape, dtype, spread):
     return jnp.asarray(np.clip(value, -limit, limit), dtype)
 
 
-@hypothesis.settings(max_examples=110, deadline=None, derandomize=True, database=None)
 @hypothesis.given(
     seed=st.integers(0, 2**32 - 1),
     shape=st.sampled_from(sorted(SHAPES)),
@@ -123,14 +122,20 @@ def measure(groups, with_it, without, weights, bound):
     assert share.max() <= 1 + 1e-6
 
 
-def test_no_neighbouring_batches_exceed_the_clip_norm(capsys):
-    search()
+@pytest.mark.parametrize(
+    "draws", [25, pytest.param(110, marks=pytest.mark.slow)], ids=["brief", "long"]
+)
+def test_no_neighbouring_batches_exceed_the_clip_norm(draws, capsys):
+    WORST.update(cases=0, ratio=0.0, share=0.0)
+    hypothesis.settings(
+        max_examples=draws, deadline=None, derandomize=True, database=None
+    )(search)()
     with capsys.disabled():
         print(
             f"\nsensitivity search: {WORST['cases']} cases, largest ratio to C "
             f"{WORST['ratio']:.9f}, largest share {WORST['share']:.9f}"
         )
-    assert WORST["cases"] >= 10_000
+    assert WORST["cases"] >= 90 * draws
     assert WORST["ratio"] > 0.99, "the search never came near the bound"
 
 

@@ -8,7 +8,7 @@ import pytest
 from tests.helpers.agreement import QUICK, assert_agree, compared
 from tests.zoo.random_programs import OPERATIONS, VIEWS, Program, program
 
-FAST, SLOW, GROUP = 100, 1000, 10
+FAST, REST, SLOW, GROUP = 10, 100, 1000, 5
 SHORT, LONG = 3, 7
 
 
@@ -63,14 +63,20 @@ def test_random_programs(start):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("start", range(FAST, FAST + SLOW, 5 * GROUP))
+@pytest.mark.parametrize("start", range(FAST, REST, GROUP))
+def test_more_short_programs(start):
+    check_all(range(start, start + GROUP), SHORT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", range(REST, REST + SLOW, 10 * GROUP))
 def test_more_random_programs(start):
-    check_all(range(start, start + 5 * GROUP), LONG)
+    check_all(range(start, start + 10 * GROUP), LONG)
 
 
 def test_the_fuzzer_reaches_every_operation_and_view():
-    """Every operation and view occurs in the fast set, and programs repeat."""
-    text = "\n".join(program(seed, SHORT).source for seed in range(FAST))
+    """Every operation and view occurs in short programs, and programs repeat."""
+    text = "\n".join(program(seed, SHORT).source for seed in range(REST))
     words = ["einsum", "conv(", "[ids]", "scan(", "cond(", "checkpoint(", "own_dense("]
     words += [
         ".T",

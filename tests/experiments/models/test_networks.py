@@ -56,7 +56,7 @@ def test_a_model_has_a_gradient_everywhere_and_predicts(name, framework):
     loss, grads = jax.jit(jax.value_and_grad(model.loss_fn))(params, example)
     assert loss.shape == () and loss.dtype == jnp.float32
     assert all(np.abs(g).sum() > 0 for g in jax.tree.leaves(grads))
-    classes = model.predict(params, xs)
+    classes = jax.jit(model.predict)(params, xs)
     assert classes.shape == ((3, 6) if is_text else (3,))
     assert classes.dtype == jnp.int32
     assert set(classes.ravel().tolist()) <= set(range(facts.num_classes))
