@@ -3,7 +3,7 @@
 import json as json_lib
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,20 +18,49 @@ Relation = Literal["add_or_remove_one", "replace_one"]
 _CONSTANT = ScheduleConfig()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Mechanism:
+    """What is known of a run, whatever is computed for it.
+
+    Attributes:
+        delta: the delta of the guarantee, best below 1 / num_examples.
+        num_examples: number of training examples.
+        num_stages: the largest number of distinct multipliers, as a run has it.
+        accountant: how privacy loss is composed.
+        neighboring_relation: what two data sets may differ in.
+        max_batch_size: cut larger draws to this size, at random.
+        schedule: the shape of the noise over the steps.
+    """
+
+    delta: float
+    num_examples: int
+    num_stages: int = 16
+    accountant: Accountant = "pld"
+    neighboring_relation: Relation = "add_or_remove_one"
+    max_batch_size: int | None = None
+    schedule: ScheduleConfig = _CONSTANT
+
+    def facts(self) -> dict[str, Any]:
+        """Returns the arguments of `dp_ilg.plan_privacy` that these are.
+
+        Raises:
+            ValueError: for an unknown schedule.
+        """
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        return given | {"schedule": _schedule(self.schedule)}
+
+
+_Flat = Annotated[Mechanism, tyro.conf.arg(name="")]
+
+
 def calibrate(
     *,
     epsilon: float,
-    delta: float,
-    num_examples: int,
+    mechanism: _Flat,
     batch_size: int | None = None,
     num_steps: int | None = None,
     noise_multiplier: float | None = None,
-    schedule: ScheduleConfig = _CONSTANT,
-    num_stages: int = 16,
     score_budget: float = 0.01,
-    accountant: Accountant = "pld",
-    neighboring_relation: Relation = "add_or_remove_one",
-    max_batch_size: int | None = None,
     json: bool = False,
 ) -> Callable[[], None]:
     """Finds the noise for an epsilon; or, for a noise, the steps or the batch size.
@@ -40,110 +69,81 @@ def calibrate(
 
     Args:
         epsilon: the target.
-        delta: the delta of the guarantee, best below 1 / num_examples.
-        num_examples: number of training examples.
+        mechanism: what is known.
         batch_size: the expected batch size.
         num_steps: number of steps.
         noise_multiplier: the scale of the noise, relative to the clip norm.
-        schedule: the shape of the noise over the steps.
-        num_stages: the largest number of distinct multipliers, as a run has it.
         score_budget: share of each step's budget for layer scores.
-        accountant: how privacy loss is composed.
-        neighboring_relation: what two data sets may differ in.
-        max_batch_size: cut larger draws to this size, at random.
         json: print one JSON object.
 
     Returns:
         What does it.
 
     Example:
-        >>> calibrate(epsilon=2.0, delta=1e-5, num_examples=1000, batch_size=100,
-        ...           num_steps=10, json=True)()
+        >>> calibrate(epsilon=2.0, mechanism=Mechanism(delta=1e-5, num_examples=1000),
+        ...           batch_size=100, num_steps=10, json=True)()
         {"epsilon": 1.99..., ...}
     """
-    facts = dict(
-        delta=delta,
-        num_examples=num_examples,
-        score_budget=score_budget,
-        accountant=accountant,
-        neighboring_relation=neighboring_relation,
-        max_batch_size=max_batch_size,
-        num_stages=num_stages,
-    )
+    facts = mechanism.facts()  # a wrong name comes before what is left out
     sought = dict(
         noise_multiplier=noise_multiplier, num_steps=num_steps, batch_size=batch_size
     )
-    shape = _schedule(schedule)  # a wrong name comes before what is left out
+    find = _FINDERS[_left_out(sought)]
+    given = {name: value for name, value in sought.items() if value is not None}
+    given |= {"epsilon": epsilon, "score_budget": score_budget} | facts
+    return lambda: _show_plan(find(**given), json)
+
+
+_FINDERS: dict[str, Callable[..., PrivacyPlan]] = {
+    "noise_multiplier": dp_ilg.plan_privacy,
+    "num_steps": dp_ilg.steps_for_epsilon,
+    "batch_size": dp_ilg.batch_size_for_epsilon,
+}
+
+
+def _left_out(sought: Mapping[str, Any]) -> str:
     missing = [name for name, value in sought.items() if value is None]
     if len(missing) != 1:
         raise ValueError(
             f"{len(missing)} of --noise-multiplier, --num-steps and --batch-size are "
             "left out, but exactly one must be: it is what calibrate finds."
         )
-    find: Callable[..., PrivacyPlan] = {
-        "noise_multiplier": dp_ilg.plan_privacy,
-        "num_steps": dp_ilg.steps_for_epsilon,
-        "batch_size": dp_ilg.batch_size_for_epsilon,
-    }[missing[0]]
-    del sought[missing[0]]
-
-    def work() -> None:
-        _show_plan(find(epsilon=epsilon, schedule=shape, **facts, **sought), json)
-
-    return work
+    return missing[0]
 
 
 def epsilon(
     *,
     noise_multiplier: float,
-    delta: float,
-    num_examples: int,
+    mechanism: _Flat,
     batch_size: int,
     num_steps: int,
-    schedule: ScheduleConfig = _CONSTANT,
-    num_stages: int = 16,
-    accountant: Accountant = "pld",
-    neighboring_relation: Relation = "add_or_remove_one",
-    max_batch_size: int | None = None,
     json: bool = False,
 ) -> Callable[[], None]:
     """Computes the epsilon of a noise multiplier.
 
     Args:
         noise_multiplier: the scale of the noise, relative to the clip norm.
-        delta: the delta of the guarantee, best below 1 / num_examples.
-        num_examples: number of training examples.
+        mechanism: what is known.
         batch_size: the expected batch size.
         num_steps: number of steps.
-        schedule: the shape of the noise over the steps.
-        num_stages: the largest number of distinct multipliers, as a run has it.
-        accountant: how privacy loss is composed.
-        neighboring_relation: what two data sets may differ in.
-        max_batch_size: cut larger draws to this size, at random.
         json: print one JSON object.
 
     Returns:
         What does it.
 
     Example:
-        >>> epsilon(noise_multiplier=2.0, delta=1e-5, num_examples=1000, batch_size=100,
-        ...         num_steps=10, json=True)()
+        >>> epsilon(noise_multiplier=2.0, batch_size=100, num_steps=10, json=True,
+        ...         mechanism=Mechanism(delta=1e-5, num_examples=1000))()
         {"epsilon": 0.79..., ...}
     """
 
     def work() -> None:
         plan = dp_ilg.plan_privacy(
             noise_multiplier=noise_multiplier,
-            delta=delta,
-            num_examples=num_examples,
             batch_size=batch_size,
             num_steps=num_steps,
-            schedule=_schedule(schedule),
             score_budget=0.0,
-            accountant=accountant,
-            neighboring_relation=neighboring_relation,
-            max_batch_size=max_batch_size,
-            num_stages=num_stages,
+            **mechanism.facts(),
         )
         _show_plan(plan, json)
 
