@@ -13,11 +13,10 @@ from typing import Any, SupportsFloat, SupportsIndex
 import numpy as np
 
 from dp_ilg import validation
-from dp_ilg.accounting import schedules as schedules_lib
-from dp_ilg.accounting import search
+from dp_ilg.accounting import schedules, search
 from dp_ilg.accounting.plan import PrivacyPlan
 
-_CONSTANT = schedules_lib.constant()
+_CONSTANT = schedules.constant()
 _LEAST_NOISE, _MOST_NOISE = 1e-3, 1e6
 _MOST_STEPS = 1_000_000
 _LARGEST_EPSILON = 10_000
@@ -59,7 +58,7 @@ class Calibration:
         """Returns the plan whose noise is the schedule, unscaled."""
         plan = self.template()
         values = _multipliers(self.schedule, plan)
-        stages = schedules_lib.to_stages(values, self.num_stages)
+        stages = schedules.to_stages(values, self.num_stages)
         return dataclasses.replace(plan, stages=stages)
 
 
@@ -302,7 +301,7 @@ def _multipliers(schedule: Any, plan: PrivacyPlan) -> np.ndarray:
     if not callable(getattr(schedule, "multipliers", None)):
         raise ValueError(
             f"schedule is {schedule!r}, but must be made by dp_ilg.schedules: one of "
-            f"{', '.join(schedules_lib.SCHEDULES)}."
+            f"{', '.join(schedules.SCHEDULES)}."
         )
     values = schedule.multipliers(plan.num_steps, 1 / plan.sampling_prob)
     values = np.asarray(values, np.float64)
