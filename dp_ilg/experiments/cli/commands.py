@@ -19,26 +19,22 @@ _CONSTANT = ScheduleConfig()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mechanism:
-    """What is known of a run, whatever is computed for it.
+class AccountingOptions:
+    """How the steps of a run are noised and accounted.
 
     Attributes:
-        delta: the delta of the guarantee, best below 1 / num_examples.
-        num_examples: number of training examples.
+        schedule: the shape of the noise over the steps.
         num_stages: the largest number of distinct multipliers, as a run has it.
         accountant: how privacy loss is composed.
         neighboring_relation: what two data sets may differ in.
         max_batch_size: cut larger draws to this size, at random.
-        schedule: the shape of the noise over the steps.
     """
 
-    delta: float
-    num_examples: int
+    schedule: ScheduleConfig = _CONSTANT
     num_stages: int = 16
     accountant: Accountant = "pld"
     neighboring_relation: Relation = "add_or_remove_one"
     max_batch_size: int | None = None
-    schedule: ScheduleConfig = _CONSTANT
 
     def facts(self) -> dict[str, Any]:
         """Returns the arguments of `dp_ilg.plan_privacy` that these are.
@@ -50,17 +46,20 @@ class Mechanism:
         return given | {"schedule": _schedule(self.schedule)}
 
 
-_Flat = Annotated[Mechanism, tyro.conf.arg(name="")]
+_Accounting = Annotated[AccountingOptions, tyro.conf.arg(name="")]
+_USUAL = AccountingOptions()
 
 
 def calibrate(
     *,
     epsilon: float,
-    mechanism: _Flat,
+    delta: float,
+    num_examples: int,
     batch_size: int | None = None,
     num_steps: int | None = None,
     noise_multiplier: float | None = None,
     score_budget: float = 0.01,
+    accounting: _Accounting = _USUAL,
     json: bool = False,
 ) -> Callable[[], None]:
     """Finds the noise for an epsilon; or, for a noise, the steps or the batch size.
@@ -69,29 +68,32 @@ def calibrate(
 
     Args:
         epsilon: the target.
-        mechanism: what is known.
+        delta: the delta of the guarantee, best below 1 / num_examples.
+        num_examples: number of training examples.
         batch_size: the expected batch size.
         num_steps: number of steps.
         noise_multiplier: the scale of the noise, relative to the clip norm.
         score_budget: share of each step's budget for layer scores.
+        accounting: how the steps are noised and accounted.
         json: print one JSON object.
 
     Returns:
         What does it.
 
     Example:
-        >>> calibrate(epsilon=2.0, mechanism=Mechanism(delta=1e-5, num_examples=1000),
-        ...           batch_size=100, num_steps=10, json=True)()
+        >>> calibrate(epsilon=2.0, delta=1e-5, num_examples=1000, batch_size=100,
+        ...           num_steps=10, json=True)()
         {"epsilon": 1.99..., ...}
     """
-    facts = mechanism.facts()  # a wrong name comes before what is left out
+    facts = accounting.facts()  # a wrong name comes before what is left out
+    facts |= {"delta": delta, "num_examples": num_examples}
     sought = dict(
         noise_multiplier=noise_multiplier, num_steps=num_steps, batch_size=batch_size
     )
     find = _FINDERS[_left_out(sought)]
-    given = {name: value for name, value in sought.items() if value is not None}
-    given |= {"epsilon": epsilon, "score_budget": score_budget} | facts
-    return lambda: _show_plan(find(**given), json)
+    facts |= {name: value for name, value in sought.items() if value is not None}
+    facts |= {"epsilon": epsilon, "score_budget": score_budget}
+    return lambda: _show_plan(find(**facts), json)
 
 
 _FINDERS: dict[str, Callable[..., PrivacyPlan]] = {
@@ -114,36 +116,42 @@ def _left_out(sought: Mapping[str, Any]) -> str:
 def epsilon(
     *,
     noise_multiplier: float,
-    mechanism: _Flat,
+    delta: float,
+    num_examples: int,
     batch_size: int,
     num_steps: int,
+    accounting: _Accounting = _USUAL,
     json: bool = False,
 ) -> Callable[[], None]:
     """Computes the epsilon of a noise multiplier.
 
     Args:
         noise_multiplier: the scale of the noise, relative to the clip norm.
-        mechanism: what is known.
+        delta: the delta of the guarantee, best below 1 / num_examples.
+        num_examples: number of training examples.
         batch_size: the expected batch size.
         num_steps: number of steps.
+        accounting: how the steps are noised and accounted.
         json: print one JSON object.
 
     Returns:
         What does it.
 
     Example:
-        >>> epsilon(noise_multiplier=2.0, batch_size=100, num_steps=10, json=True,
-        ...         mechanism=Mechanism(delta=1e-5, num_examples=1000))()
+        >>> epsilon(noise_multiplier=2.0, delta=1e-5, num_examples=1000, batch_size=100,
+        ...         num_steps=10, json=True)()
         {"epsilon": 0.79..., ...}
     """
 
     def work() -> None:
         plan = dp_ilg.plan_privacy(
             noise_multiplier=noise_multiplier,
+            delta=delta,
+            num_examples=num_examples,
             batch_size=batch_size,
             num_steps=num_steps,
             score_budget=0.0,
-            **mechanism.facts(),
+            **accounting.facts(),
         )
         _show_plan(plan, json)
 
