@@ -192,11 +192,7 @@ def build_job(
         >>> build_job(Config()).plan.epsilon() <= 8.0
         True
     """
-    _check_name(config.data.name)
-    check_row("optimizer.importance", config.optimizer.importance, RULES)
-    check_row("optimizer.method", config.optimizer.method, BASELINES)
-    method_options(config)
-    build_schedule(config.privacy.schedule)  # wrong names come before missing files
+    _check_names(config)  # a wrong name is told before a missing file
     data = data or load_data(config, data_dir)
     plan = plan or make_plan(config, len(data.y_train))
     raw = data if config.data.projection.wanted else None
@@ -208,6 +204,15 @@ def build_job(
     job = Job(config, data, plan, model, grad_fn, make, raw)
     _rehearse(job)
     return job
+
+
+def _check_names(config: Config) -> None:
+    """Raises for a data set, rule, method, option or schedule that is unknown."""
+    _check_name(config.data.name)
+    check_row("optimizer.importance", config.optimizer.importance, RULES)
+    check_row("optimizer.method", config.optimizer.method, BASELINES)
+    method_options(config)
+    build_schedule(config.privacy.schedule)
 
 
 def _model(config: Config, data: Dataset) -> Model:
