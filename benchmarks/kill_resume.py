@@ -52,7 +52,7 @@ from dp_ilg.experiments.config.schema import (  # noqa: E402
     RunConfig,
 )
 from dp_ilg.experiments.reports import page  # noqa: E402
-from dp_ilg.experiments.runs import environment, job, runner, trainer
+from dp_ilg.experiments.runs import environment, evaluation, job, runner, trainer
 from dp_ilg.experiments.runs.recipe import make_plan  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
@@ -132,7 +132,7 @@ def _tell_releases(say: Any) -> None:
         def step(params: Any, state: Any, chunks: Any) -> Any:
             before = int(np.asarray(_step_of(state)))
             params, state = step_fn(params, state, chunks)
-            say(released=before, digest=trainer.params_sha256(params))
+            say(released=before, digest=evaluation.params_sha256(params))
             return params, state
 
         return step

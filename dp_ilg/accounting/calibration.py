@@ -6,23 +6,64 @@ target.
 """
 
 import dataclasses
+import functools
 import warnings
-from collections.abc import Callable
 from typing import Any, SupportsFloat, SupportsIndex
 
 import numpy as np
 
 from dp_ilg import validation
-from dp_ilg.accounting import accountants, search
-from dp_ilg.accounting import schedules as schedules_lib
+from dp_ilg.accounting import schedules, search
 from dp_ilg.accounting.plan import PrivacyPlan
 
-_CONSTANT = schedules_lib.constant()
+_CONSTANT = schedules.constant()
 _LEAST_NOISE, _MOST_NOISE = 1e-3, 1e6
 _MOST_STEPS = 1_000_000
 _LARGEST_EPSILON = 10_000
 
 PriorReleases = tuple[tuple[str, float], ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """What `plan_privacy` and its inverses are asked for, as the caller gave it.
+
+    Nothing is checked yet: `template` checks what is in a plan, `shaped` the schedule
+    too. The number of steps or the batch size is None while it is sought.
+    """
+
+    epsilon: Any
+    noise_multiplier: Any
+    delta: Any
+    num_examples: Any
+    batch_size: Any = None
+    num_steps: Any = None
+    schedule: Any
+    score_budget: Any
+    l2_clip_norm: Any
+    accountant: Any
+    neighboring_relation: Any
+    num_stages: Any
+    prior_releases: Any
+    max_batch_size: Any
+
+    def template(self) -> PrivacyPlan:
+        """Returns the plan with noise 1 throughout."""
+        facts = dict(vars(self), target_epsilon=self.epsilon)
+        for name in ("epsilon", "noise_multiplier", "schedule", "num_stages"):
+            del facts[name]
+        return PrivacyPlan(stages=((self.num_steps, 1.0),), **facts)
+
+    def shaped(self) -> PrivacyPlan:
+        """Returns the plan whose noise is the schedule, unscaled."""
+        plan = self.template()
+        values = _multipliers(self.schedule, plan)
+        stages = schedules.to_stages(values, self.num_stages)
+        return dataclasses.replace(plan, stages=stages)
+
+
+# The lists of keywords below stay long: they are what editors, type checkers and the
+# documentation show. As first statement, `locals()` is exactly the arguments.
 
 
 def plan_privacy(
@@ -89,31 +130,19 @@ def plan_privacy(
         >>> round(float(plan.noise_multipliers[0]), 2)
         1.13
     """
+    asked = Calibration(**locals())
     if (epsilon is None) == (noise_multiplier is None):
         raise ValueError(
             f"epsilon is {epsilon!r} and noise_multiplier is {noise_multiplier!r}, but "
             "exactly one of them must be given."
         )
-    plan = _template(
-        num_examples=num_examples,
-        batch_size=batch_size,
-        num_steps=num_steps,
-        delta=delta,
-        l2_clip_norm=l2_clip_norm,
-        score_budget=score_budget,
-        accountant=accountant,
-        neighboring_relation=neighboring_relation,
-        target_epsilon=epsilon,
-        prior_releases=prior_releases,
-        max_batch_size=max_batch_size,
-    )
-    _warn_of_delta(plan)
-    plan = _with_shape(plan, schedule, num_stages)
+    _warn_of_delta(asked.template())
+    plan = asked.shaped()
     if epsilon is None:
         return _scaled(plan, _noise(noise_multiplier))
     _check_useful(epsilon)
     _check_left(plan)
-    scale = _solve(
+    scale = search.furthest_plan(
         lambda x: _scaled(plan, x), epsilon, _MOST_NOISE, _LEAST_NOISE, whole=False
     )
     if scale == _LEAST_NOISE:
@@ -173,7 +202,7 @@ def steps_for_epsilon(
         >>> 500 < plan.num_steps < 600
         True
     """
-    plan = _largest("num_steps", _MOST_STEPS, **locals())
+    plan = _largest("num_steps", Calibration(**locals()), _MOST_STEPS)
     if plan.num_steps == _MOST_STEPS:
         raise ValueError(
             f"epsilon {epsilon} allows more than {_MOST_STEPS:,} steps; use less noise "
@@ -233,44 +262,27 @@ def batch_size_for_epsilon(
         >>> 950 < plan.batch_size < 1024
         True
     """
-    facts: dict[str, Any] = locals()
+    asked = Calibration(**locals())
     if max_batch_size is not None:
         validation.whole("max_batch_size", max_batch_size)
-    limits = [x for x in (facts["num_examples"], facts["max_batch_size"]) if x]
-    plan = _largest("batch_size", min(limits, default=1), **facts)
+    limits = [x for x in (asked.num_examples, asked.max_batch_size) if x]
+    plan = _largest("batch_size", asked, min(limits, default=1))
     _warn_of_delta(plan)
     return plan
 
 
-def _largest(
-    name: str,
-    most: Any,
-    *,
-    epsilon: Any,
-    noise_multiplier: Any,
-    schedule: Any,
-    num_stages: Any,
-    **facts: Any,
-) -> PrivacyPlan:
-    """The plan with the largest value of the field `name` that epsilon allows.
-
-    Its callers pass ``locals()``, so that none of their arguments can be left out.
-    """
-    validation.positive("epsilon", epsilon)
-    validation.positive("noise_multiplier", noise_multiplier)
-    facts["target_epsilon"] = epsilon
-    _check_left(_template(**facts, **{name: 1}))
+def _largest(name: str, asked: Calibration, most: Any) -> PrivacyPlan:
+    """The plan with the largest value of the field `name` that epsilon allows."""
+    validation.positive("epsilon", asked.epsilon)
+    validation.positive("noise_multiplier", asked.noise_multiplier)
+    changed = functools.partial(dataclasses.replace, asked)
+    _check_left(changed(**{name: 1}).template())
 
     def at(value: float) -> PrivacyPlan:
-        plan = _template(**facts, **{name: int(value)})
-        return _scaled(_with_shape(plan, schedule, num_stages), noise_multiplier)
+        plan = changed(**{name: int(value)}).shaped()
+        return _scaled(plan, asked.noise_multiplier)
 
-    return at(_solve(at, epsilon, 1, most, whole=True))
-
-
-def _template(**facts: Any) -> PrivacyPlan:
-    """A plan with noise 1 throughout, which checks every fact."""
-    return PrivacyPlan(stages=((facts["num_steps"], 1.0),), **facts)
+    return at(search.furthest_plan(at, asked.epsilon, 1, most, whole=True))
 
 
 def _warn_of_delta(plan: PrivacyPlan) -> None:
@@ -284,11 +296,12 @@ def _warn_of_delta(plan: PrivacyPlan) -> None:
         )
 
 
-def _with_shape(plan: PrivacyPlan, schedule: Any, num_stages: Any) -> PrivacyPlan:
+def _multipliers(schedule: Any, plan: PrivacyPlan) -> np.ndarray:
+    """The schedule's multiplier of every step, checked."""
     if not callable(getattr(schedule, "multipliers", None)):
         raise ValueError(
             f"schedule is {schedule!r}, but must be made by dp_ilg.schedules: one of "
-            f"{', '.join(schedules_lib.SCHEDULES)}."
+            f"{', '.join(schedules.SCHEDULES)}."
         )
     values = schedule.multipliers(plan.num_steps, 1 / plan.sampling_prob)
     values = np.asarray(values, np.float64)
@@ -302,7 +315,7 @@ def _with_shape(plan: PrivacyPlan, schedule: Any, num_stages: Any) -> PrivacyPla
             "The schedule gives a multiplier that is not a finite number above 0; "
             "give only such."
         )
-    return dataclasses.replace(plan, stages=schedules_lib.to_stages(values, num_stages))
+    return values
 
 
 def _scaled(plan: PrivacyPlan, scale: Any) -> PrivacyPlan:
@@ -334,23 +347,3 @@ def _noise(noise_multiplier: Any) -> float:
     if noise_multiplier != 0:
         validation.positive("noise_multiplier", noise_multiplier)
     return float(noise_multiplier)
-
-
-def _solve(
-    at: Callable[[float], PrivacyPlan], epsilon, safe, unsafe, *, whole
-) -> float:
-    def exact(x: float) -> float:
-        return at(x).epsilon()
-
-    def rough(x: float) -> float:
-        plan = at(x)
-        return accountants.estimate(
-            plan.event(),
-            plan.delta,
-            accountant=plan.accountant,
-            neighboring_relation=plan.neighboring_relation,
-        )
-
-    return search.furthest_within(
-        float(epsilon), exact, rough, safe, unsafe, whole=whole
-    )

@@ -22,7 +22,7 @@ from pathlib import Path
 
 VARIABLE = "DP_ILG_CACHE"
 _WORTH_SECONDS = 0.2  # what is faster is not kept
-_SOURCES = ("accountants", "loss_pairs", "renyi", "spectra", "truncation")
+_SOURCES = ("accountants", "kinds", "loss_pairs", "renyi", "spectra", "truncation")
 _PACKAGES = ("dp-accounting", "numpy", "scipy")
 
 

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from dp_ilg import validation
 from dp_ilg.accounting import accountants, renyi
 from dp_ilg.accounting.calibration import plan_privacy
+from dp_ilg.accounting.kinds import kinds_of
 from dp_ilg.accounting.plan import PrivacyPlan
 
 _ORDERS = (
@@ -238,7 +239,7 @@ class PrivacyFilter:
         return best
 
     def _divergence(self, plan: PrivacyPlan, order: float) -> float:
-        kinds = accountants.kinds_of(plan.event())
+        kinds = kinds_of(plan.event())
         if any(kind.noise_multiplier < _NO_NOISE for kind in kinds):
             return math.inf
         moved = accountants.NEIGHBORING_RELATIONS[self.neighboring_relation]

@@ -15,7 +15,7 @@ from typing import Any, NoReturn, SupportsIndex
 
 from dp_ilg import validation
 from dp_ilg.accounting.plan import PrivacyPlan
-from dp_ilg.accounting.sealing import seal, unseal
+from dp_ilg.accounting.sealing import seal, sync_folder, unseal
 
 try:
     import fcntl
@@ -327,12 +327,7 @@ class PrivacyLedger:
         """Makes everything that was found, and the file's name, durable."""
         try:
             self._trim()
-            if hasattr(os, "O_DIRECTORY"):  # elsewhere folders cannot be synced
-                folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
-                try:
-                    os.fsync(folder)
-                finally:
-                    os.close(folder)
+            sync_folder(self.path.parent)
         except OSError as error:
             self._fail(error, "synced to the disk", "check the disk")
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _MOST = 2**53  # above, floating point cannot tell a count from the next
 _LATER_FIELDS = ("prior_releases", "max_batch_size")
+_WHOLE = ("num_examples", "batch_size", "num_steps", "max_batch_size")
+_REAL = ("delta", "l2_clip_norm", "score_budget", "target_epsilon")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,14 +89,10 @@ class PrivacyPlan:
 
     def __post_init__(self):
         _check(self)
-        for name in ("num_examples", "batch_size", "num_steps"):
-            object.__setattr__(self, name, int(getattr(self, name)))
-        for name in ("delta", "l2_clip_norm", "score_budget"):
-            object.__setattr__(self, name, float(getattr(self, name)))
-        if self.target_epsilon is not None:
-            object.__setattr__(self, "target_epsilon", float(self.target_epsilon))
-        if self.max_batch_size is not None:
-            object.__setattr__(self, "max_batch_size", int(self.max_batch_size))
+        for kind, names in ((int, _WHOLE), (float, _REAL)):
+            for name in names:
+                value = getattr(self, name)
+                object.__setattr__(self, name, None if value is None else kind(value))
         stages = tuple((int(count), float(z)) for count, z in self.stages)
         object.__setattr__(self, "stages", stages)
         prior = tuple((str(name), float(z)) for name, z in self.prior_releases)

@@ -65,7 +65,7 @@ def run_divergences(
     """Adds up the divergences of the steps of a run.
 
     Args:
-        kinds: `dp_ilg.accounting.spectra.Kind` of its steps.
+        kinds: `dp_ilg.accounting.kinds.Kind` of its steps.
         orders: orders above 1.
         sensitivity: as for `step_divergences`.
 

@@ -1,8 +1,10 @@
-"""Lines of JSON that say whether they are whole."""
+"""Lines of JSON that say whether they are whole, in folders made durable."""
 
 import json
+import os
 import re
 import zlib
+from pathlib import Path
 from typing import Any
 
 _SEALED_LINE = re.compile(rb'(.*), "crc32": "([0-9a-f]{8})"\}', re.DOTALL)
@@ -34,3 +36,24 @@ def unseal(line: bytes) -> dict[str, Any] | None:
         return json.loads(match[1] + b"}")
     except ValueError:
         return None
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in a folder durable, where folders can be synced.
+
+    Args:
+        folder: that of a file which was made or renamed.
+
+    Raises:
+        OSError: if the disk refuses.
+
+    Example:
+        >>> sync_folder(Path("."))
+    """
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

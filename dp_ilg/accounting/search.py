@@ -8,6 +8,10 @@ only ever returns a number whose exact epsilon was seen to be within the target.
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
+
+from dp_ilg.accounting import accountants
+from dp_ilg.accounting.plan import PrivacyPlan
 
 _TOLERANCE = {False: 1e-3, True: 2e-4}  # of epsilon; by whether numbers are whole
 
@@ -67,6 +71,52 @@ def furthest_within(
     if bracket.unsafe == unsafe and exact(unsafe) <= target:
         return unsafe
     return bracket.safe
+
+
+def furthest_plan(
+    at: Callable[[float], PrivacyPlan],
+    epsilon: Any,
+    safe: float,
+    unsafe: float,
+    *,
+    whole: bool,
+) -> float:
+    """Returns the number nearest to `unsafe` whose plan is within an epsilon.
+
+    Args:
+        at: the plan at a number.
+        epsilon: not to be exceeded.
+        safe: as in `furthest_within`.
+        unsafe: as in `furthest_within`.
+        whole: as in `furthest_within`.
+
+    Returns:
+        As `furthest_within`.
+
+    Raises:
+        ValueError: if epsilon is exceeded even at `safe`.
+
+    Example:
+        >>> plan = PrivacyPlan(
+        ...     num_examples=100, batch_size=10, num_steps=3, delta=1e-5,
+        ...     l2_clip_norm=1.0, score_budget=0.0, stages=((3, 1.0),))
+        >>> noise = lambda z: dataclasses.replace(plan, stages=((3, z),))
+        >>> z = furthest_plan(noise, 1.0, 1e6, 1e-3, whole=False)
+        >>> 0.99 < noise(z).epsilon() <= 1
+        True
+    """
+
+    def rough(x: float) -> float:
+        plan = at(x)
+        return accountants.estimate(
+            plan.event(),
+            plan.delta,
+            accountant=plan.accountant,
+            neighboring_relation=plan.neighboring_relation,
+        )
+
+    exact = lambda x: at(x).epsilon()  # noqa: E731
+    return furthest_within(float(epsilon), exact, rough, safe, unsafe, whole=whole)
 
 
 @dataclasses.dataclass

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dp_ilg.accounting import loss_pairs
+from dp_ilg.accounting.kinds import Kind
 
 _RELATIVE_ERROR = 1.5e-4
 _GRIDS = 4  # tried at most, each valid
@@ -32,27 +33,6 @@ _BLOCK = 256  # frequencies at a time
 _WITNESSES = 16
 _ROUNDING = 1e-14  # of one step's spectrum, relative
 _NEGLECTED = 1e-12
-
-
-class Kind(NamedTuple):
-    """Steps of one kind.
-
-    Attributes:
-        sampling_prob: the Poisson rate, 1 for an unsampled Gaussian.
-        noise_multiplier: z, relative to the bound C of one example.
-        truncated: a bound on the probability that a draw is cut, which doubles what one
-            example can change in that step; 0 for plain Poisson sampling.
-        count: the number of such steps.
-
-    Example:
-        >>> Kind(0.01, 1.0, 0.0, 100).count
-        100
-    """
-
-    sampling_prob: float
-    noise_multiplier: float
-    truncated: float
-    count: int
 
 
 class _Tilted(NamedTuple):

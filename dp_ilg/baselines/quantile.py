@@ -94,13 +94,7 @@ def adapt_clip_norm(
     "equal budget" is this noise; docs/idea.md has the accounting.
     """
     key = validation.key("key", key)
-    validation.fraction("quantile", quantile)
-    validation.positive("step_size", step_size)
-    if plan.score_budget == 0:
-        raise ValueError(
-            "adapt_clip_norm releases counts, but the plan's score_budget is 0; make "
-            "the plan with score_budget=0.01."
-        )
+    _check(plan, quantile, step_size)
 
     def init(params: Params) -> AdaptClipNormState:
         geometry = Geometry.uniform(params, layers)
@@ -119,19 +113,9 @@ def adapt_clip_norm(
     ) -> tuple[ClippedGrad, AdaptClipNormState]:
         del params, extra
         counts = _counts(updates, state, each_group)
-        tau = multiplier_at(plan.score_noise_multipliers, state.step)
-        step_key = jax.random.fold_in(
-            jax.random.fold_in(state.key, _COUNT_TAG), state.step
-        )
-        draw = None
-        if noise is not None:
-            draw = given_scores(noise, state.step, counts.shape)
-        released = noisy_counts(counts, tau, step_key, draw)
-        fitting = 0.5 + released / plan.batch_size
-        weights = updates.geometry.weights * jnp.exp(-step_size * (fitting - quantile))
-        weights = jnp.clip(weights, 1 / LARGEST_RATIO, LARGEST_RATIO)
-        weights = jnp.where(jnp.isfinite(weights), weights, state.geometry.weights)
-        geometry = Geometry(weights, state.geometry.groups)
+        fitting = 0.5 + _released(counts, plan, state, noise) / plan.batch_size
+        factor = jnp.exp(-step_size * (fitting - quantile))
+        geometry = _moved(state.geometry, updates.geometry.weights * factor)
         return updates, AdaptClipNormState(state.key, state.step + 1, fitting, geometry)
 
     return PrivateTransformation(
@@ -143,6 +127,35 @@ def adapt_clip_norm(
         geometry=lambda state: state.geometry,
         importance=_importance,
     )
+
+
+def _check(plan: PrivacyPlan, quantile: Any, step_size: Any) -> None:
+    validation.fraction("quantile", quantile)
+    validation.positive("step_size", step_size)
+    if plan.score_budget == 0:
+        raise ValueError(
+            "adapt_clip_norm releases counts, but the plan's score_budget is 0; make "
+            "the plan with score_budget=0.01."
+        )
+
+
+def _released(
+    counts: Array, plan: PrivacyPlan, state: AdaptClipNormState, noise: Any
+) -> Array:
+    """The counts with this step's noise, which may be given from outside."""
+    tau = multiplier_at(plan.score_noise_multipliers, state.step)
+    key = jax.random.fold_in(jax.random.fold_in(state.key, _COUNT_TAG), state.step)
+    draw = None
+    if noise is not None:
+        draw = given_scores(noise, state.step, counts.shape)
+    return noisy_counts(counts, tau, key, draw)
+
+
+def _moved(geometry: Geometry, weights: Array) -> Geometry:
+    """Other weights within bounds; one that is not finite stays as it is."""
+    weights = jnp.clip(weights, 1 / LARGEST_RATIO, LARGEST_RATIO)
+    weights = jnp.where(jnp.isfinite(weights), weights, geometry.weights)
+    return Geometry(weights, geometry.groups)
 
 
 def noisy_counts(

@@ -133,15 +133,10 @@ def scale_coordinates(
     validation.fraction("mean_decay", mean_decay, include_zero=True)
     validation.fraction("decay", decay, include_zero=True)
     validation.positive("floor", floor)
+    decays = (mean_decay, decay)
 
     def init(params: Params) -> ScaleCoordinatesState:
-        groups = group(params, layers)
-        zeros = tuple(
-            jnp.zeros(x.shape, accumulator(x.dtype)) for x in jax.tree.leaves(params)
-        )
-        mean = tuple(map(jnp.zeros_like, zeros)) if chosen.centred else None
-        geometry = _geometry(chosen, groups, zeros, mean, floor)
-        return ScaleCoordinatesState(jnp.zeros((), jnp.int32), mean, zeros, geometry)
+        return _initial(chosen, params, group(params, layers), floor)
 
     def update(
         updates: Params,
@@ -153,18 +148,10 @@ def scale_coordinates(
         **extra: Any,
     ) -> tuple[Params, ScaleCoordinatesState]:
         del params, extra
-        if geometry is None or l2_clip_norm is None:
-            raise ValueError(
-                "scale_coordinates does not know the noise in the release; put it "
-                "behind add_importance_noise in a dp_ilg.chain."
-            )
-        stddev = noise_stddev(plan, state.step, geometry, l2_clip_norm)
-        noise = entry_variances(geometry, stddev / plan.batch_size)
-        mean, average = _averaged(
-            chosen, state, jax.tree.leaves(updates), noise, (mean_decay, decay)
-        )
-        groups = state.geometry.groups
-        new = _geometry(chosen, groups, average, mean, floor)
+        noise = _known_noise(plan, state.step, geometry, l2_clip_norm)
+        releases = jax.tree.leaves(updates)
+        mean, average = _averaged(chosen, state, releases, noise, decays)
+        new = _geometry(chosen, state.geometry.groups, average, mean, floor)
         return updates, ScaleCoordinatesState(state.step + 1, mean, average, new)
 
     return PrivateTransformation(
@@ -175,6 +162,30 @@ def scale_coordinates(
         geometry=lambda state: state.geometry,
         importance=_importance,
     )
+
+
+def _initial(
+    rule: CoordinateRule, params: Params, groups: Groups, floor: Any
+) -> ScaleCoordinatesState:
+    """Averages of nothing, and the scales that they make."""
+    leaves = jax.tree.leaves(params)
+    zeros = tuple(jnp.zeros(x.shape, accumulator(x.dtype)) for x in leaves)
+    mean = tuple(map(jnp.zeros_like, zeros)) if rule.centred else None
+    geometry = _geometry(rule, groups, zeros, mean, floor)
+    return ScaleCoordinatesState(jnp.zeros((), jnp.int32), mean, zeros, geometry)
+
+
+def _known_noise(
+    plan: PrivacyPlan, step: Any, geometry: Geometry | None, l2_clip_norm: Any
+) -> list[Array]:
+    """The noise variance of every released entry of a step."""
+    if geometry is None or l2_clip_norm is None:
+        raise ValueError(
+            "scale_coordinates does not know the noise in the release; put it "
+            "behind add_importance_noise in a dp_ilg.chain."
+        )
+    stddev = noise_stddev(plan, step, geometry, l2_clip_norm)
+    return entry_variances(geometry, stddev / plan.batch_size)
 
 
 def entry_variances(geometry: Geometry, stddev: Array) -> list[Array]:

@@ -1,8 +1,10 @@
 """Epsilons on disk: found again, never for another question, never on trust."""
 
+import ast
 import json
 import os
 import stat
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +12,8 @@ import pytest
 from dp_ilg.accounting import accountants, epsilon_cache
 from dp_ilg.accounting.calibration import plan_privacy
 from dp_ilg.accounting.epsilon_cache import cache_folder, remembered
+
+SOURCES = Path(epsilon_cache.__file__).parent
 
 
 @pytest.fixture
@@ -55,7 +59,7 @@ def test_other_code_asks_anew(folder, monkeypatch, kind):
     remembered("one", lambda: 1.0)
     epsilon_cache._version.cache_clear()
     if kind == "sources":
-        monkeypatch.setattr(epsilon_cache, "_SOURCES", ("accounting",))
+        monkeypatch.setattr(epsilon_cache, "_SOURCES", ("renyi",))
     else:
         monkeypatch.setattr(
             epsilon_cache.importlib.metadata, "version", lambda name: "99"
@@ -65,6 +69,28 @@ def test_other_code_asks_anew(folder, monkeypatch, kind):
     finally:
         monkeypatch.undo()
         epsilon_cache._version.cache_clear()
+
+
+def test_every_module_that_computes_an_epsilon_names_the_code():
+    """Else an old answer would stand where its code has changed."""
+    found, left = set(), ["accountants"]
+    while left:
+        found.add(left.pop())
+        trees = [ast.parse((SOURCES / f"{name}.py").read_text()) for name in found]
+        names = {name for tree in trees for name in imported(tree)}
+        left = sorted(names - found - {"epsilon_cache"})
+    assert found == set(epsilon_cache._SOURCES) and len(found) > 3
+
+
+def imported(tree):
+    """Modules of the same room that a module imports."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            for name in (node.module, *names):
+                room, _, last = name.rpartition(".")
+                if room == "dp_ilg.accounting" and (SOURCES / f"{last}.py").exists():
+                    yield last
 
 
 def damage(path, how):

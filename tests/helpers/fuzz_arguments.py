@@ -18,7 +18,7 @@ import numpy as np
 import dp_ilg
 from dp_ilg.accounting import composition, schedules
 from dp_ilg.accounting.plan import PrivacyPlan
-from dp_ilg.auditing import bounds as auditing
+from dp_ilg.auditing.bounds import epsilon_lower_bound, gaussian_lower_bound
 from dp_ilg.sampling.gather import take
 from dp_ilg.sampling.poisson import PoissonSampler
 from tests.helpers.models import mlp_batch, mlp_loss, mlp_params
@@ -138,8 +138,8 @@ def rows() -> dict[str, tuple[Callable, dict[str, Any]]]:
         ),
         "strong_composition": (composition.strong_composition, STEP),
         "moments_epsilon": (composition.moments_epsilon, STEP),
-        "epsilon_lower_bound": (auditing.epsilon_lower_bound, bounds),
-        "gaussian_lower_bound": (auditing.gaussian_lower_bound, bounds),
+        "epsilon_lower_bound": (epsilon_lower_bound, bounds),
+        "gaussian_lower_bound": (gaussian_lower_bound, bounds),
     }
 
 

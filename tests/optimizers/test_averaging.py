@@ -114,7 +114,7 @@ def test_a_run_judges_keeps_and_exports_the_average(tmp_path, capsys):
     for name in last:
         assert last[name].shape == kept[name].shape
         assert not np.array_equal(last[name], kept[name])
-    from dp_ilg.experiments.runs.trainer import params_sha256
+    from dp_ilg.experiments.runs.evaluation import params_sha256
 
     nested: dict = {}
     for name in kept:

@@ -88,7 +88,7 @@ def test_the_guard_finds_a_row_that_the_step_would_have_to_fetch():
 SECOND = """
 import sys
 import jax, jax.numpy as jnp
-from dp_ilg.experiments import compiling
+from dp_ilg.training import compiling
 compiling._LEAST_SECONDS = 0.0
 compiling.use_compile_cache(sys.argv[1])
 hits = []

@@ -16,8 +16,7 @@ from dp_ilg import validation
 from dp_ilg.baselines.claims import SETTINGS, PublishedSettings
 from dp_ilg.experiments.data.datasets import load_dataset
 from dp_ilg.experiments.models.linen import Mlp
-from dp_ilg.experiments.papers.ilg_accuracies import principal_components
-from dp_ilg.experiments.papers.ilg_runs import Problem, network
+from dp_ilg.experiments.papers.ilg_runs import Problem, network, principal_components
 from dp_ilg.experiments.papers.reproduce import ReproduceOptions
 
 # principal components, hidden units, epochs and learning rate before the attack

@@ -3,7 +3,7 @@
 import json as json_lib
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,6 +18,38 @@ Relation = Literal["add_or_remove_one", "replace_one"]
 _CONSTANT = ScheduleConfig()
 
 
+@dataclass(frozen=True, kw_only=True)
+class AccountingOptions:
+    """How the steps of a run are noised and accounted.
+
+    Attributes:
+        schedule: the shape of the noise over the steps.
+        num_stages: the largest number of distinct multipliers, as a run has it.
+        accountant: how privacy loss is composed.
+        neighboring_relation: what two data sets may differ in.
+        max_batch_size: cut larger draws to this size, at random.
+    """
+
+    schedule: ScheduleConfig = _CONSTANT
+    num_stages: int = 16
+    accountant: Accountant = "pld"
+    neighboring_relation: Relation = "add_or_remove_one"
+    max_batch_size: int | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """Returns the arguments of `dp_ilg.plan_privacy` that these are.
+
+        Raises:
+            ValueError: for an unknown schedule.
+        """
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        return given | {"schedule": _schedule(self.schedule)}
+
+
+_Accounting = Annotated[AccountingOptions, tyro.conf.arg(name="")]
+_USUAL = AccountingOptions()
+
+
 def calibrate(
     *,
     epsilon: float,
@@ -26,12 +58,8 @@ def calibrate(
     batch_size: int | None = None,
     num_steps: int | None = None,
     noise_multiplier: float | None = None,
-    schedule: ScheduleConfig = _CONSTANT,
-    num_stages: int = 16,
     score_budget: float = 0.01,
-    accountant: Accountant = "pld",
-    neighboring_relation: Relation = "add_or_remove_one",
-    max_batch_size: int | None = None,
+    accounting: _Accounting = _USUAL,
     json: bool = False,
 ) -> Callable[[], None]:
     """Finds the noise for an epsilon; or, for a noise, the steps or the batch size.
@@ -45,12 +73,8 @@ def calibrate(
         batch_size: the expected batch size.
         num_steps: number of steps.
         noise_multiplier: the scale of the noise, relative to the clip norm.
-        schedule: the shape of the noise over the steps.
-        num_stages: the largest number of distinct multipliers, as a run has it.
         score_budget: share of each step's budget for layer scores.
-        accountant: how privacy loss is composed.
-        neighboring_relation: what two data sets may differ in.
-        max_batch_size: cut larger draws to this size, at random.
+        accounting: how the steps are noised and accounted.
         json: print one JSON object.
 
     Returns:
@@ -61,36 +85,32 @@ def calibrate(
         ...           num_steps=10, json=True)()
         {"epsilon": 1.99..., ...}
     """
-    facts = dict(
-        delta=delta,
-        num_examples=num_examples,
-        score_budget=score_budget,
-        accountant=accountant,
-        neighboring_relation=neighboring_relation,
-        max_batch_size=max_batch_size,
-        num_stages=num_stages,
-    )
+    facts = accounting.facts()  # a wrong name comes before what is left out
+    facts |= {"delta": delta, "num_examples": num_examples}
     sought = dict(
         noise_multiplier=noise_multiplier, num_steps=num_steps, batch_size=batch_size
     )
-    shape = _schedule(schedule)  # a wrong name comes before what is left out
+    find = _FINDERS[_left_out(sought)]
+    facts |= {name: value for name, value in sought.items() if value is not None}
+    facts |= {"epsilon": epsilon, "score_budget": score_budget}
+    return lambda: _show_plan(find(**facts), json)
+
+
+_FINDERS: dict[str, Callable[..., PrivacyPlan]] = {
+    "noise_multiplier": dp_ilg.plan_privacy,
+    "num_steps": dp_ilg.steps_for_epsilon,
+    "batch_size": dp_ilg.batch_size_for_epsilon,
+}
+
+
+def _left_out(sought: Mapping[str, Any]) -> str:
     missing = [name for name, value in sought.items() if value is None]
     if len(missing) != 1:
         raise ValueError(
             f"{len(missing)} of --noise-multiplier, --num-steps and --batch-size are "
             "left out, but exactly one must be: it is what calibrate finds."
         )
-    find: Callable[..., PrivacyPlan] = {
-        "noise_multiplier": dp_ilg.plan_privacy,
-        "num_steps": dp_ilg.steps_for_epsilon,
-        "batch_size": dp_ilg.batch_size_for_epsilon,
-    }[missing[0]]
-    del sought[missing[0]]
-
-    def work() -> None:
-        _show_plan(find(epsilon=epsilon, schedule=shape, **facts, **sought), json)
-
-    return work
+    return missing[0]
 
 
 def epsilon(
@@ -100,11 +120,7 @@ def epsilon(
     num_examples: int,
     batch_size: int,
     num_steps: int,
-    schedule: ScheduleConfig = _CONSTANT,
-    num_stages: int = 16,
-    accountant: Accountant = "pld",
-    neighboring_relation: Relation = "add_or_remove_one",
-    max_batch_size: int | None = None,
+    accounting: _Accounting = _USUAL,
     json: bool = False,
 ) -> Callable[[], None]:
     """Computes the epsilon of a noise multiplier.
@@ -115,11 +131,7 @@ def epsilon(
         num_examples: number of training examples.
         batch_size: the expected batch size.
         num_steps: number of steps.
-        schedule: the shape of the noise over the steps.
-        num_stages: the largest number of distinct multipliers, as a run has it.
-        accountant: how privacy loss is composed.
-        neighboring_relation: what two data sets may differ in.
-        max_batch_size: cut larger draws to this size, at random.
+        accounting: how the steps are noised and accounted.
         json: print one JSON object.
 
     Returns:
@@ -138,12 +150,8 @@ def epsilon(
             num_examples=num_examples,
             batch_size=batch_size,
             num_steps=num_steps,
-            schedule=_schedule(schedule),
             score_budget=0.0,
-            accountant=accountant,
-            neighboring_relation=neighboring_relation,
-            max_batch_size=max_batch_size,
-            num_stages=num_stages,
+            **accounting.facts(),
         )
         _show_plan(plan, json)
 

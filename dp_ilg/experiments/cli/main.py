@@ -164,15 +164,36 @@ def _train(
     devices: Devices,
 ) -> None:
     from dp_ilg.experiments.runs.progress import progress_bar
-    from dp_ilg.experiments.runs.runner import Interrupted, run_training
+    from dp_ilg.experiments.runs.runner import run_training
     from dp_ilg.training.compiling import use_compile_cache
 
     if resume and run_dir is None:
         raise ValueError("--resume needs --run-dir, the folder to go on with.")
     use_compile_cache(config.run.compile_cache)
-    chosen = config.optimizer.importance
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    folder = Path(run_dir or f"runs/{Path(config.data.name).name}-{chosen}-{stamp}")
+    folder = Path(run_dir or _new_folder(config))
+    _warn_of_uncovered(config)
+    with _ends_as_exit_codes():
+        summary = run_training(
+            config,
+            folder,
+            data_dir=data_dir,
+            resume=resume,
+            progress=progress_bar,
+            devices=devices,
+        )
+    if devices.process:  # process 0 tells
+        return
+    found = summary | {"run_dir": str(folder), "report": str(folder / "report.html")}
+    show(found, json, TRAIN_ROWS)
+
+
+def _new_folder(config: Config) -> str:
+    data, chosen = Path(config.data.name).name, config.optimizer.importance
+    return f"runs/{data}-{chosen}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _warn_of_uncovered(config: Config) -> None:
+    """Names what a run is asked to show and its guarantee does not cover."""
     if config.run.show_private_loss:
         warnings.warn(
             "--show-private-loss shows the training loss, which is computed from the "
@@ -185,15 +206,15 @@ def _train(
             "from them without noise: the guarantee does not cover it.",
             stacklevel=1,
         )
+
+
+@contextlib.contextmanager
+def _ends_as_exit_codes() -> Any:
+    """Turns an interrupted run, or one that lost a process, into an exit code."""
+    from dp_ilg.experiments.runs.runner import Interrupted
+
     try:
-        summary = run_training(
-            config,
-            folder,
-            data_dir=data_dir,
-            resume=resume,
-            progress=progress_bar,
-            devices=devices,
-        )
+        yield
     except Interrupted as stop:
         print(f"dp-ilg: {stop}", file=sys.stderr)
         raise SystemExit(130) from None
@@ -201,10 +222,6 @@ def _train(
         if is_worker() and GONE in str(lost):  # whoever watches says so, and once
             raise SystemExit(LOST) from None
         raise
-    if devices.process:  # process 0 tells
-        return
-    found = summary | {"run_dir": str(folder), "report": str(folder / "report.html")}
-    show(found, json, TRAIN_ROWS)
 
 
 @contextlib.contextmanager

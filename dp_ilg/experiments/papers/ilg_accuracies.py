@@ -20,6 +20,7 @@ from dp_ilg.experiments.papers.ilg_runs import (
     Problem,
     claimed,
     network,
+    principal_components,
     run_guaranteed,
     run_published,
 )
@@ -227,39 +228,6 @@ def _projected(
     noise = task.pca_noise_multiplier
     pca = private_pca(x_train, task.pca, noise_multiplier=noise, key=key)
     return np.asarray(pca.project(x_train)), np.asarray(pca.project(x_test))
-
-
-def principal_components(
-    x: np.ndarray, num_components: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Ordinary principal components, WITHOUT any privacy; see `private_pca`.
-
-    Args:
-        x: one example a row, ``[N, features]``.
-        num_components: how many.
-
-    Returns:
-        The mean, ``[features]``, and orthonormal rows ``[num_components, features]``.
-
-    Raises:
-        ValueError: for more components than features.
-
-    Privacy: none; mean and directions are those of the data.
-
-    Example:
-        >>> mean, directions = principal_components(np.array([[0.0, 1], [0, 3]]), 1)
-        >>> mean.tolist(), np.abs(directions).tolist()
-        ([0.0, 2.0], [[0.0, 1.0]])
-    """
-    if num_components > x.shape[1]:
-        raise ValueError(
-            f"num_components is {num_components}, but the data has {x.shape[1]} "
-            f"features; choose at most {x.shape[1]}."
-        )
-    mean = x.mean(0)
-    centred = x - mean
-    _, vectors = np.linalg.eigh(centred.T @ centred)
-    return mean, vectors.T[: -num_components - 1 : -1].astype(x.dtype)
 
 
 def _data(task: Task, options: ReproduceOptions) -> Dataset:

@@ -88,6 +88,39 @@ def network(module: Any, shape: tuple[int, ...]) -> dict[str, Callable]:
     }
 
 
+def principal_components(
+    x: np.ndarray, num_components: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ordinary principal components, WITHOUT any privacy; see `private_pca`.
+
+    Args:
+        x: one example a row, ``[N, features]``.
+        num_components: how many.
+
+    Returns:
+        The mean, ``[features]``, and orthonormal rows ``[num_components, features]``.
+
+    Raises:
+        ValueError: for more components than features.
+
+    Privacy: none; mean and directions are those of the data.
+
+    Example:
+        >>> mean, directions = principal_components(np.array([[0.0, 1], [0, 3]]), 1)
+        >>> mean.tolist(), np.abs(directions).tolist()
+        ([0.0, 2.0], [[0.0, 1.0]])
+    """
+    if num_components > x.shape[1]:
+        raise ValueError(
+            f"num_components is {num_components}, but the data has {x.shape[1]} "
+            f"features; choose at most {x.shape[1]}."
+        )
+    mean = x.mean(0)
+    centred = x - mean
+    _, vectors = np.linalg.eigh(centred.T @ centred)
+    return mean, vectors.T[: -num_components - 1 : -1].astype(x.dtype)
+
+
 def run_published(
     problem: Problem,
     settings: PublishedSettings,

@@ -17,6 +17,7 @@ import numpy as np
 
 from dp_ilg.accounting.ledger import PrivacyLedger
 from dp_ilg.accounting.plan import PrivacyPlan
+from dp_ilg.accounting.sealing import sync_folder
 from dp_ilg.experiments.config.schema import Config, config_to_toml, read_config
 from dp_ilg.experiments.data.locks import locked
 from dp_ilg.experiments.data.shard_rows import Pixels
@@ -59,16 +60,6 @@ def write_atomically(path: Path, text: str | bytes) -> None:
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
-
-
-def _sync(folder: Path) -> None:
-    """Makes a renaming durable, where folders can be synced."""
-    if hasattr(os, "O_DIRECTORY"):
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 class RunFolder:
@@ -145,7 +136,7 @@ to go on with it.
                 draft._fill(job, position, seed_fixed)
                 self.check_absent()
                 os.rename(draft.path, self.path)
-            _sync(self.path.parent)
+            sync_folder(self.path.parent)
         except BaseException:
             shutil.rmtree(draft.path, ignore_errors=True)
             raise

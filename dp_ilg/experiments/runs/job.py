@@ -192,48 +192,57 @@ def build_job(
         >>> build_job(Config()).plan.epsilon() <= 8.0
         True
     """
-    _check_name(config.data.name)
-    check_row("optimizer.importance", config.optimizer.importance, RULES)
-    check_row("optimizer.method", config.optimizer.method, BASELINES)
-    options = method_options(config)
-    build_schedule(config.privacy.schedule)  # wrong names come before missing files
+    _check_names(config)  # a wrong name is told before a missing file
     data = data or load_data(config, data_dir)
     plan = plan or make_plan(config, len(data.y_train))
     raw = data if config.data.projection.wanted else None
     if raw is not None:
         data = projection.stand_in(raw, config.data.projection)
-    facts = Facts(
-        jax.tree.map(lambda a: np.zeros(a.shape[1:], a.dtype), data.x_train),
-        data.num_classes,
-        data.num_tokens,
-        data.num_categories,
-    )
-    model = build_model(
-        config.model.name,
-        facts,
-        framework=config.model.framework,
-        **config.model.options(),
-    )
-    grad_fn = dp_ilg.clipped_grad(
-        model.loss_fn,
-        l2_clip_norm=plan.l2_clip_norm,
-        clip_mode=BASELINES[config.optimizer.method].clip_mode(**options),
-        engine=config.run.engine,
-        microbatch_size=config.run.microbatch_size,
-    )
-    if (config.run.chunk_size or 0) > plan.num_examples:
-        raise ValueError(
-            f"run.chunk_size is {config.run.chunk_size}, but there are "
-            f"{plan.num_examples} examples to train on; choose at most as many."
-        )
-    if config.run.memory_mib is not None and config.run.microbatch_size is None:
-        params = jax.eval_shape(model.init, jax.random.key(0))
-        rows = (data.x_train, data.y_train)
-        grad_fn = budgeted(grad_fn, params, rows, plan, config.run)
+    model = _model(config, data)
+    grad_fn = _grad_fn(config, plan, model, data)
     make = lambda key: make_optimizer(config, plan, key)  # noqa: E731
     job = Job(config, data, plan, model, grad_fn, make, raw)
     _rehearse(job)
     return job
+
+
+def _check_names(config: Config) -> None:
+    """Raises for a data set, rule, method, option or schedule that is unknown."""
+    _check_name(config.data.name)
+    check_row("optimizer.importance", config.optimizer.importance, RULES)
+    check_row("optimizer.method", config.optimizer.method, BASELINES)
+    method_options(config)
+    build_schedule(config.privacy.schedule)
+
+
+def _model(config: Config, data: Dataset) -> Model:
+    example = jax.tree.map(lambda a: np.zeros(a.shape[1:], a.dtype), data.x_train)
+    facts = Facts(example, data.num_classes, data.num_tokens, data.num_categories)
+    chosen = config.model
+    return build_model(
+        chosen.name, facts, framework=chosen.framework, **chosen.options()
+    )
+
+
+def _grad_fn(config: Config, plan: PrivacyPlan, model: Model, data: Dataset) -> Any:
+    """The clipped gradient of a batch, as large at once as memory is allowed for."""
+    row, run = BASELINES[config.optimizer.method], config.run
+    grad_fn = dp_ilg.clipped_grad(
+        model.loss_fn,
+        l2_clip_norm=plan.l2_clip_norm,
+        clip_mode=row.clip_mode(**method_options(config)),
+        engine=run.engine,
+        microbatch_size=run.microbatch_size,
+    )
+    if (run.chunk_size or 0) > plan.num_examples:
+        raise ValueError(
+            f"run.chunk_size is {run.chunk_size}, but there are {plan.num_examples} "
+            "examples to train on; choose at most as many."
+        )
+    if run.memory_mib is None or run.microbatch_size is not None:
+        return grad_fn
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    return budgeted(grad_fn, params, (data.x_train, data.y_train), plan, run)
 
 
 def ready(job: Job, sampler_key: Any, basis: FactorPca | None = None) -> Job:

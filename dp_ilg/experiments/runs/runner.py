@@ -22,6 +22,11 @@ from dp_ilg.experiments.reports.page import write_report
 from dp_ilg.experiments.runs.checkpoints import load_checkpoint
 from dp_ilg.experiments.runs.distributed import Team, deaf_to_interrupts
 from dp_ilg.experiments.runs.environment import check_repeatable
+from dp_ilg.experiments.runs.evaluation import (
+    accuracy_fn,
+    params_sha256,
+    perplexity_fn,
+)
 from dp_ilg.experiments.runs.folder import (
     RunFolder,
     differing_field,
@@ -30,15 +35,7 @@ from dp_ilg.experiments.runs.folder import (
 )
 from dp_ilg.experiments.runs.hosts import Devices, joined
 from dp_ilg.experiments.runs.job import Job, build_job, ready, run_keys
-from dp_ilg.experiments.runs.trainer import (
-    Position,
-    Watch,
-    accuracy_fn,
-    params_sha256,
-    perplexity_fn,
-    start,
-    train,
-)
+from dp_ilg.experiments.runs.trainer import Position, Watch, start, train
 from dp_ilg.training.memory_limits import memory_advice
 
 _ONE_DEVICE = Devices()

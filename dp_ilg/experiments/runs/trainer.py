@@ -5,9 +5,8 @@ exists, and batch and noise are functions of (key, step), so that a run that sto
 repeats what it had begun.
 """
 
-import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -16,15 +15,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from dp_ilg.base import PrivateTransformation
+from dp_ilg.experiments.runs.evaluation import (
+    accuracy_fn,
+    perplexity_fn,
+    private_loss_fn,
+)
 from dp_ilg.experiments.runs.job import Job
 from dp_ilg.noise.add_noise import noise_stddev
 from dp_ilg.optimizers.averaging import averaged_params
-from dp_ilg.sampling.gather import take
 from dp_ilg.sampling.poisson import PoissonSampler
 from dp_ilg.training.feeds import Feed
 from dp_ilg.training.step import TrainStep, make_train_step
 
-_EVAL_ROWS = 1000
 _AHEAD = 2  # chunks fetched before their step begins
 
 
@@ -213,80 +215,11 @@ def train(
     return position
 
 
-def accuracy_fn(job: Job) -> Callable[[Any], float]:
-    """Compiles the test accuracy of a run's model.
-
-    Args:
-        job: the run.
-
-    Returns:
-        parameters -> share of test examples that are right.
-
-    Privacy:
-        Reads the test set only, which the guarantee does not cover.
-
-    Example:
-        >>> from dp_ilg.experiments.config.schema import Config
-        >>> from dp_ilg.experiments.runs.job import build_job
-        >>> job = build_job(Config())
-        >>> 0 <= accuracy_fn(job)(job.model.init(jax.random.key(0))) <= 1
-        True
-    """
-    predict = jax.jit(job.model.predict)
-    batches = list(_batches(job.data.x_test, len(job.data.y_test)))
-
-    def accuracy(params: Any) -> float:
-        found = np.concatenate([np.asarray(predict(params, xs)) for xs in batches])
-        return float(np.mean(found[: len(job.data.y_test)] == job.data.y_test))
-
-    return accuracy
-
-
-def perplexity_fn(job: Job) -> Callable[[Any], float] | None:
-    """Compiles the test perplexity of a model of texts to continue.
-
-    Args:
-        job: the run.
-
-    Returns:
-        parameters -> exponential of the mean loss over all test tokens, which a guess
-        at random makes the size of the vocabulary; None where examples have one label.
-
-    Privacy:
-        As for `accuracy_fn`: it reads the test set only.
-
-    Example:
-        >>> from dp_ilg.experiments.config.schema import Config
-        >>> from dp_ilg.experiments.runs.job import build_job
-        >>> perplexity_fn(build_job(Config())) is None
-        True
-    """
-    if job.data.y_test.ndim == 1:
-        return None
-    count = len(job.data.y_test)
-    batches = list(_batches((job.data.x_test, job.data.y_test), count))
-    losses = jax.jit(jax.vmap(job.model.loss_fn, (None, 0)))
-
-    def perplexity(params: Any) -> float:
-        found = np.concatenate([np.asarray(losses(params, b)) for b in batches])
-        return float(np.exp(np.mean(found[:count])))
-
-    return perplexity
-
-
-def _batches(source: Any, length: int) -> Iterator[Any]:
-    """Cuts rows into batches of one size; the last is filled with zeros."""
-    size = min(_EVAL_ROWS, length)
-    for begin in range(0, length, size):
-        rows = np.arange(begin, begin + size)
-        yield take(source, np.where(rows < length, rows, -1))
-
-
 def _evaluator(
     job: Job, tx: PrivateTransformation
 ) -> Callable[[Position], dict[str, Any]]:
     accuracy, perplexity = accuracy_fn(job), perplexity_fn(job)
-    loss = _private_loss(job) if job.config.run.show_private_loss else None
+    loss = private_loss_fn(job) if job.config.run.show_private_loss else None
 
     def evaluate(position: Position) -> dict[str, Any]:
         record = {
@@ -319,35 +252,3 @@ def _layers(job: Job, tx: PrivateTransformation, position: Position) -> dict[str
         "weights": np.asarray(geometry.weights).tolist(),
         "noise_stddev": (np.asarray(stddev) / job.plan.batch_size).tolist(),
     }
-
-
-def _private_loss(job: Job) -> Callable[[Any], float]:
-    """Mean loss of up to 1,000 training examples: NOT private."""
-    rows = np.arange(min(_EVAL_ROWS, len(job.data.y_train)))
-    batch = take((job.data.x_train, job.data.y_train), rows)
-    losses = jax.jit(jax.vmap(job.model.loss_fn, (None, 0)))
-    return lambda params: float(jnp.mean(losses(params, batch)))
-
-
-def params_sha256(params: Any) -> str:
-    """A digest of parameters: equal exactly if names, types and all bits are.
-
-    Args:
-        params: any tree of arrays.
-
-    Returns:
-        64 hexadecimal digits.
-
-    Example:
-        >>> one, other = {"w": jnp.zeros(2)}, {"w": jnp.zeros(2).at[0].set(-0.0)}
-        >>> params_sha256(one) == params_sha256(other)
-        False
-    """
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        array = np.ascontiguousarray(leaf)
-        digest.update(
-            f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape} ".encode()
-        )
-        digest.update(array.tobytes())
-    return digest.hexdigest()

@@ -11,7 +11,7 @@ from scipy import stats
 import dp_ilg
 from dp_ilg.auditing.bounds import epsilon_lower_bound, gaussian_lower_bound
 from dp_ilg.baselines.table import BASELINES
-from dp_ilg.experiments.audits import report as trainer_audit_report
+from dp_ilg.experiments.audits import report as audit_report
 from dp_ilg.experiments.audits.canaries import attacks
 from dp_ilg.experiments.audits.one_run import one_run
 from dp_ilg.experiments.audits.report import (
@@ -270,9 +270,9 @@ def test_one_failed_promise_refutes_the_claim(monkeypatch):
     from dp_ilg.experiments.audits.checks import Finding
 
     bad = {"a promise": lambda evidence: Finding("2", "1", False)}
-    monkeypatch.setattr(trainer_audit_report, "CHECKS", bad)
-    monkeypatch.setattr(trainer_audit_report, "attacks", lambda *args: [])
-    monkeypatch.setattr(trainer_audit_report, "_one_run_rows", lambda *args: [])
+    monkeypatch.setattr(audit_report, "CHECKS", bad)
+    monkeypatch.setattr(audit_report, "attacks", lambda *args: [])
+    monkeypatch.setattr(audit_report, "_one_run_rows", lambda *args: [])
     found = audit_trainer(trainer(), TrainerAuditOptions())
     assert found["verdict"] == "refuted" and found["checks"][0]["check"] == "a promise"
     assert found["claim"] == scene_plan().epsilon()

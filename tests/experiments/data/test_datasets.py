@@ -19,7 +19,7 @@ from dp_ilg.experiments.data.datasets import LOADERS, Dataset, load_dataset
 from dp_ilg.experiments.data.files import DataError
 from dp_ilg.sampling.gather import take
 
-REAL = Path(os.environ.get("DP_ILG_DATA", Path(__file__).parents[2] / "shared/data"))
+REAL = Path(os.environ.get("DP_ILG_DATA", Path(__file__).parents[4] / "shared/data"))
 needs_real_data = pytest.mark.skipif(
     not REAL.is_dir(), reason=f"no real data: {REAL} is no folder (set DP_ILG_DATA)"
 )

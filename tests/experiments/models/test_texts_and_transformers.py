@@ -17,8 +17,9 @@ from dp_ilg.experiments.data.texts import UNKNOWN, WINDOW, read_windows
 from dp_ilg.experiments.models.networks import build_model
 from dp_ilg.experiments.models.sizes import Facts
 from dp_ilg.experiments.models.transformer_linen import Transformer, attend, visible
+from dp_ilg.experiments.runs.evaluation import accuracy_fn, perplexity_fn
 from dp_ilg.experiments.runs.job import build_job, run_keys
-from dp_ilg.experiments.runs.trainer import accuracy_fn, perplexity_fn, start
+from dp_ilg.experiments.runs.trainer import start
 from dp_ilg.experiments.sweeps.layer_study import measure, noise_energy_ratio
 
 TEXT = Facts(jnp.zeros(6, jnp.int32), num_classes=30, num_tokens=30)

@@ -149,14 +149,14 @@ def test_batches_of_an_epoch_are_disjoint():
 
 def test_principal_components_are_those_of_a_singular_value_decomposition():
     x = np.random.default_rng(0).normal(size=(50, 6)) * np.arange(1, 7)
-    mean, directions = ilg_accuracies.principal_components(x, 3)
+    mean, directions = ilg_runs.principal_components(x, 3)
     _, _, expected = np.linalg.svd(x - x.mean(0))
     np.testing.assert_allclose(
         np.abs(directions @ expected[:3].T), np.eye(3), atol=1e-9
     )
     np.testing.assert_allclose(mean, x.mean(0))
     with pytest.raises(ValueError, match="num_components is 7, but the data has 6"):
-        ilg_accuracies.principal_components(x, 7)
+        ilg_runs.principal_components(x, 7)
 
 
 def test_the_resnet_mixes_no_examples():

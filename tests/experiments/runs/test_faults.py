@@ -20,7 +20,14 @@ import pytest
 import dp_ilg
 from dp_ilg.experiments.cli import main as cli
 from dp_ilg.experiments.data.locks import locked
-from dp_ilg.experiments.runs import checkpoints, environment, job, runner, trainer
+from dp_ilg.experiments.runs import (
+    checkpoints,
+    environment,
+    evaluation,
+    job,
+    runner,
+    trainer,
+)
 from dp_ilg.experiments.runs import folder as run_folder
 from dp_ilg.experiments.runs.checkpoints import load_checkpoint, save_checkpoint
 from dp_ilg.experiments.runs.job import build_job, run_keys
@@ -510,7 +517,7 @@ def test_export_holds_the_parameters_and_no_key(whole, tmp_path, capsys):  # noq
     for name, array in arrays.items():
         layer, leaf = name.split("/")
         params[layer][leaf] = jnp.asarray(array)
-    assert trainer.params_sha256(params) == whole[1]["params_sha256"]
+    assert evaluation.params_sha256(params) == whole[1]["params_sha256"]
     secrets = [*keys_of(SEED), str(SEED).encode()]
     assert not any(key in out.read_bytes() for key in secrets)
     assert cli.main(["export", str(whole[0]), str(out)]) == 2

@@ -30,10 +30,11 @@ from dp_ilg.experiments.config.schema import (
 )
 from dp_ilg.experiments.runs import checkpoints, runner
 from dp_ilg.experiments.runs import folder as run_folder
+from dp_ilg.experiments.runs.evaluation import params_sha256
 from dp_ilg.experiments.runs.job import build_job, run_keys
 from dp_ilg.experiments.runs.recipe import learning_rate
 from dp_ilg.experiments.runs.runner import Interrupted, run_training, with_seed
-from dp_ilg.experiments.runs.trainer import Watch, params_sha256, start, train
+from dp_ilg.experiments.runs.trainer import Watch, start, train
 from tests.helpers.compiled import compiled_once  # noqa: F401 - a fixture
 
 SEED = 918273645

@@ -336,7 +336,8 @@ def test_the_same_sweep_goes_on_after_its_process_was_ended(
     out = tmp_path / "out"
     script = [sys.executable, str(WORKER), str(tmp_path), "hang", "2"]
     code = (
-        "import signal, sys; from dp_ilg.experiments import cli, compare; "
+        "import signal, sys; from dp_ilg.experiments.cli import main as cli; "
+        "from dp_ilg.experiments.sweeps import compare; "
         "signal.signal(signal.SIGINT, signal.default_int_handler); "  # off behind '&'
         f"compare.WORKER = {tuple(script)!r}; "
         f"sys.exit(cli.main(['compare', {sweep()!r}, '--out', {str(out)!r}]))"

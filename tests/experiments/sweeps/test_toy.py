@@ -32,7 +32,7 @@ def workers():
             words = (path / "cmdline").read_bytes()
         except OSError:
             continue
-        if int(parent) == os.getpid() and b"sweep_worker" in words:
+        if int(parent) == os.getpid() and b"sweeps.worker" in words:
             found.append(int(path.name))
     return found
 

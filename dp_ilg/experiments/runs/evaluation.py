@@ -1,0 +1,132 @@
+"""What is computed of parameters: accuracy, perplexity, a private loss, a digest."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dp_ilg.experiments.runs.job import Job
+from dp_ilg.sampling.gather import take
+
+_EVAL_ROWS = 1000
+
+
+def accuracy_fn(job: Job) -> Callable[[Any], float]:
+    """Compiles the test accuracy of a run's model.
+
+    Args:
+        job: the run.
+
+    Returns:
+        parameters -> share of test examples that are right.
+
+    Privacy:
+        Reads the test set only, which the guarantee does not cover.
+
+    Example:
+        >>> from dp_ilg.experiments.config.schema import Config
+        >>> from dp_ilg.experiments.runs.job import build_job
+        >>> job = build_job(Config())
+        >>> 0 <= accuracy_fn(job)(job.model.init(jax.random.key(0))) <= 1
+        True
+    """
+    predict = jax.jit(job.model.predict)
+    batches = list(_batches(job.data.x_test, len(job.data.y_test)))
+
+    def accuracy(params: Any) -> float:
+        found = np.concatenate([np.asarray(predict(params, xs)) for xs in batches])
+        return float(np.mean(found[: len(job.data.y_test)] == job.data.y_test))
+
+    return accuracy
+
+
+def perplexity_fn(job: Job) -> Callable[[Any], float] | None:
+    """Compiles the test perplexity of a model of texts to continue.
+
+    Args:
+        job: the run.
+
+    Returns:
+        parameters -> exponential of the mean loss over all test tokens, which a guess
+        at random makes the size of the vocabulary; None where examples have one label.
+
+    Privacy:
+        As for `accuracy_fn`: it reads the test set only.
+
+    Example:
+        >>> from dp_ilg.experiments.config.schema import Config
+        >>> from dp_ilg.experiments.runs.job import build_job
+        >>> perplexity_fn(build_job(Config())) is None
+        True
+    """
+    if job.data.y_test.ndim == 1:
+        return None
+    count = len(job.data.y_test)
+    batches = list(_batches((job.data.x_test, job.data.y_test), count))
+    losses = jax.jit(jax.vmap(job.model.loss_fn, (None, 0)))
+
+    def perplexity(params: Any) -> float:
+        found = np.concatenate([np.asarray(losses(params, b)) for b in batches])
+        return float(np.exp(np.mean(found[:count])))
+
+    return perplexity
+
+
+def private_loss_fn(job: Job) -> Callable[[Any], float]:
+    """Compiles the mean loss of up to 1,000 training examples: NOT private.
+
+    Args:
+        job: the run.
+
+    Returns:
+        parameters -> the loss.
+
+    Privacy:
+        None: it reads training examples and adds no noise.
+
+    Example:
+        >>> from dp_ilg.experiments.config.schema import Config
+        >>> from dp_ilg.experiments.runs.job import build_job
+        >>> job = build_job(Config())
+        >>> private_loss_fn(job)(job.model.init(jax.random.key(0))) > 0
+        True
+    """
+    rows = np.arange(min(_EVAL_ROWS, len(job.data.y_train)))
+    batch = take((job.data.x_train, job.data.y_train), rows)
+    losses = jax.jit(jax.vmap(job.model.loss_fn, (None, 0)))
+    return lambda params: float(jnp.mean(losses(params, batch)))
+
+
+def params_sha256(params: Any) -> str:
+    """A digest of parameters: equal exactly if names, types and all bits are.
+
+    Args:
+        params: any tree of arrays.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Example:
+        >>> one, other = {"w": jnp.zeros(2)}, {"w": jnp.zeros(2).at[0].set(-0.0)}
+        >>> params_sha256(one) == params_sha256(other)
+        False
+    """
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        array = np.ascontiguousarray(leaf)
+        digest.update(
+            f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape} ".encode()
+        )
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _batches(source: Any, length: int) -> Iterator[Any]:
+    """Cuts rows into batches of one size; the last is filled with zeros."""
+    size = min(_EVAL_ROWS, length)
+    for begin in range(0, length, size):
+        rows = np.arange(begin, begin + size)
+        yield take(source, np.where(rows < length, rows, -1))
