@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.core import Tracer
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
+
+if TYPE_CHECKING:
+    PyTree = Any  # what jaxtyping means, but hides, so that strict mode refuses it
+else:
+    from jaxtyping import PyTree
 
 Params = PyTree
 Example = PyTree
@@ -156,26 +161,26 @@ class PrivateTransformation(optax.GradientTransformationExtraArgs):
         links: of a chain, the transformations it was made of; else empty.
     """
 
-    init: Any
-    update: Any
+    init: Callable[[Params], Any]
+    update: Callable[..., tuple[Any, Any]]
     role: str
     key: Any
     plan: Any
     geometry: Any
     importance: Any
-    links: tuple
+    links: tuple[Any, ...]
 
     def __new__(
         cls,
-        init: Callable,
-        update: Callable,
+        init: Callable[..., Any],
+        update: Callable[..., tuple[Any, Any]],
         *,
         role: str = "",
         key: Any = None,
         plan: Any = None,
-        geometry: Callable | None = None,
-        importance: Callable | None = None,
-        links: tuple = (),
+        geometry: Callable[..., Any] | None = None,
+        importance: Callable[..., Any] | None = None,
+        links: tuple[Any, ...] = (),
     ) -> PrivateTransformation:
         """Makes the (init, update) pair and hangs the facts on it."""
         self = super().__new__(cls, init, update)

@@ -206,5 +206,5 @@ def _clip_and_noise(
     return noisy.astype(gradient.dtype)
 
 
-def _split(key: Array, leaves: list) -> list[Array]:
+def _split(key: Array, leaves: list[Any]) -> list[Array]:
     return [jax.random.fold_in(key, index) for index in range(len(leaves))]

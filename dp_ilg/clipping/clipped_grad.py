@@ -125,14 +125,16 @@ class ClippedGradFn:
 
     def _prepared(
         self, loss_fn: LossFn, params: Params, batch: Example, groups: Groups
-    ) -> tuple[int, Callable]:
+    ) -> tuple[int, Callable[..., Any]]:
         """The micro-batch, asked for or picked by the engine, and the engine."""
         size = batch_length(batch)
         prepare = ENGINES[self.engine].prepare
         picked, run = prepare(loss_fn, params, batch, groups)
         return min(size, self.microbatch_size or picked or size), run
 
-    def _many(self, one: Callable, pieces: Any, start: ClippedGrad) -> ClippedGrad:
+    def _many(
+        self, one: Callable[..., ClippedGrad], pieces: Any, start: ClippedGrad
+    ) -> ClippedGrad:
         """Accumulates micro-batches; the last is filled up with padding."""
 
         def body(total: ClippedGrad, piece: Any) -> tuple[ClippedGrad, None]:

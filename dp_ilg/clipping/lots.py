@@ -62,7 +62,9 @@ def sum_lot(batches: Iterable[Any]) -> ClippedGrad:
     return total
 
 
-def lot_accumulator(grad_fn: Callable[..., ClippedGrad]) -> Callable:
+def lot_accumulator(
+    grad_fn: Callable[..., ClippedGrad],
+) -> Callable[..., ClippedGrad]:
     """Compiles the sum of a lot whose batches come one at a time, in constant memory.
 
     However many batches a lot has, at most two are held: the one that is computed and

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
-from dp_ilg.base import Example, LossFn, Params, PerExampleGrads
+from dp_ilg.base import Example, LossFn, Params, PerExampleGrads, PyTree
 from dp_ilg.geometry.groups import (
     Groups,
     LeafGroups,

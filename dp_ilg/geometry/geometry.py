@@ -14,8 +14,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
+from dp_ilg.base import PyTree
 from dp_ilg.geometry.groups import Groups, weighted_norm
 from dp_ilg.geometry.layers import group
 from dp_ilg.validation import shown

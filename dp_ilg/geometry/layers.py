@@ -14,8 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import PyTree
 
+from dp_ilg.base import PyTree
 from dp_ilg.geometry.groups import Groups, LeafGroups, group_sizes
 from dp_ilg.validation import shown
 
@@ -292,7 +292,7 @@ def _module_name(path: Path) -> str:
     return "/".join(path[:-1]) or path[-1]
 
 
-def _path_strings(path: tuple) -> Path:
+def _path_strings(path: tuple[Any, ...]) -> Path:
     parts = []
     for entry in path:
         for field in ("key", "name", "idx"):

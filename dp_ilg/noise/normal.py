@@ -198,7 +198,7 @@ def _ours(key: Array, shape: Shape, dtype: Any) -> bool:
 
 
 @functools.partial(jax.jit, static_argnames="shapes")
-def _leaves(key: UInt32[Array, "2"], wanted: Any, shapes: tuple) -> list[Any]:
+def _leaves(key: UInt32[Array, "2"], wanted: Any, shapes: tuple[Any, ...]) -> list[Any]:
     """All leaves' draws, on the CPU behind a branch.
 
     There XLA would draw again wherever a draw is used, for every leaf cut out of one
@@ -235,7 +235,7 @@ class _Plan(NamedTuple):
     width: int
 
 
-def _kinds(shapes: tuple) -> list[list[int]]:
+def _kinds(shapes: tuple[Any, ...]) -> list[list[int]]:
     """Leaves that share a kernel: small ones of all sizes, others of one size."""
     kinds: dict[int, list[int]] = {}
     for index, shape in enumerate(shapes):
@@ -245,7 +245,7 @@ def _kinds(shapes: tuple) -> list[list[int]]:
     return list(kinds.values())
 
 
-def _plan(shapes: tuple, members: list[int]) -> _Plan:
+def _plan(shapes: tuple[Any, ...], members: list[int]) -> _Plan:
     """Rows as long as the leaves where those are large, else as many as are needed."""
     sizes = np.array([math.prod(shapes[i]) for i in members])
     width = _ROW if sizes[0] <= _SMALL else _padded(int(sizes[0]))

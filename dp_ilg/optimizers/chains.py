@@ -76,11 +76,11 @@ def chain(*transformations: optax.GradientTransformation) -> PrivateTransformati
     source: Any = transformations[holder]
     links: list[Any] = [optax.with_extra_args_support(t) for t in transformations]
 
-    def init(params: Params) -> tuple:
+    def init(params: Params) -> tuple[Any, ...]:
         return tuple(link.init(params) for link in links)
 
     def update(
-        updates: Any, state: tuple, params: Params | None = None, **extra: Any
+        updates: Any, state: tuple[Any, ...], params: Params | None = None, **extra: Any
     ) -> tuple[Any, tuple]:
         if len(state) != len(links):
             raise ValueError(
@@ -99,10 +99,10 @@ def chain(*transformations: optax.GradientTransformation) -> PrivateTransformati
                 extra["l2_clip_norm"] = updates.l2_clip_norm
         return updates, tuple(new)
 
-    def geometry(state: tuple) -> Geometry:
+    def geometry(state: tuple[Any, ...]) -> Geometry:
         return source.geometry(state[holder])
 
-    def importance(state: tuple) -> Any:
+    def importance(state: tuple[Any, ...]) -> Any:
         return source.importance(state[holder])
 
     facts: Any = dict(geometry=geometry, importance=importance)
@@ -253,13 +253,13 @@ def _trained(layers: Any) -> Callable[[Params], Params]:
     return mask
 
 
-def _row(name: str, value: Any, table: dict[str, Callable]) -> Any:
+def _row(name: str, value: Any, table: dict[str, Callable[[], Any]]) -> Any:
     if value not in table:
         raise ValueError(f"{name} is {value!r}, but must be one of {sorted(table)}.")
     return table[value]()
 
 
-def _check_chain(transformations: tuple) -> int:
+def _check_chain(transformations: tuple[Any, ...]) -> int:
     """Checks order and keys; returns which transformation holds the geometry."""
     roles = [getattr(t, "role", "") for t in transformations]
     whole = roles.count("private") == 1 and not {"clip", "noise"} & set(roles)
@@ -286,7 +286,7 @@ def _check_chain(transformations: tuple) -> int:
     return holders[0]
 
 
-def _check_first(transformations: tuple, roles: list[str]) -> None:
+def _check_first(transformations: tuple[Any, ...], roles: list[str]) -> None:
     """Nothing but our own may touch gradients before the noise."""
     last = roles.index("noise") if "noise" in roles else roles.index("private")
     for place, role in enumerate(roles[:last]):

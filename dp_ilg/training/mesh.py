@@ -183,7 +183,7 @@ def row_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(AXES))
 
 
-def spread(grad_fn: Callable, mesh: Mesh) -> Callable:
+def spread(grad_fn: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     """A clipped gradient whose examples lie on the devices of a mesh.
 
     Every device runs `grad_fn` on its own rows, with its own micro-batches, and the

@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import optax
-from flax import nnx
 
 from dp_ilg.base import ClippedGrad, Example, Params, PrivateTransformation
 from dp_ilg.clipping.lots import lot_accumulator
@@ -22,7 +21,9 @@ TrainStep = Callable[[Params, Any, Chunks], tuple[Params, Any]]
 
 
 def make_train_step(
-    grad_fn: Callable, tx: PrivateTransformation, shardings: Any = None
+    grad_fn: Callable[..., ClippedGrad],
+    tx: PrivateTransformation,
+    shardings: Any = None,
 ) -> TrainStep:
     """Compiles the step of a run; parameters and state are donated.
 
@@ -87,7 +88,9 @@ def make_train_step(
     return step
 
 
-def train_state_step(grad_fn: Callable, state: Any, batch: Example, mask: Any) -> Any:
+def train_state_step(
+    grad_fn: Callable[..., ClippedGrad], state: Any, batch: Example, mask: Any
+) -> Any:
     """One private step of a linen ``TrainState``; to be jitted by the caller.
 
     Args:
@@ -121,7 +124,11 @@ def train_state_step(grad_fn: Callable, state: Any, batch: Example, mask: Any) -
 
 
 def nnx_step(
-    grad_fn: Callable, model: Any, optimizer: Any, batch: Example, mask: Any
+    grad_fn: Callable[..., ClippedGrad],
+    model: Any,
+    optimizer: Any,
+    batch: Example,
+    mask: Any,
 ) -> None:
     """One private step of an ``nnx.Optimizer``, in place; ``nnx.jit`` it.
 
@@ -142,6 +149,7 @@ def nnx_step(
 
     Example:
         >>> import dp_ilg, jax.numpy as jnp
+        >>> from flax import nnx
         >>> plan = dp_ilg.plan_privacy(epsilon=2.0, delta=1e-5, num_examples=1000,
         ...     batch_size=100, num_steps=10)
         >>> model = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
@@ -154,6 +162,8 @@ def nnx_step(
         >>> int(optimizer.step[...])
         1
     """
+    from flax import nnx  # here, so that a loop in plain JAX needs no Flax
+
     params = nnx.as_pure(nnx.state(model, optimizer.wrt))
     geometry = optimizer.tx.geometry(nnx.as_pure(optimizer.opt_state))
     clipped = grad_fn(params, batch, geometry=geometry, is_padding_example=mask)
