@@ -81,8 +81,8 @@ def _accuracy(axes: Axes, found: Numbers) -> None:
             )
     axes.set_xticks(range(len(found[_BANDS])), list(found[_BANDS]), color=INK)
     axes.margins(x=0.12, y=0.16)
-    axes.set_xlabel("privacy budget ε (δ = 1e-5): smaller is more private")
-    axes.set_title("IMDB: test accuracy in %", loc="left", fontweight="bold")
+    axes.set_xlabel("privacy budget ε: smaller is more private")
+    axes.set_title("IMDB, δ = 1e-5: test accuracy, %", loc="left", fontweight="bold")
     axes.text(0.03, 0.93, _BANDS, transform=axes.transAxes, color=BLUE)
     axes.text(0.66, 0.45, _DP_ADAM, transform=axes.transAxes, color=ORANGE)
     axes.grid(axis="y")
@@ -106,8 +106,8 @@ def _noise(axes: Axes, found: Numbers, step: int) -> None:
     axes.set_xlim(0, 1.12 * max(found.values()))
     axes.grid(axis="x", color=GRID)
     axes.set_axisbelow(True)
-    axes.set_title("Noise of each group, DP-Adam = 1", loc="left", fontweight="bold")
-    axes.set_xlabel(f"after {step} steps; bands of words by frequency rank")
+    axes.set_title("Noise by group, DP-Adam = 1", loc="left", fontweight="bold")
+    axes.set_xlabel(f"words by frequency rank; after {step} steps")
 
 
 IMDB_FIGURE = Drawing(numbers, draw)

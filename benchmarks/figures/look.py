@@ -66,7 +66,7 @@ def svg(drawing: Drawing, lines: Lines) -> str:
     """The file of a figure."""
     numbers = rounded(drawing.numbers(lines))
     buffer = io.BytesIO()
-    _save(styled(drawing.draw), numbers, buffer)
+    _save(drawing.draw, numbers, buffer)
     text = buffer.getvalue().decode().replace("'DejaVu Sans'", _FONTS)
     text = re.sub(r"\n <metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     note = f"<!-- numbers: {json.dumps(numbers, ensure_ascii=False)} -->"
