@@ -57,7 +57,8 @@ def _panel(axes: Axes, words: str, families: Numbers) -> None:
     axes.set_ylim(0, 1.12 * highest)
     unit = "ms an example" if words.endswith("batch") else "ms"
     model, _, changed = words.partition(", ")
-    axes.set_title(f"{model[0].upper()}{model[1:]}, {unit}", loc="left", fontsize=11)
+    model = model.replace("LM", "Language model")
+    axes.set_title(f"{model}, {unit}", loc="left", fontsize=11)
     axes.set_xlabel(changed)
     axes.grid(axis="y")
 

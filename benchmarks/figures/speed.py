@@ -16,6 +16,8 @@ _SHOWN = {  # what is drawn -> the families of the benchmark it is the best of
     "jax-privacy": ("jax_privacy",),
 }
 _NAMES = {
+    "mlp": "MLP 784-1000-10",
+    "cifar_cnn": "CIFAR CNN, GroupNorm",
     "lm_d128": "Language model, 1,000 words",
     "lm_v10k": "Language model, 10,000 words",
     "no_fast_path": "Weight norm: no fast path",

@@ -21,6 +21,7 @@ Lines = Callable[[str], Sequence[Record]]
 Table = Callable[[Lines], str]
 BySeed = Mapping[int, float]
 TIE = "tie"
+_NBSP = "\N{NO-BREAK SPACE}"  # so that a narrow column breaks in the right places
 
 
 @functools.cache
@@ -50,7 +51,11 @@ def spread(values: Iterable[float]) -> str:
     """Mean and standard deviation; of one value the value."""
     found = list(values)
     mean = f"{statistics.mean(found):.2f}"
-    return mean if len(found) == 1 else f"{mean} ± {statistics.stdev(found):.2f}"
+    return (
+        mean
+        if len(found) == 1
+        else f"{mean}{_NBSP}±{_NBSP}{statistics.stdev(found):.2f}"
+    )
 
 
 def gap(ours: BySeed, theirs: BySeed) -> Difference:
@@ -63,7 +68,7 @@ def gap(ours: BySeed, theirs: BySeed) -> Difference:
 
 def with_interval(found: Difference) -> str:
     """A difference and its interval, with a sign."""
-    return f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
+    return f"{found.mean:+.2f} [{found.low:+.2f},{_NBSP}{found.high:+.2f}]"
 
 
 def or_tie(found: Difference) -> str:

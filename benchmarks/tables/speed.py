@@ -24,20 +24,18 @@ def gradients(lines: Lines) -> str:
                 _ms(ours["milliseconds"]),
                 f"{ours['over_full_batch']:.2f}",
                 f"{timing.over_best('auto'):.2f}",
-                f"{whole['temporary_mib']:.0f}",
-                f"{ours['temporary_mib']:.0f}",
+                f"{ours['temporary_mib']:.0f} / {whole['temporary_mib']:.0f}",
             ]
         )
     return markdown(
         [
             "gradient (batch)",
-            "ordinary, whole batch, ms",
-            "ordinary, best micro-batch, ms",
-            "`clipped_grad`, ms",
-            "over whole",
+            "ordinary, ms",
+            "at its best, ms",
+            "clipped, ms",
+            "over ordinary",
             "over best",
-            "temporary memory, ordinary, MiB",
-            "`clipped_grad`, MiB",
+            "MiB, clipped / ordinary",
         ],
         rows,
     )
@@ -63,10 +61,10 @@ def steps(lines: Lines) -> str:
     return markdown(
         [
             "whole step (batch)",
-            "private / Adam over the whole batch",
-            "private / best Adam",
+            "private over Adam",
+            "over Adam at its best",
             "compiling, private, s",
-            "Adam, s",
+            "compiling, Adam, s",
         ],
         rows,
     )
@@ -108,9 +106,7 @@ def contestants(lines: Lines) -> str:
     for row, words in MODELS.items():
         own = found[row]
         rows.append([words, *(_times(own.get(of)) for of in CONTESTANTS)])
-    return markdown(
-        ["gradient over the best ordinary one", *CONTESTANTS.values()], rows
-    )
+    return markdown(["model", *CONTESTANTS.values()], rows)
 
 
 def _times(ratio: float | None) -> str:
@@ -120,8 +116,8 @@ def _times(ratio: float | None) -> str:
 
 
 SERIES = {  # series of growth.jsonl -> what grows
-    "depth_lm": "language model, layers",
-    "width_lm": "language model, width",
+    "depth_lm": "LM, layers",
+    "width_lm": "LM, width",
     "width_mlp": "MLP, width",
     "batch_mlp": "MLP, batch",
     "batch_cnn": "MNIST CNN, batch",
@@ -152,19 +148,19 @@ def growth(lines: Lines) -> str:
                     significant(ordinary["milliseconds"]),
                     significant(ours["milliseconds"]),
                     f"{ours['milliseconds'] / ordinary['milliseconds']:.2f}",
-                    significant(ordinary["temporary_mib"], 2),
-                    significant(ours["temporary_mib"], 2),
+                    significant(ours["temporary_mib"], 2)
+                    + " / "
+                    + significant(ordinary["temporary_mib"], 2),
                 ]
             )
     return markdown(
         [
             "what grows",
             "to",
-            "ordinary gradient, ms",
-            "`clipped_grad`, ms",
+            "ordinary, ms",
+            "clipped, ms",
             "ratio",
-            "temporary memory, ordinary, MiB",
-            "`clipped_grad`, MiB",
+            "MiB, clipped / ordinary",
         ],
         rows,
     )

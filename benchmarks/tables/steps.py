@@ -15,16 +15,16 @@ ORDINARY = ("ordinary", "ordinary_unrolled", "torch_ordinary")
 OURS = ("auto", "auto_uniform", "bookkeeping")
 _OF_LABEL = (*ORDINARY, *OURS)
 MODELS = {  # row of benchmarks/speed/step.py -> plain name
-    "mlp": "MLP 784-1000-10",
+    "mlp": "MLP",
     "mnist_cnn": "MNIST CNN",
-    "cifar_cnn": "CIFAR CNN, GroupNorm",
-    "lm_d128": "language model, width 128, 1,000 words",
-    "lm_v10k": "language model, 10,000 words",
-    "lm_d256": "language model, width 256",
-    "resnet18": "ResNet-18, GroupNorm",
+    "cifar_cnn": "CIFAR CNN",
+    "lm_d128": "LM, width 128",
+    "lm_v10k": "LM, 10,000 words",
+    "lm_d256": "LM, width 256",
+    "resnet18": "ResNet-18",
     "lstm": "LSTM",
-    "vit": "ViT, width 192",
-    "no_fast_path": "weight norm, no fast path",
+    "vit": "ViT",
+    "no_fast_path": "weight norm",
 }
 CONTESTANTS = {  # family -> plain name
     "auto": "dp_ilg",

@@ -54,7 +54,7 @@ NEXT_WORDS = (
 HEAD = (
     "task",
     "epsilon",
-    "`min_noise_energy`, test %",
+    "importance, test %",
     "DP-Adam, test %",
     "difference, 95 % interval",
 )
@@ -88,7 +88,7 @@ def imdb(lines: Lines) -> str:
         balanced = gap(found[BALANCED, float(epsilon)], plain)
         cells = [spread(plain.values()), or_tie(balanced)]
         rows.append([epsilon, ours, theirs, difference, *cells])
-    head = (*HEAD[1:], "`min_noise_energy`, plain Adam, test %", "balancing is worth")
+    head = (*HEAD[1:], "importance, plain Adam, test %", "balancing is worth")
     return markdown(head, rows)
 
 
