@@ -11,8 +11,9 @@ and the functions of the lines are `TABLES` in benchmarks/tables. Takes ten seco
 import argparse
 import sys
 
+from common import ROOT
 from tables import TABLES, pages
-from tables.lines import ROOT, measured
+from tables.lines import measured
 
 
 def main(argv: list[str] | None = None) -> int:

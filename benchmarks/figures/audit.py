@@ -1,10 +1,10 @@
 """Lower bounds on epsilon that attacks on a trainer found."""
 
-from dp_ilg.experiments.audits.plot import bounds_figure
 from matplotlib.figure import Figure
-from tables.lines import Lines
 
+from dp_ilg.experiments.audits.plot import bounds_figure
 from figures.look import WIDTH, Drawing, Numbers, title
+from tables.lines import Lines
 
 _FIELDS = ("canary", "adversary", "lower_bound", "if_gaussian")
 

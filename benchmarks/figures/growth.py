@@ -1,12 +1,12 @@
 """How time grows with batch, depth and width."""
 
-from dp_ilg.experiments.reports.svg import BLUE, MUTED
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from dp_ilg.experiments.reports.svg import BLUE, MUTED
+from figures.look import WIDTH, Drawing, Numbers, title
 from tables.lines import Lines
 from tables.speed import SERIES, points
-
-from figures.look import WIDTH, Drawing, Numbers, title
 
 _LINES = (("ordinary", MUTED, "s", "not private"), ("bookkeeping", BLUE, "o", "dp_ilg"))
 

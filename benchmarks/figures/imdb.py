@@ -2,13 +2,13 @@
 
 import statistics
 
-from dp_ilg.experiments.reports.svg import BLUE, GRID, INK, MUTED, ORANGE
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from dp_ilg.experiments.reports.svg import BLUE, GRID, INK, MUTED, ORANGE
+from figures.look import ON_WHITE, PLAIN, WIDTH, Drawing, Numbers, bare
 from tables.lines import Lines, accuracies
 from tables.utility import BALANCED, IMDB, REFERENCE
-
-from figures.look import ON_WHITE, PLAIN, WIDTH, Drawing, Numbers, bare
 
 _LEAVES = {
     "hidden_0/kernel": "hidden layer, weights",

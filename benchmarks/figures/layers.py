@@ -1,11 +1,11 @@
 """How much noise the rule saves, task by task."""
 
-from dp_ilg.experiments.reports.svg import BLUE, GRID, INK, MUTED
 from matplotlib.figure import Figure
+
+from dp_ilg.experiments.reports.svg import BLUE, GRID, INK, MUTED
+from figures.look import ON_WHITE, WIDTH, Drawing, Numbers, bare, title
 from tables.lines import Lines
 from tables.studies import TASKS
-
-from figures.look import ON_WHITE, WIDTH, Drawing, Numbers, bare, title
 
 
 def numbers(lines: Lines) -> Numbers:

@@ -12,11 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dp_ilg.experiments.reports.svg import INK, MUTED, styled
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from tables.lines import ROOT, Lines
+
+from common import ROOT
+from dp_ilg.experiments.reports.svg import INK, MUTED, styled
+from tables.lines import Lines
 
 ASSETS = ROOT / "docs" / "assets"
 WIDTH = 5.4  # inches
@@ -26,7 +28,7 @@ Numbers = dict[str, Any]
 _COMMENT = re.compile(r"<!-- numbers: (.*?) -->")
 # Whoever has no DejaVu sees another font without serifs, never one with them.
 _FONTS = "'DejaVu Sans', Verdana, 'Segoe UI', Roboto, sans-serif"
-_TEXT = {"font.size": 11, "legend.fontsize": 11}
+_TEXT: Any = {"font.size": 11, "legend.fontsize": 11}
 
 
 class Drawing(NamedTuple):

@@ -1,13 +1,13 @@
 """The time of one clipped gradient, library by library."""
 
-from dp_ilg.experiments.reports.svg import BLUE, GRID, INK, MUTED
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from dp_ilg.experiments.reports.svg import BLUE, GRID, INK, MUTED
+from figures.look import ON_WHITE, PLAIN, WIDTH, Drawing, Numbers, bare, title
 from tables.lines import Lines
 from tables.speed import over_best
 from tables.steps import MODELS
-
-from figures.look import ON_WHITE, PLAIN, WIDTH, Drawing, Numbers, bare, title
 
 _SHOWN = {  # what is drawn -> the families of the benchmark it is the best of
     "dp_ilg": ("auto",),

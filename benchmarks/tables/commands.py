@@ -7,10 +7,9 @@ import typing
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from dp_ilg.experiments.cli import commands, compare, shards, studies
 from dp_ilg.experiments.config.schema import Config
 from dp_ilg.experiments.runs.hosts import Devices
-
-from dp_ilg.experiments.cli import commands, compare, shards, studies
 from tables.fields import MEANINGS
 from tables.lines import Lines, Table, markdown
 

@@ -1,7 +1,6 @@
 """The table of the first page: a few lines of the others."""
 
 from dp_ilg.experiments.sweeps.statistics import Difference
-
 from tables.lines import TIE, Lines, finals, gap, markdown, or_tie, percent, spread
 from tables.steps import timings
 from tables.utility import FLIGHTS, IMDB, MNIST, REFERENCE, TRANSFORMER

@@ -9,13 +9,11 @@ import json
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from common import RESULTS
 from dp_ilg.experiments.sweeps.statistics import Difference, paired_difference
 
-ROOT = Path(__file__).parent.parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 Record = dict[str, Any]
 Lines = Callable[[str], Sequence[Record]]
 Table = Callable[[Lines], str]

@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from tables.lines import ROOT, Lines, Table
+from common import ROOT
+from tables.lines import Lines, Table
 
 _BLOCK = re.compile(r"(<!-- table: (.*?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 _START = "<!-- table:"

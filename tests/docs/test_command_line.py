@@ -5,9 +5,11 @@ import io
 import re
 
 import pytest
+
+from common import ROOT
 from dp_ilg.experiments.cli.main import main
 from tables import commands
-from tables.lines import ROOT, measured
+from tables.lines import measured
 
 _FLAG = re.compile(r"(?<![\w-])--[a-z][\w.-]*")
 PAGE = (ROOT / "docs" / "command_line.md").read_text("utf-8")

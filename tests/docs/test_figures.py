@@ -3,11 +3,13 @@
 import copy
 import re
 
-import docs_figures
 import pytest
+
+import docs_figures
+from common import ROOT
 from figures import FIGURES, look, speed
 from tables import TABLES
-from tables.lines import ROOT, measured
+from tables.lines import measured
 
 _TEXT = re.compile(r"<text[^>]*>(.*?)</text>", re.DOTALL)
 _MOST_BYTES = 200_000

@@ -1,6 +1,6 @@
 """What noise from a cryptographic generator costs beside that of JAX's own.
 
-    python benchmarks/audit_noise_cost.py --out audit_noise_cost.jsonl
+    python benchmarks/speed/noise_cost.py --out audit_noise_cost.jsonl
 
 One draw of all of a step's noise, as many normal numbers as the model has parameters:
 threefry in a compiled function, and `dp_ilg.noise.secure` on the host, its transfer to
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=21)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    command = f"python benchmarks/audit_noise_cost.py --repeats {args.repeats}"
+    command = f"python benchmarks/speed/noise_cost.py --repeats {args.repeats}"
     for name, shapes in MODELS.items():
         found = measure(shapes, args.repeats)
         record = {"model": name, "repeats": args.repeats} | found | machine()

@@ -1,8 +1,8 @@
 """What a step computes and moves, and what that would take on an accelerator.
 
-    python benchmarks/roofline.py --rows mlp mnist_cnn
-    python benchmarks/roofline.py --time --out /tmp/roofline.jsonl
-    python benchmarks/roofline.py --table
+    python benchmarks/speed/roofline.py --rows mlp mnist_cnn
+    python benchmarks/speed/roofline.py --time --out /tmp/roofline.jsonl
+    python benchmarks/speed/roofline.py --table
 
 FLOPs and bytes are those that XLA counts in the program it compiled for the device at
 hand (`cost_analysis`), whole batch at once, as loops may be counted once. The expected
@@ -22,13 +22,13 @@ from typing import Any
 
 import jax
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 import step_contestants as contestants  # noqa: E402
 import step_records as records  # noqa: E402
-from bench_core import machine  # noqa: E402
+from common import RESULTS, machine  # noqa: E402
 from step_models import ROWS, build  # noqa: E402
 
-RESULTS = records.ROOT / "benchmarks" / "results" / "roofline.jsonl"
+LINES = RESULTS / "roofline.jsonl"
 FAMILIES = ("ordinary", "auto")
 # Published peaks: dense float32 (TF32 and bfloat16 units are faster) in FLOP/s, and
 # bytes/s of memory. TPUs publish bfloat16 alone.
@@ -119,7 +119,7 @@ def main() -> None:
     """Counts what is asked for and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", nargs="*", default=[*ROWS], choices=[*ROWS])
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=LINES)
     parser.add_argument("--time", action="store_true", help="also run the step here")
     parser.add_argument("--toy", action="store_true", help="tiny models")
     parser.add_argument("--table", action="store_true", help="only print the table")

@@ -1,4 +1,4 @@
-"""Records of the step benchmarks: timing, files, table and plot.
+"""Records of the step benchmarks: timing, files and table.
 
 No JAX in here, because step_torch.py uses it in an environment of its own.
 """
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "step.jsonl"
 FEW = 3
 SLOW_RATIO, SLOW_SECONDS = 15.0, 20.0
@@ -98,7 +98,7 @@ def git(*words: str) -> str:
 
 def default_label() -> str:
     """The last commit of what is measured, with + where it was changed since."""
-    measured = ["--", "dp_ilg", "benchmarks/step_models.py"]
+    measured = ["--", "dp_ilg", "benchmarks/speed/step_models.py"]
     changed = git("status", "--porcelain", *measured)
     return git("log", "-1", "--format=%h", *measured) + ("+" if changed else "")
 
@@ -201,34 +201,3 @@ def _line(row: str, name: str, facts: dict[str, Any], base: float) -> str:
         f"{number('temporary_mib', 0)} | {number('resident_mib', 0)} | "
         f"{facts['repeats']} |"
     )
-
-
-def plot(found: dict[tuple, dict[str, dict]], kind: str, path: Path) -> None:
-    """Every family's best variant over the best ordinary step, as bars of each row."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "step"
-    from matplotlib import pyplot
-
-    bars: dict[str, dict[str, float]] = {}
-    for (row, own_kind, _), contestants in found.items():
-        own = timed(contestants)
-        if own_kind == kind and own:
-            for family, name in best_of(own).items():
-                ratio = own[name]["over_full_batch"] / over_best(own)
-                bars.setdefault(family, {})[row] = ratio
-    rows = list(dict.fromkeys(row for row, _, _ in found))
-    bars = {f: v for f, v in bars.items() if f not in ORDINARY}
-    width = 0.8 / max(1, len(bars))
-    figure, axes = pyplot.subplots(figsize=(1.2 * len(rows) + 3, 4.5))
-    for i, (family, ratios) in enumerate(bars.items()):
-        places = [rows.index(row) + (i + 0.5) * width - 0.4 for row in ratios]
-        axes.bar(places, list(ratios.values()), width, label=family)
-    axes.axhline(1, color="black", linewidth=0.8)
-    axes.set_yscale("log")
-    axes.set_xticks(range(len(rows)), rows, rotation=20)
-    axes.set_ylabel("time / best ordinary step of the framework")
-    axes.set_title(f"Private {kind}, CPU")
-    axes.legend(fontsize="small")
-    figure.savefig(path, metadata={"Date": None}, bbox_inches="tight")

@@ -1,6 +1,6 @@
 """Tries settings of `dp-ilg reproduce abadi` on 10,000 held-out training images.
 
-    python benchmarks/tune_abadi.py --data-dir ../shared/data '{"epsilon": 2,
+    python benchmarks/utility/tune_abadi.py --data-dir ../shared/data '{"epsilon": 2,
         "epochs": 20, "learning_rate": 8, "pca_noise_multiplier": 8}'
 
 Each argument is a setting as JSON. The test set is not read for it: what is reported
@@ -19,7 +19,7 @@ from dp_ilg.experiments.data.datasets import load_dataset
 from dp_ilg.experiments.papers.pca_network import Images, Setting, run
 from dp_ilg.experiments.papers.reproduce import RunLog
 
-RESULTS = Path(__file__).parent / "results" / "abadi_tuning.jsonl"
+LINES = Path(__file__).parents[1] / "results" / "abadi_tuning.jsonl"
 SEED = 1000  # none of the seeds that are reported
 
 
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("settings", nargs="+")
     parser.add_argument("--data-dir", type=Path)
     args = parser.parse_args()
-    images, log = held_out(args.data_dir), RunLog(RESULTS)
+    images, log = held_out(args.data_dir), RunLog(LINES)
     for text in args.settings:
         setting = Setting(**{"reported": 0.0, **json.loads(text)})
         name = {"row": "validation", "setting": dataclasses.asdict(setting)}

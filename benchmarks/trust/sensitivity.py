@@ -1,7 +1,7 @@
 """A search that tries to break the sensitivity bound of the clip.
 
-    python benchmarks/audit_sensitivity.py --out audit_sensitivity.jsonl
-    python benchmarks/audit_sensitivity.py --cases 5000
+    python benchmarks/trust/sensitivity.py --out audit_sensitivity.jsonl
+    python benchmarks/trust/sensitivity.py --cases 5000
 
 A case is a batch, a geometry, a clip norm and a mode: the batch is clipped with and
 without its last example, and how far the sum moved is taken in float64, over C. Seven
@@ -321,7 +321,7 @@ def main() -> None:
     args = parser.parse_args()
     found = search(args.cases, args.seed)
     found["sums_of_many_aligned_examples"] = rounding()
-    command = f"python benchmarks/audit_sensitivity.py --cases {args.cases}"
+    command = f"python benchmarks/trust/sensitivity.py --cases {args.cases}"
     record = found | machine() | {"seed": args.seed, "command": command}
     print(json.dumps(record))
     if args.out is not None:

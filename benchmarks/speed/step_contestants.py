@@ -1,4 +1,4 @@
-"""Who is measured by bench_step.py: one function a family, one line of `FAMILIES`.
+"""Who is measured by step.py: one function a family, one line of `FAMILIES`.
 
 A contestant is an optimizer and two gradients: one alone, and one that an optimizer's
 state may steer, for the whole step. All clip at norm 1 with noise multiplier 1.
@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from step_models import Row
 
 import dp_ilg
+from step_models import Row
 
 RATE, NORM, NOISE = 1e-3, 1.0, 1.0
 

@@ -1,7 +1,7 @@
 """Time and memory of epsilon and of calibration, by number of steps and stages.
 
-    python benchmarks/bench_accounting.py
-    python benchmarks/bench_accounting.py --toy --out /tmp/accounting.jsonl
+    python benchmarks/speed/accounting.py
+    python benchmarks/speed/accounting.py --toy --out /tmp/accounting.jsonl
 
 Every case runs in a process of its own with the cache of epsilons off, then once more
 with a fresh cache that has the answer. Seconds are those of the processor; wall time
@@ -17,11 +17,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 import step_records as records  # noqa: E402
-from bench_core import machine  # noqa: E402
+from common import RESULTS, machine  # noqa: E402
 
-RESULTS = records.ROOT / "benchmarks" / "results" / "accounting.jsonl"
+LINES = RESULTS / "accounting.jsonl"
 # steps, stages, what is given, largest batch (None cuts nothing)
 CASES = [
     (1_000_000, 1, "noise_multiplier=1.0", None),
@@ -69,7 +69,7 @@ def run(case: tuple[int, int, str, int | None], cache: str) -> dict[str, Any]:
 def main() -> None:
     """Runs every case and prints it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=LINES)
     parser.add_argument("--toy", action="store_true", help="two small cases")
     args = parser.parse_args()
     about = machine() | records.run_facts()

@@ -1,8 +1,8 @@
 """Runs `dp-ilg train` over seeds and writes what was reached; resumable.
 
-    python benchmarks/accuracy.py --data-dir ../shared/data --workers 2
-    python benchmarks/accuracy.py --rows digits --seeds 1 --toy
-    python benchmarks/accuracy.py --table
+    python benchmarks/utility/accuracy.py --data-dir ../shared/data --workers 2
+    python benchmarks/utility/accuracy.py --rows digits --seeds 1 --toy
+    python benchmarks/utility/accuracy.py --table
 
 A row is a configuration with overrides; a run is a row and a seed. Every finished run
 is one JSON line in benchmarks/results/accuracy.jsonl with its command, machine and
@@ -21,11 +21,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-from bench_core import machine  # noqa: E402
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from common import RESULTS, ROOT, commit, finished, machine  # noqa: E402
 
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "accuracy.jsonl"
+LINES = RESULTS / "accuracy.jsonl"
 ROWS: dict[str, tuple[str, list[str]]] = {
     "digits": ("digits", []),
     "digits, uniform": ("digits", ["--importance", "uniform"]),
@@ -62,18 +61,6 @@ def run(row: str, seed: int, data_dir: str | None, toy: bool) -> dict[str, Any]:
     )
 
 
-def commit() -> str:
-    """The checked-out commit, or an empty string outside git."""
-    command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
-
-
-def finished(path: Path) -> list[dict[str, Any]]:
-    """The records that are there."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines]
-
-
 def table(records: list[dict[str, Any]]) -> str:
     """Mean, spread and time of every row, as Markdown."""
     out = [
@@ -102,7 +89,7 @@ def main() -> None:
     parser.add_argument("--toy", action="store_true", help="three steps, kept apart")
     parser.add_argument("--table", action="store_true", help="only print the table")
     args = parser.parse_args()
-    path = RESULTS
+    path = LINES
     if args.toy:
         path = Path(tempfile.mkdtemp()) / "accuracy.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """Memory of one private step at any logical batch, measured in a fresh process.
 
-    python benchmarks/bench_memory.py
-    python benchmarks/bench_memory.py --toy
+    python benchmarks/speed/memory.py
+    python benchmarks/speed/memory.py --toy
 
 Each size is one private step (Poisson draw, clipped sum, score, noise, Adam) of a row
 of step_models.py, in a process of its own: chunks of the draw are gathered one at a
@@ -23,15 +23,15 @@ from typing import Any
 
 import jax
 import numpy as np
-from step_models import build
 
 import dp_ilg
 from dp_ilg.clipping.memory import fit_microbatch
 from dp_ilg.experiments.papers.reproduce import machine
 from dp_ilg.sampling.gather import take
 from dp_ilg.training.step import make_train_step
+from step_models import build
 
-RESULTS = Path(__file__).parent / "results" / "memory.jsonl"
+LINES = Path(__file__).parents[1] / "results" / "memory.jsonl"
 SIZES = (1024, 8192, 65_536)
 NAME, CHUNK, BUDGET_MIB = "cifar_cnn", 1024, 128
 
@@ -121,7 +121,7 @@ def main() -> None:
     if args.child:
         print(json.dumps(one_step(args.child, args.toy)))
         return
-    path = args.out or (None if args.toy else RESULTS)
+    path = args.out or (None if args.toy else LINES)
     for size in args.sizes or ((16, 64) if args.toy else SIZES):
         command = [sys.executable, __file__, "--child", str(size)]
         command += ["--toy"] if args.toy else []

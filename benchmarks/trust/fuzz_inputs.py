@@ -1,8 +1,8 @@
 """Feeds rubbish to everything that reads files, flags or arguments; counts it.
 
-    python benchmarks/fuzz_inputs.py --inputs 100000
-    python benchmarks/fuzz_inputs.py --inputs 300 --out /tmp/fuzz.jsonl
-    python benchmarks/fuzz_inputs.py --atheris npz --inputs 20000
+    python benchmarks/trust/fuzz_inputs.py --inputs 100000
+    python benchmarks/trust/fuzz_inputs.py --inputs 300 --out /tmp/fuzz.jsonl
+    python benchmarks/trust/fuzz_inputs.py --atheris npz --inputs 20000
 
 The first failure ends the program and leaves the input in a file. A line of
 benchmarks/results/fuzz_inputs.jsonl says how many inputs a reader accepted and refused;
@@ -25,14 +25,11 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(Path(__file__).parent), str(ROOT)]
-from accuracy import commit  # noqa: E402
-from bench_core import machine  # noqa: E402
-
+sys.path[:0] = [str(Path(__file__).parents[n]) for n in (1, 2)]
+from common import RESULTS, commit, machine  # noqa: E402
 from tests.helpers import fuzz_arguments, fuzz_inputs  # noqa: E402
 
-RESULTS = ROOT / "benchmarks" / "results" / "fuzz_inputs.jsonl"
+LINES = RESULTS / "fuzz_inputs.jsonl"
 READERS = (  # whose code atheris follows
     "dp_ilg.experiments.data.files",
     "dp_ilg.experiments.data.adult",
@@ -146,7 +143,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--inputs", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=LINES)
     parser.add_argument("--only", nargs="*", choices=[*fuzz_inputs.TARGETS, ARGUMENTS])
     parser.add_argument("--atheris", choices=[*fuzz_inputs.TARGETS])
     args = parser.parse_args()

@@ -1,7 +1,7 @@
 """Kills a training run again and again and checks what is left; resumable.
 
-    python benchmarks/kill_resume.py --kills 200
-    python benchmarks/kill_resume.py --kills 8 --out /tmp/kills.jsonl
+    python benchmarks/trust/kill_resume.py --kills 200
+    python benchmarks/trust/kill_resume.py --kills 8 --out /tmp/kills.jsonl
 
 Each line of benchmarks/results/kill_resume.jsonl is one SIGKILL: at a random moment, at
 the n-th file operation (half of a write done, or before a rename, an fsync, a removal),
@@ -41,10 +41,8 @@ import jax
 import numpy as np
 import sklearn.datasets  # noqa: F401 - before the forks
 
-sys.path.insert(0, str(Path(__file__).parent))
-from accuracy import commit  # noqa: E402
-from bench_core import machine  # noqa: E402
-
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from common import RESULTS, commit, machine  # noqa: E402
 from dp_ilg.experiments.config.schema import (  # noqa: E402
     Config,
     ModelConfig,
@@ -55,8 +53,7 @@ from dp_ilg.experiments.reports import page  # noqa: E402
 from dp_ilg.experiments.runs import environment, job, runner, trainer
 from dp_ilg.experiments.runs.recipe import make_plan  # noqa: E402
 
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "kill_resume.jsonl"
+LINES = RESULTS / "kill_resume.jsonl"
 FORK = multiprocessing.get_context("fork")
 STEPS = 12
 CONFIG = Config(
@@ -414,7 +411,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=LINES)
     args = parser.parse_args()
     the_plan()
     environment._source_digest()  # of the code that was imported, before the forks

@@ -1,15 +1,15 @@
-"""Times torch's ordinary step and Opacus' private ones on the rows of bench_step.py.
+"""Times torch's ordinary step and Opacus' private ones on the rows of step.py.
 
     python3 -m venv torchvenv
     torchvenv/bin/pip install torch==2.13.0 numpy scipy opt-einsum
     torchvenv/bin/pip install --no-deps opacus==1.6.0
-    torchvenv/bin/python benchmarks/step_torch.py              # --one-core, --resident
-    torchvenv/bin/python benchmarks/step_torch.py --toy
+    torchvenv/bin/python benchmarks/speed/step_torch.py   # --one-core, --resident
+    torchvenv/bin/python benchmarks/speed/step_torch.py --toy
 
 Where plain torch would come with gigabytes of CUDA, take a CPU build of it. torch is no
 dependency of dp_ilg: this file runs in an environment of its own, takes nothing from
 JAX, and appends lines of the same shape to benchmarks/results/step.jsonl, which
-`bench_step.py --table` prints with the others. Contestants are the ordinary step,
+`step.py --table` prints with the others. Contestants are the ordinary step,
 Opacus with per-example gradients from hooks, and its ghost clipping, each over the
 whole batch and in micro-batches. Eager mode throughout, so nothing is compiled. The
 LSTM and the weight-normalised rows are left out: Opacus runs both by other means.
@@ -48,9 +48,10 @@ from opacus.optimizers import (  # noqa: E402
 from opacus.utils.fast_gradient_clipping_utils import (  # noqa: E402
     DPLossFastGradientClipping,
 )
-from step_torch_models import ROWS, Task, task  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
+
+from step_torch_models import ROWS, Task, task  # noqa: E402
 
 REPEATS = 10
 NORM = dict(max_grad_norm=1.0)

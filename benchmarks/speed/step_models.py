@@ -1,6 +1,6 @@
 """Models of the step benchmarks: one function a model, one line of `ROWS` a row.
 
-Used by bench_step.py and bench_growth.py; `step_torch.py` builds the same networks in
+Used by step.py and growth.py; `step_torch.py` builds the same networks in
 torch. Every network maps a batch of inputs to logits; the ordinary step differentiates
 the mean loss of a batch as a user would write it, the private ones the loss of one
 example, which is the mean loss of a batch of one.

@@ -1,8 +1,8 @@
 """Which exponents of importance and size: the rule against its neighbours, by accuracy.
 
-    python benchmarks/exponents.py --data-dir ../shared/data
-    python benchmarks/exponents.py --toy
-    python benchmarks/exponents.py --table
+    python benchmarks/utility/exponents.py --data-dir ../shared/data
+    python benchmarks/utility/exponents.py --toy
+    python benchmarks/utility/exponents.py --table
 
 A rule gives group j noise proportional to ``I_j^p n_j^-q``. Theory says p = 1/2 and
 q = 1/4 for the least noise energy; here both move, on IMDB in bands at epsilon 1, all
@@ -20,16 +20,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-from accuracy import commit, finished  # noqa: E402
-from bench_core import machine  # noqa: E402
-
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from common import RESULTS, ROOT, commit, finished, machine  # noqa: E402
 from dp_ilg.experiments.config.schema import Config, read_config  # noqa: E402
 from dp_ilg.experiments.sweeps.bench import Bench  # noqa: E402
 from dp_ilg.geometry.rules import RULES, power_rule  # noqa: E402
 
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "exponents.jsonl"
+LINES = RESULTS / "exponents.jsonl"
 POWERS = (
     (0.0, 0.0),
     (0.25, 0.125),
@@ -99,7 +96,7 @@ def main() -> None:
     parser.add_argument("--toy", action="store_true", help="three steps, kept apart")
     parser.add_argument("--table", action="store_true", help="only print the table")
     args = parser.parse_args()
-    path = Path(tempfile.mkdtemp()) / "exponents.jsonl" if args.toy else RESULTS
+    path = Path(tempfile.mkdtemp()) / "exponents.jsonl" if args.toy else LINES
     known = {(tuple(r["powers"]), r["seed"]) for r in finished(path)}
     seeds = range(1 if args.toy else args.seeds)
     todo = [(powers, seed) for powers in POWERS for seed in seeds]
@@ -114,9 +111,10 @@ def main() -> None:
         kept = ("status", "accuracy", "epsilon_spent", "delta", "steps")
         record = {"powers": powers, "seed": seed} | {k: found[k] for k in kept}
         record |= machine() | {"seconds": round(time.perf_counter() - began, 1)}
-        command = {"commit": commit(), "command": "python benchmarks/exponents.py"}
+        command = "python benchmarks/utility/exponents.py"
+        facts = {"commit": commit(), "command": command}
         with path.open("a") as file:
-            print(json.dumps(record | command), file=file)
+            print(json.dumps(record | facts), file=file)
     print(table(finished(path)))
 
 

@@ -1,13 +1,12 @@
 """How time and memory grow with batch, depth and width, ours beside the ordinary step.
 
-    python benchmarks/bench_growth.py                 # all series
-    python benchmarks/bench_growth.py --series batch_mlp --plot
-    python benchmarks/bench_growth.py --plot          # only draw growth_*.svg
-    python benchmarks/bench_growth.py --toy           # two tiny points of three series
+    python benchmarks/speed/growth.py                 # all series
+    python benchmarks/speed/growth.py --series batch_mlp
+    python benchmarks/speed/growth.py --toy           # two tiny points of three series
 
 A series changes one thing: the batch at a fixed micro-batch, the depth of a language
 model, or the width of one or of an MLP. Every point is measured as a row of
-bench_step.py is (interleaved rounds, the gradient alone and the whole step) and is one
+step.py is (interleaved rounds, the gradient alone and the whole step) and is one
 line of benchmarks/results/growth.jsonl, with temporary memory from XLA and, for the
 whole step, resident memory from a fresh process. A point that is there under the same
 label is not measured again unless --force. --one-core pins the process to one core.
@@ -19,19 +18,20 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import bench_step  # pins to one core before JAX where asked
+import step  # pins to one core before JAX where asked  # isort: skip
 import jax
+
 import step_contestants as contestants
 import step_records as records
-from bench_step import Variant, say
+from step import Variant, say
 from step_models import build
 
-RESULTS = records.ROOT / "benchmarks" / "results" / "growth.jsonl"
+LINES = records.RESULTS.with_name("growth.jsonl")
 FAMILIES = ("ordinary", "bookkeeping")
 
 
 class Series(NamedTuple):
-    """A row of bench_step.py and what of it changes from point to point."""
+    """A row of step.py and what of it changes from point to point."""
 
     row: str
     changed: str
@@ -72,66 +72,17 @@ def bench(name: str, point: int, kind: str, path: Path, args: Any) -> None:
     todo = [
         Variant(family, 0 if family == "auto" else chunk) for family in args.contestants
     ]
-    facts = bench_step.measure(row, kind, todo, args.repeats, args.toy)
+    facts = step.measure(row, kind, todo, args.repeats, args.toy)
     for variant in todo:
         own = facts[variant.name]
         if kind == "step" and not args.toy and "error" not in own:
             job = {"row": series.row, "toy": False, "changes": told, "kind": kind}
             job["variant"] = variant
-            own["resident_mib"] = bench_step.resident_in_child(job, args.one_core)
+            own["resident_mib"] = step.resident_in_child(job, args.one_core)
     head = {"row": f"{name}/{point}", "kind": kind, "framework": "jax"}
     body = {"label": args.label, "batch_size": row.batch_size, "contestants": facts}
-    records.append(path, head | body | bench_step.about())
+    records.append(path, head | body | step.about())
     jax.clear_caches()
-
-
-def per_family(found: dict, name: str, kind: str, field: str) -> dict[str, list]:
-    """Points and values of every family along a series."""
-    lines: dict[str, list] = {}
-    for (row, own_kind, _), facts in found.items():
-        series, point = row.split("/")
-        if (series, own_kind) != (name, kind):
-            continue
-        for variant, own in records.timed(facts).items():
-            value = {
-                "ms": own["milliseconds"],
-                "memory": own.get("resident_mib", own["temporary_mib"]),
-            }[field]
-            lines.setdefault(variant.split("/")[0], []).append((int(point), value))
-    return {family: sorted(points) for family, points in lines.items()}
-
-
-def draw(found: dict, name: str, series: Series, path: Path) -> None:
-    """Draws time (an example, for batches) and memory of a series as one SVG."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "growth"
-    from matplotlib import pyplot
-
-    each = series.changed == "batch_size"
-    figure, (time, memory) = pyplot.subplots(1, 2, figsize=(9, 3.6))
-    for kind, style in (("gradient", "--"), ("step", "-")):
-        for family, points in per_family(found, name, kind, "ms").items():
-            x = [p for p, _ in points]
-            y = [v / p if each else v for p, v in points]
-            time.plot(x, y, style, marker="o", label=f"{family}, {kind}")
-    for family, points in per_family(found, name, "step", "memory").items():
-        memory.plot(*zip(*points, strict=True), marker="o", label=family)
-    titles = (
-        "milliseconds an example" if each else "milliseconds",
-        "peak MiB, whole step",
-    )
-    for axes, title in zip((time, memory), titles, strict=True):
-        axes.set_xscale("log", base=2)
-        axes.set_ylim(bottom=0)
-        axes.set_xlabel(series.changed.replace("_", " "))
-        axes.set_title(title)
-        if axes.lines:
-            axes.legend(fontsize="small")
-    figure.suptitle(f"{name}: {series.row}, micro-batch {series.chunk}, CPU")
-    figure.savefig(path, metadata={"Date": None}, bbox_inches="tight")
-    pyplot.close(figure)
 
 
 def parse() -> argparse.Namespace:
@@ -153,12 +104,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--force", action="store_true", help="measure again")
     parser.add_argument("--one-core", action="store_true")
     parser.add_argument("--toy", action="store_true", help="small points, kept apart")
-    parser.add_argument("--plot", action="store_true", help="only draw the plots")
     parser.add_argument("--out", type=Path, help="file of JSON lines")
     args = parser.parse_args()
     args.known = TOY if args.toy else SERIES
     args.series = [n for n in args.series or args.known if n in args.known]
-    args.repeats = args.repeats or (1 if args.toy else bench_step.REPEATS)
+    args.repeats = args.repeats or (1 if args.toy else step.REPEATS)
     return args
 
 
@@ -184,18 +134,12 @@ def measure(path: Path, args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Measures what is missing, then draws; or only draws."""
+    """Measures what is missing."""
     args = parse()
-    path = args.out or RESULTS
+    path = args.out or LINES
     if args.toy and not args.out:
         path = Path(tempfile.mkdtemp()) / "growth.jsonl"
-    if not args.plot:
-        measure(path, args)
-    found = records.read(path, args.label)
-    for name in args.series:
-        if any(row.startswith(name + "/") for row, _, _ in found):
-            place = path.with_name(f"growth_{name}.svg")
-            draw(found, name, args.known[name], place)
+    measure(path, args)
 
 
 if __name__ == "__main__":

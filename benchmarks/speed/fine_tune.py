@@ -1,8 +1,8 @@
 """Private fine-tuning steps of a GPT-2-small-shaped network, each in a fresh process.
 
-    python benchmarks/bench_fine_tune.py
-    python benchmarks/bench_fine_tune.py --rows lora:8 all:2
-    python benchmarks/bench_fine_tune.py --toy
+    python benchmarks/speed/fine_tune.py
+    python benchmarks/speed/fine_tune.py --rows lora:8 all:2
+    python benchmarks/speed/fine_tune.py --toy
 
 A row is a way of tuning (a row of TUNINGS in dp_ilg/training/fine_tune.py) and a
 batch. Weights are random: what is measured is time, resident memory (ru_maxrss) and
@@ -37,7 +37,7 @@ from dp_ilg.experiments.models.gpt2 import Gpt2, Gpt2Size, gpt2_loss, random_par
 from dp_ilg.experiments.papers.reproduce import machine
 from dp_ilg.training.fine_tune import make_tuning_step, tune
 
-RESULTS = Path(__file__).parent / "results" / "fine_tune.jsonl"
+LINES = Path(__file__).parents[1] / "results" / "fine_tune.jsonl"
 ROWS = ("lora:8", "bias:8", "all:2", "all:4")
 TOY = Gpt2Size(vocabulary=40, context=16, width=16, depth=1, heads=2)
 LENGTH, RANK = 64, 8
@@ -168,14 +168,14 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Measures every row in a child and appends its line."""
     args = parse()
-    path = args.out or (None if args.toy else RESULTS)
+    path = args.out or (None if args.toy else LINES)
     if args.child:
         name, batch = args.child.split(":")
         steps = 1 if args.toy else args.steps
         print(json.dumps(measure(name, int(batch), args.toy, steps)))
         return
     if args.predict:
-        for line in (args.out or RESULTS).read_text().splitlines():
+        for line in (args.out or LINES).read_text().splitlines():
             print(predicted(json.loads(line), args))
         return
     for row in args.rows or (("lora:2", "all:2") if args.toy else ROWS):

@@ -1,9 +1,9 @@
 """A private head on frozen public text vectors: IMDB at small epsilons.
 
-    python benchmarks/sentence_classifier.py --data-dir D
-    python benchmarks/sentence_classifier.py --data-dir D --validation 0.2 \
+    python benchmarks/utility/sentence_classifier.py --data-dir D
+    python benchmarks/utility/sentence_classifier.py --data-dir D --validation 0.2 \
         --learning-rates 0.05 0.1 0.2 --seeds 1
-    python benchmarks/sentence_classifier.py --table
+    python benchmarks/utility/sentence_classifier.py --table
 
 Configurations are those of configs/encoders: the mean of word vectors, and the middle
 of a sentence encoder, both out of Python packages and of public weights. With
@@ -28,8 +28,8 @@ from dp_ilg.experiments.papers.reproduce import machine
 from dp_ilg.experiments.runs.job import build_job, load_data, run_keys
 from dp_ilg.experiments.runs.trainer import Watch, make_tools, start, train
 
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "sentence_classifier.jsonl"
+ROOT = Path(__file__).parents[2]
+LINES = ROOT / "benchmarks" / "results" / "sentence_classifier.jsonl"
 ROWS = ("word_vectors", "sentence_encoder")
 
 
@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--learning-rates", nargs="+", type=float, default=[None])
     parser.add_argument("--validation", type=float)
     parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=LINES)
     parser.add_argument("--table", action="store_true", help="only print the table")
     args = parser.parse_args()
     for row in () if args.table else args.rows:

@@ -1,10 +1,10 @@
 """Times private steps of ten models against the ordinary Adam step, and our peers.
 
-    python benchmarks/bench_step.py              # all rows: hours on two cores
-    python benchmarks/bench_step.py --rows mlp lm_d128 --contestants ordinary auto
-    python benchmarks/bench_step.py --resident   # and peak memory, in child processes
-    python benchmarks/bench_step.py --table      # Markdown; --plot draws step.svg
-    python benchmarks/bench_step.py --toy        # every row once at toy size
+    python benchmarks/speed/step.py              # all rows: hours on two cores
+    python benchmarks/speed/step.py --rows mlp lm_d128 --contestants ordinary auto
+    python benchmarks/speed/step.py --resident   # and peak memory, in child processes
+    python benchmarks/speed/step.py --table      # Markdown, every variant
+    python benchmarks/speed/step.py --toy        # every row once at toy size
 
 One process on all its cores (--one-core: on one) measures every contestant of a row in
 interleaved rounds, ten unless it is slow (over 20 s a call, or 15 times the ordinary
@@ -31,13 +31,15 @@ from typing import Any
 
 import step_records as records
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 if "--one-core" in sys.argv:
     records.pin_to_one_core()
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
+
 import step_contestants as contestants  # noqa: E402
-from bench_core import machine  # noqa: E402
+from common import machine  # noqa: E402
 from step_contestants import FAMILIES, Variant  # noqa: E402
 from step_models import ROWS, Row, build  # noqa: E402
 
@@ -231,7 +233,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--toy", action="store_true", help="toy sizes, kept apart")
     parser.add_argument("--resident", action="store_true", help="measure peak memory")
     parser.add_argument("--table", action="store_true", help="only print the tables")
-    parser.add_argument("--plot", action="store_true", help="only draw step.svg")
     parser.add_argument("--out", type=Path, help="file of JSON lines")
     parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -251,13 +252,11 @@ def scope(name: str, args: argparse.Namespace) -> dict[str, list[str]]:
 
 
 def report(path: Path, args: argparse.Namespace) -> None:
-    """Prints the tables or draws the plot."""
+    """Prints the tables."""
     found = records.read(path, args.label)
     found = {key: v for key, v in found.items() if key[0] in args.rows}
-    for kind in (args.kinds or records.KINDS) if args.table else []:
+    for kind in args.kinds or records.KINDS:
         print(f"### {kind}\n\n{records.table(found, kind)}\n")
-    if args.plot:
-        records.plot(found, "step", path.with_suffix(".svg"))
 
 
 def main() -> None:
@@ -269,7 +268,7 @@ def main() -> None:
     path = args.out or records.RESULTS
     if args.toy and not args.out:
         path = Path(tempfile.mkdtemp()) / "step.jsonl"
-    if args.table or args.plot:
+    if args.table:
         report(path, args)
         return
     if args.toy:

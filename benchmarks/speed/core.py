@@ -1,7 +1,7 @@
 """Times the private step against the ordinary one, and the accountant's answers.
 
-    python benchmarks/bench_core.py --out benchmarks/results/core.jsonl
-    python benchmarks/bench_core.py --toy
+    python benchmarks/speed/core.py --out benchmarks/results/core.jsonl
+    python benchmarks/speed/core.py --toy
 
 Every row interleaves its contestants, takes medians, gives ratios to the ordinary Adam
 step (full batch and best micro-batch) beside absolute times, and is one JSON line with
@@ -11,12 +11,11 @@ the machine, the versions and the command.
 import argparse
 import functools
 import json
-import platform
 import resource
 import statistics
 import sys
 import time
-from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,32 +24,12 @@ import optax
 
 import dp_ilg
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from common import machine  # noqa: E402
+
 REPEATS = 10
 SIZES = {"mlp": ((784, 1000, 10), 256), "small_mlp": ((64, 64, 10), 256)}
 TOY = {"toy_mlp": ((8, 16, 3), 16)}
-
-
-def machine() -> dict[str, Any]:
-    """What the numbers depend on."""
-    names = ("jax", "optax", "numpy", "dp-accounting")
-    return {
-        "machine": platform.machine(),
-        "processor": _processor(),
-        "device": jax.devices()[0].device_kind,
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in names},
-        "command": " ".join(sys.argv),
-        "date": time.strftime("%Y-%m-%d"),
-    }
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as lines:
-            models = [x.split(":")[1].strip() for x in lines if "model name" in x]
-        return f"{len(models)} x {models[0]}"
-    except (OSError, IndexError):
-        return platform.processor()
 
 
 def init(sizes: tuple[int, ...], key: jax.Array) -> Any:

@@ -1,7 +1,7 @@
 """How long training waits for its rows, by source, with and without reading ahead.
 
-    python benchmarks/bench_input.py
-    python benchmarks/bench_input.py --toy --out /tmp/input.jsonl
+    python benchmarks/speed/input.py
+    python benchmarks/speed/input.py --toy --out /tmp/input.jsonl
 
 Every run takes the same private steps on the same rows from a feed, as the trainer
 does, and records the share of its time in which the loop waited for rows. Sources:
@@ -29,11 +29,11 @@ from dp_ilg.training.feeds import Feed
 from dp_ilg.training.sources import GatheredSource
 from dp_ilg.training.step import make_train_step
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 import step_records as records  # noqa: E402
-from bench_core import machine  # noqa: E402
+from common import RESULTS, machine  # noqa: E402
 
-RESULTS = records.ROOT / "benchmarks" / "results" / "input.jsonl"
+LINES = RESULTS / "input.jsonl"
 SIDE, HIDDEN = 28, 256
 
 
@@ -146,7 +146,7 @@ def loop(source: Any, plan: dp_ilg.PrivacyPlan, ahead: int) -> dict[str, float]:
 def main() -> None:
     """Measures every source that is there, with and without a thread."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=LINES)
     parser.add_argument("--toy", action="store_true", help="a few tiny steps")
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--batch-size", type=int, default=1024)

@@ -1,13 +1,13 @@
 """Measures every layer of every task: size, norms, signal and noise. NOT private.
 
-    python benchmarks/layer_study.py --data-dir ../shared/data
-    python benchmarks/layer_study.py --tasks mnist_cnn --steps 5 --rows 256
-    python benchmarks/layer_study.py --plot
+    python benchmarks/utility/layer_study.py --data-dir ../shared/data
+    python benchmarks/utility/layer_study.py --tasks mnist_cnn --steps 5 --rows 256
+    python benchmarks/utility/layer_study.py --plot layers.svg
 
 A task is a shipped configuration, trained privately for some steps of its plan. Norms
 of examples are then computed on public data without noise, which no guarantee covers.
 Every finished task is two JSON lines (before the first step and after the last) in
-benchmarks/results/layer_study.jsonl and is not run again; they make the figure.
+benchmarks/results/layer_study.jsonl and is not run again.
 """
 
 import argparse
@@ -17,12 +17,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-from accuracy import commit, finished  # noqa: E402
-from bench_core import machine  # noqa: E402
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from common import RESULTS, ROOT, commit, finished, machine  # noqa: E402
 
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "layer_study.jsonl"
+LINES = RESULTS / "layer_study.jsonl"
 TASKS = (
     "digits mnist_cnn fashion_cnn cifar10_cnn mnist_scattering fashion_scattering "
     "cifar10_scattering imdb_embedding imdb_transformer text_lm flights_mlp"
@@ -92,15 +90,15 @@ def draw(records: list[dict[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
-    """Runs what is missing, prints the table and draws the figure."""
+    """Runs what is missing and prints the table, or draws what is there."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tasks", nargs="+", default=TASKS, choices=TASKS)
     parser.add_argument("--data-dir", default=None)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--rows", type=int, default=2048)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--plot", action="store_true", help="run nothing")
+    parser.add_argument("--out", type=Path, default=LINES)
+    parser.add_argument("--plot", type=Path, help="run nothing, draw every layer here")
     args = parser.parse_args()
     done = {record["task"] for record in finished(args.out)}
     for task in [] if args.plot else args.tasks:
@@ -110,7 +108,8 @@ def main() -> None:
                 file.write("\n".join(lines) + "\n")
             print(f"{task}: done", flush=True)
     print(table(finished(args.out)))
-    draw(finished(args.out), args.out.with_suffix(".svg"))
+    if args.plot:
+        draw(finished(args.out), args.plot)
 
 
 if __name__ == "__main__":

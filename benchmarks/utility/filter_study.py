@@ -1,8 +1,8 @@
 """Whether a budget spent by what was released beats one that is fixed beforehand.
 
-    python benchmarks/filter_study.py --data-dir ../shared/data
-    python benchmarks/filter_study.py --toy
-    python benchmarks/filter_study.py --table
+    python benchmarks/utility/filter_study.py --data-dir ../shared/data
+    python benchmarks/utility/filter_study.py --toy
+    python benchmarks/utility/filter_study.py --table
 
 A run is trained in stages of equal length. "fixed" calibrates one plan by privacy loss
 distributions; the others share the same epsilon through a `dp_ilg.PrivacyFilter`, in
@@ -29,19 +29,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-sys.path.insert(0, str(Path(__file__).parent))
-from accuracy import commit, finished  # noqa: E402
-from bench_core import machine  # noqa: E402
-
+sys.path.insert(0, str(Path(__file__).parents[1]))
 import dp_ilg  # noqa: E402
+from common import RESULTS, ROOT, commit, finished, machine  # noqa: E402
 from dp_ilg.clipping.clip import as_clip_mode  # noqa: E402
 from dp_ilg.experiments.config.schema import Config, read_config  # noqa: E402
 from dp_ilg.experiments.runs.job import Job, build_job, run_keys  # noqa: E402
 from dp_ilg.experiments.runs.recipe import layering  # noqa: E402
 from dp_ilg.sampling.poisson import PoissonSampler  # noqa: E402
 
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "filter_study.jsonl"
+LINES = RESULTS / "filter_study.jsonl"
 # name -> power of the last stage's signal-to-noise ratio; None: one plan, no filter
 MODES: dict[str, float | None] = {
     "fixed": None,
@@ -185,7 +182,7 @@ def main() -> None:
     parser.add_argument("--toy", action="store_true", help="few steps, kept apart")
     parser.add_argument("--table", action="store_true", help="only print the table")
     args = parser.parse_args()
-    path = RESULTS
+    path = LINES
     changes: dict[str, Any] = dict(epsilon=1.0, batch_size=1024, num_steps=300)
     if args.toy:
         path = Path(tempfile.mkdtemp()) / "filter_study.jsonl"
@@ -208,7 +205,7 @@ def main() -> None:
                 record |= train(job, mode, args.stages, seed)
                 seconds = round(time.perf_counter() - began, 1)
                 record |= machine() | {"seconds": seconds, "commit": commit()}
-                record["command"] = "python benchmarks/filter_study.py"
+                record["command"] = "python benchmarks/utility/filter_study.py"
                 with path.open("a") as file:
                     print(json.dumps(record), file=file)
     print(table(finished(path)))

@@ -1,7 +1,7 @@
 """Weak and strong scaling of a private step, and what its devices send each other.
 
-    python benchmarks/bench_scaling.py --out benchmarks/results/scaling.jsonl
-    python benchmarks/bench_scaling.py --toy --out scaling.jsonl
+    python benchmarks/speed/scaling.py --out benchmarks/results/scaling.jsonl
+    python benchmarks/speed/scaling.py --toy --out scaling.jsonl
 
 Each row is a team: processes pinned to one core each that sum over TCP (Gloo), or
 simulated devices of one process. Strong scaling shares one batch, weak scaling gives
@@ -24,7 +24,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
 COLLECTIVE = re.compile(
     r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)"
     r"(?:-start)?\("
@@ -189,7 +188,7 @@ def team(row: dict[str, Any]) -> dict[str, Any]:
             [sys.executable, __file__, "--row", json.dumps(row | {"process": i})],
             stdout=subprocess.PIPE,
             text=True,
-            cwd=ROOT,
+            cwd=Path(__file__).parents[2],
             env=env,
         )
         for i in range(row["processes"])

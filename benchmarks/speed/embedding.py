@@ -1,7 +1,7 @@
 """What a private step of a large embedding costs, and how much of it is noise.
 
-    python benchmarks/bench_embedding.py
-    python benchmarks/bench_embedding.py --toy
+    python benchmarks/speed/embedding.py
+    python benchmarks/speed/embedding.py --toy
 
 A table of 50,000 x 128 and a linear head on the mean of a text's rows, 256 texts of 64
 words. Timed are the clipped sum, the same and the noise, and the whole step with Adam;
@@ -27,7 +27,7 @@ import optax
 import dp_ilg
 from dp_ilg.experiments.papers.reproduce import machine
 
-RESULTS = Path(__file__).parent / "results" / "embedding.jsonl"
+LINES = Path(__file__).parents[1] / "results" / "embedding.jsonl"
 
 
 def problem(rows: int, width: int, batch: int, length: int) -> Any:
@@ -120,7 +120,7 @@ def main() -> None:
     sizes = (40, 4, 4, 5) if args.toy else (50_000, 128, 256, 64)
     record = measure(sizes, 1 if args.toy else args.repeats)
     print(json.dumps(record))
-    path = args.out or (None if args.toy else RESULTS)
+    path = args.out or (None if args.toy else LINES)
     if path:
         about = machine() | {"command": " ".join(sys.argv)}
         with path.open("a") as file:

@@ -1,7 +1,7 @@
 """Frozen layers: convolutions from public images, a head trained with privacy.
 
-    python benchmarks/frozen_layers.py --data-dir ../shared/data
-    python benchmarks/frozen_layers.py --toy
+    python benchmarks/utility/frozen_layers.py --data-dir ../shared/data
+    python benchmarks/utility/frozen_layers.py --toy
 
 Abadi et al. (2016) train CIFAR-10 on top of convolutions that were learnt on other
 images (CIFAR-100). Here the "public" images are CIFAR-10's own classes 0 to 4 (plane,
