@@ -1,6 +1,7 @@
 """IMDB: accuracy against epsilon, and where the noise went."""
 
 import statistics
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -55,30 +56,8 @@ def draw(found: Numbers) -> Figure:
 
 
 def _accuracy(axes: Axes, found: Numbers) -> None:
-    for words, colour, side in ((_BANDS, BLUE, 1), (_DP_ADAM, ORANGE, -1)):
-        points = found[words]
-        places = range(len(points))
-        means = [mean for mean, _ in points.values()]
-        axes.errorbar(
-            places,
-            means,
-            [deviation for _, deviation in points.values()],
-            color=colour,
-            marker="o" if side > 0 else "s",
-            linewidth=2,
-            capsize=4,
-        )
-        for place, (mean, deviation) in enumerate(points.values()):
-            axes.annotate(
-                f"{mean:.1f}",
-                (place, mean + side * deviation),
-                xytext=(-6 * side, 9 * side),
-                textcoords="offset points",
-                ha="center",
-                va="center",
-                color=colour,
-                fontweight="bold",
-            )
+    _line(axes, found[_BANDS], BLUE, 1)
+    _line(axes, found[_DP_ADAM], ORANGE, -1)
     axes.set_xticks(range(len(found[_BANDS])), list(found[_BANDS]), color=INK)
     axes.margins(x=0.12, y=0.16)
     axes.set_xlabel("privacy budget ε: smaller is more private")
@@ -86,6 +65,24 @@ def _accuracy(axes: Axes, found: Numbers) -> None:
     axes.text(0.03, 0.93, _BANDS, transform=axes.transAxes, color=BLUE)
     axes.text(0.66, 0.45, _DP_ADAM, transform=axes.transAxes, color=ORANGE)
     axes.grid(axis="y")
+
+
+def _line(axes: Axes, points: Numbers, colour: str, side: int) -> None:
+    """Means with their deviations; the numbers stand above (1) or below (-1)."""
+    means, deviations = zip(*points.values(), strict=True)
+    look: Any = {"color": colour, "marker": "o" if side > 0 else "s"}
+    axes.errorbar(range(len(means)), means, deviations, linewidth=2, capsize=4, **look)
+    for place, (mean, deviation) in enumerate(points.values()):
+        axes.annotate(
+            f"{mean:.1f}",
+            (place, mean + side * deviation),
+            xytext=(-6 * side, 9 * side),
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            color=colour,
+            fontweight="bold",
+        )
 
 
 def _noise(axes: Axes, found: Numbers, step: int) -> None:

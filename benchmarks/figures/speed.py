@@ -41,21 +41,12 @@ def numbers(lines: Lines) -> Numbers:
 
 def draw(found: Numbers) -> Figure:
     """Bars in groups, one group a model."""
-    lengths = [len(of) for of in found.values()]
-    height = sum(_HEAD + _GAP + _ROW * n for n in lengths)
+    height = sum(_HEAD + _GAP + _ROW * len(of) for of in found.values())
     figure = Figure(figsize=(WIDTH, 0.235 * height + 1.75))
     axes = figure.add_subplot()
     place, ticks, names = 0.0, [], []
     for model, ratios in found.items():
-        axes.text(
-            -0.33,
-            place,
-            model,
-            transform=axes.get_yaxis_transform(),
-            va="center",
-            fontweight="bold",
-            bbox=ON_WHITE,
-        )
+        _name(axes, place, model)
         place += _HEAD
         for words, ratio in ratios.items():
             _bar(axes, place, words, ratio)
@@ -63,9 +54,16 @@ def draw(found: Numbers) -> Figure:
             names.append(words)
             place += _ROW
         place += _GAP
-    axes.axvline(1, color=INK, linewidth=1.2)
     axes.set_yticks(ticks, names)
     axes.set_ylim(place - _GAP, -1.6)
+    _base(axes)
+    title(figure, "Time of one private (clipped) gradient")
+    return figure
+
+
+def _base(axes: Axes) -> None:
+    """The one base of all bars, and the axis."""
+    axes.axvline(1, color=INK, linewidth=1.2)
     axes.set_xlim(0, _END * 1.17)
     axes.set_xticks(range(int(_END) + 1))
     bare(axes)
@@ -76,8 +74,18 @@ def draw(found: Numbers) -> Figure:
         "time over that of the best ordinary gradient\n"
         "of the same model (Opacus: in PyTorch)"
     )
-    title(figure, "Time of one private (clipped) gradient")
-    return figure
+
+
+def _name(axes: Axes, place: float, model: str) -> None:
+    axes.text(
+        -0.33,
+        place,
+        model,
+        transform=axes.get_yaxis_transform(),
+        va="center",
+        fontweight="bold",
+        bbox=ON_WHITE,
+    )
 
 
 def _bar(axes: Axes, place: float, words: str, ratio: float) -> None:

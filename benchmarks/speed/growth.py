@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import step  # pins to one core before JAX where asked  # isort: skip
+import step  # before JAX: it pins to one core where asked  # isort: skip
 import jax
 
 import step_contestants as contestants

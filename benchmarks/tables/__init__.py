@@ -4,7 +4,7 @@
 lines. `pages` finds the markers and puts the tables there.
 """
 
-from tables import commands, front, papers, speed, studies, trust, utility
+from tables import commands, costs, front, papers, speed, studies, trust, utility
 from tables.lines import Table
 
 TABLES: dict[str, Table] = {
@@ -26,19 +26,20 @@ TABLES: dict[str, Table] = {
     "exponents": studies.exponents,
     "settings": studies.settings,
     "step-count": studies.step_count,
+    "clip-norm": studies.clip_norm,
     # docs/speed.md
     "gradients": speed.gradients,
     "steps": speed.steps,
     "resident": speed.resident,
     "contestants": speed.contestants,
     "growth": speed.growth,
-    "lots": speed.lots,
-    "fine-tuning": speed.fine_tuning,
-    "noise-cost": speed.noise_cost,
-    "embedding": speed.embedding,
-    "waiting": speed.waiting,
-    "scaling": speed.scaling,
-    "roofline": speed.roofline,
+    "lots": costs.lots,
+    "fine-tuning": costs.fine_tuning,
+    "noise-cost": costs.noise_cost,
+    "embedding": costs.embedding,
+    "waiting": costs.waiting,
+    "scaling": costs.scaling,
+    "roofline": costs.roofline,
     # docs/papers.md
     "abadi": papers.abadi,
     "abadi-accounting": papers.abadi_accounting,

@@ -54,6 +54,17 @@ def abadi_accounting(lines: Lines) -> str:
     )
 
 
+_PUBLISHED = (
+    "test %",
+    "epochs run",
+    "paper",
+    "as published, noise as printed, **no guarantee**",
+    "as published, noise divided by B, **no guarantee**",
+    "`dp_adam_ilg`",
+    "its guaranteed epsilon, and the one claimed",
+)
+
+
 def published(lines: Lines) -> str:
     """DP-AdamILG as printed, and with a guarantee."""
     rows = []
@@ -76,18 +87,17 @@ def published(lines: Lines) -> str:
                 f"{guaranteed[0]['epsilon']:.2f}",
             ]
         )
-    return markdown(
-        [
-            "test %",
-            "epochs run",
-            "paper",
-            "as published, noise as printed, **no guarantee**",
-            "as published, noise divided by B, **no guarantee**",
-            "`dp_adam_ilg`",
-            "its guaranteed epsilon, and the one claimed",
-        ],
-        rows,
-    )
+    return markdown(_PUBLISHED, rows)
+
+
+_ATTACK = (
+    "mechanism",
+    "score of the attack",
+    "epsilon claimed",
+    "epsilon guaranteed",
+    "lower bound found, 95 % confidence",
+    "claim",
+)
 
 
 def attack(lines: Lines) -> str:
@@ -110,14 +120,4 @@ def attack(lines: Lines) -> str:
                 r["verdict"],
             ]
         )
-    return markdown(
-        [
-            "mechanism",
-            "score of the attack",
-            "epsilon claimed",
-            "epsilon guaranteed",
-            "lower bound found, 95 % confidence",
-            "claim",
-        ],
-        rows,
-    )
+    return markdown(_ATTACK, rows)

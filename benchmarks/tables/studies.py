@@ -128,6 +128,16 @@ def filter_noise(lines: Lines) -> str:
     )
 
 
+_LAYERS = (
+    "task",
+    "after steps",
+    "groups",
+    "noise energy, of `uniform`'s",
+    "signal / noise of a step, `uniform`",
+    "the same, `min_noise_energy`",
+)
+
+
 def layers(lines: Lines) -> str:
     """Noise energy and signal to noise after a few private steps."""
     last = {record["task"]: record for record in lines("layer_study")}
@@ -148,17 +158,7 @@ def layers(lines: Lines) -> str:
             ]
         )
     rows.sort(key=lambda row: -float(row[3]))
-    return markdown(
-        [
-            "task",
-            "after steps",
-            "groups",
-            "noise energy, of `uniform`'s",
-            "signal / noise of a step, `uniform`",
-            "the same, `min_noise_energy`",
-        ],
-        rows,
-    )
+    return markdown(_LAYERS, rows)
 
 
 def _signal_to_noise(record: Mapping, rule: str) -> float:
@@ -166,6 +166,18 @@ def _signal_to_noise(record: Mapping, rule: str) -> float:
     own = [layer[rule] for layer in record["layers"]]
     signal, noise = (sum(of[k] ** 2 for of in own) for k in ("signal", "noise"))
     return (signal / noise) ** 0.5
+
+
+_SETTINGS = (
+    "task",
+    "epsilon",
+    "expected batch",
+    "steps",
+    "epochs",
+    "learning rate",
+    "clip",
+    "scores",
+)
 
 
 def settings(lines: Lines) -> str:
@@ -193,19 +205,7 @@ def settings(lines: Lines) -> str:
                     f"{100 * privacy['score_budget']:g} %",
                 ]
             )
-    return markdown(
-        [
-            "task",
-            "epsilon",
-            "expected batch",
-            "steps",
-            "epochs",
-            "learning rate",
-            "clip",
-            "scores",
-        ],
-        rows,
-    )
+    return markdown(_SETTINGS, rows)
 
 
 def step_count(lines: Lines) -> str:
@@ -233,6 +233,35 @@ def step_count(lines: Lines) -> str:
     return markdown([*head, "difference, 95 % interval"], rows)
 
 
+def clip_norm(lines: Lines) -> str:
+    """Held-out accuracy by clip norm, at the best learning rate of each."""
+    rows = []
+    for file, words in {"compare_adult": "Adult", "compare_digits": "Digits"}.items():
+        runs = [
+            r
+            for r in lines(file)
+            if r.get("phase") == "tuning" and r["parameter"] == "privacy.l2_clip_norm"
+        ]
+        for (method, epsilon), own in group(runs, "method", "epsilon").items():
+            if method not in _CLIPPED:
+                continue
+            best = {
+                norm: max(100 * r["accuracy"] for r in of)
+                for norm, of in sorted(group(own, "value").items())
+            }
+            rows.append(
+                [words, f"{epsilon:g}", _CLIPPED[method]]
+                + [f"{best[norm]:.2f}" for norm in (0.3, 1.0)]
+            )
+    head = ["task", "epsilon", "method", "clip norm 0.3: %", "clip norm 1: %"]
+    return markdown(head, rows)
+
+
+_CLIPPED = {
+    "dp_adam": "DP-Adam",
+    "dp_adam_ilg": "`min_noise_energy`",
+    "dp_adam_ilg, min_noise_energy": "`min_noise_energy`",
+}
 _SHOWN = {
     "compare_imdb": "dp_adam_ilg, 8 bands, balanced",
     "compare_imdb_transformer": "dp_adam_ilg, 8 bands",
