@@ -1,4 +1,4 @@
-"""The search of benchmarks/audit_sensitivity.py, small; and that it would find a break.
+"""The search of benchmarks/trust/sensitivity.py, small; and that it would find a break.
 
 Its record of 100,000 cases is benchmarks/results/audit_sensitivity.jsonl.
 """
@@ -14,9 +14,9 @@ import pytest
 
 import dp_ilg
 
-ROOT = pathlib.Path(__file__).parents[2] / "benchmarks"
+ROOT = pathlib.Path(__file__).parents[2] / "benchmarks" / "trust"
 SPEC = importlib.util.spec_from_file_location(
-    "audit_sensitivity", ROOT / "audit_sensitivity.py"
+    "audit_sensitivity", ROOT / "sensitivity.py"
 )
 assert SPEC and SPEC.loader
 audit_sensitivity = importlib.util.module_from_spec(SPEC)

@@ -2,8 +2,8 @@
 
 A target takes bytes and says "accepted" or "refused"; anything else (another
 exception, a message of several lines, a file that was changed) is a failure. The
-drivers are `tests/whole/test_rubbish.py` (Hypothesis) and `benchmarks/fuzz_inputs.py`
-(100,000 inputs, and atheris where it is installed).
+drivers are `tests/whole/test_rubbish.py` (Hypothesis) and
+`benchmarks/trust/fuzz_inputs.py` (100,000 inputs, and atheris where it is installed).
 """
 
 from __future__ import annotations

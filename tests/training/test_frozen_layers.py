@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-PATH = pathlib.Path(__file__).parents[2] / "benchmarks" / "frozen_layers.py"
+PATH = pathlib.Path(__file__).parents[2] / "benchmarks" / "utility" / "frozen_layers.py"
 
 
 @pytest.fixture(scope="module")

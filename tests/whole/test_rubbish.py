@@ -1,7 +1,7 @@
 """Rubbish to everything that reads: refused in one sentence, or understood.
 
-`benchmarks/fuzz_inputs.py` feeds 100,000 inputs; this is its small form, and what it
-found.
+`benchmarks/trust/fuzz_inputs.py` feeds 100,000 inputs; this is its small form, and what
+it found.
 """
 
 import importlib.metadata

@@ -79,7 +79,7 @@ def microbatch(
     touches every parameter, a small part of the work; but a few at least, up to a
     quarter of the batch, since each micro-batch starts hundreds of kernels. Elsewhere
     as many as fit into memory that a step can be expected to have. The constants were
-    read off `benchmarks/bench_step.py`.
+    read off `benchmarks/speed/step.py`.
 
     Args:
         example_bytes: what one example holds, were nothing freed.

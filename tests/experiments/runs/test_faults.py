@@ -84,7 +84,7 @@ def press():
 
 
 def kill(times, out):
-    script = ROOT / "benchmarks" / "kill_resume.py"
+    script = ROOT / "benchmarks" / "trust" / "kill_resume.py"
     command = [sys.executable, str(script), "--kills", str(times), "--out", str(out)]
     done = subprocess.run(
         command, capture_output=True, text=True, cwd=ROOT, timeout=3000

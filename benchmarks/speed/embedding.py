@@ -1,0 +1,131 @@
+"""What a private step of a large embedding costs, and how much of it is noise.
+
+    python benchmarks/speed/embedding.py
+    python benchmarks/speed/embedding.py --toy
+
+A table of 50,000 x 128 and a linear head on the mean of a text's rows, 256 texts of 64
+words. Timed are the clipped sum, the same and the noise, and the whole step with Adam;
+parts are differences of medians. Every row gets noise in every step, whether a text
+has its word or not: a row without noise would show that nobody had it. One JSON line
+goes to benchmarks/results/embedding.jsonl.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import dp_ilg
+from dp_ilg.experiments.papers.reproduce import machine
+
+LINES = Path(__file__).parents[1] / "results" / "embedding.jsonl"
+
+
+def problem(rows: int, width: int, batch: int, length: int) -> Any:
+    """Parameters, loss and a batch; words follow Zipf's law."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    params = {
+        "table": 0.1 * jax.random.normal(keys[0], (rows, width)),
+        "head": jnp.zeros((width, 2)),
+    }
+    uniform = jax.random.uniform(keys[1], (batch, length))
+    words = jnp.exp(uniform * jnp.log(rows)).astype(jnp.int32) - 1
+    labels = jax.random.randint(keys[2], (batch,), 0, 2)
+
+    def loss_fn(params: Any, example: Any) -> jax.Array:
+        ids, label = example
+        logits = params["table"][ids].mean(0) @ params["head"]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, label)
+
+    return params, loss_fn, (words, labels)
+
+
+def stages(loss_fn: Any) -> tuple[Any, dict[str, Callable]]:
+    """The optimizer and the step, cut after its stages."""
+    plan = dp_ilg.plan_privacy(
+        noise_multiplier=1.0,
+        delta=1e-5,
+        num_examples=2560,
+        batch_size=256,
+        num_steps=99,
+    )
+    tx = dp_ilg.dp_adam_ilg(1e-3, plan, key=jax.random.key(1))
+    noise = dp_ilg.add_importance_noise(plan, key=jax.random.key(2))
+    grad_fn = dp_ilg.clipped_grad(loss_fn, l2_clip_norm=plan.l2_clip_norm)
+
+    def clip(params: Any, state: Any, batch: Any) -> Any:
+        return grad_fn(params, batch, geometry=tx.geometry(state))
+
+    def release(params: Any, state: Any, batch: Any) -> Any:
+        return noise.update(clip(params, state, batch), noise.init(params))[0]
+
+    def step(params: Any, state: Any, batch: Any) -> Any:
+        updates, state = tx.update(clip(params, state, batch), state, params)
+        return optax.apply_updates(params, updates), state
+
+    return tx, {
+        "clipped": jax.jit(clip),
+        "released": jax.jit(release),
+        "step": jax.jit(step, donate_argnums=(0, 1)),
+    }
+
+
+def measure(sizes: tuple[int, int, int, int], repeats: int) -> dict[str, Any]:
+    """Median milliseconds of every stage, in turns."""
+    params, loss_fn, batch = problem(*sizes)
+    tx, calls = stages(loss_fn)
+    state = tx.init(params)
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(repeats + 1):
+        for name, call in calls.items():
+            began = time.perf_counter()
+            out = jax.block_until_ready(call(params, state, batch))
+            found[name].append(1e3 * (time.perf_counter() - began))
+            if name == "step":
+                params, state = out
+    median = {name: statistics.median(times[1:]) for name, times in found.items()}
+    touched = int(jnp.unique(batch[0]).size)
+    return {
+        "rows": sizes[0],
+        "width": sizes[1],
+        "batch_size": sizes[2],
+        "words": sizes[3],
+        "touched_rows": touched,
+        "milliseconds": {k: round(v, 2) for k, v in median.items()},
+        "noise_share": round(
+            (median["released"] - median["clipped"]) / median["step"], 3
+        ),
+        "load": os.getloadavg()[0],
+    }
+
+
+def main() -> None:
+    """Measures and prints one line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--toy", action="store_true", help="a small table, once")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    sizes = (40, 4, 4, 5) if args.toy else (50_000, 128, 256, 64)
+    record = measure(sizes, 1 if args.toy else args.repeats)
+    print(json.dumps(record))
+    path = args.out or (None if args.toy else LINES)
+    if path:
+        about = machine() | {"command": " ".join(sys.argv)}
+        with path.open("a") as file:
+            file.write(json.dumps(record | about) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""Tables of what large batches, noise, data and devices cost, and a roofline."""
+
+from tables.lines import Lines, group, markdown, significant
+from tables.steps import MODELS
+
+
+def lots(lines: Lines) -> str:
+    """One step on a batch of any size."""
+    rows = [
+        [
+            f"{r['batch_size']:,}",
+            f"{r['drawn']:,}",
+            str(r["chunks"]),
+            str(r["microbatch"]),
+            f"{r['above_mib']:.0f}",
+            f"{r['seconds']:.0f}",
+        ]
+        for r in lines("memory")
+    ]
+    return markdown(
+        [
+            "CIFAR CNN, expected batch",
+            "drawn",
+            f"chunks of {lines('memory')[0]['chunk_size']:,}",
+            "micro-batch",
+            "peak above the model, MiB",
+            "seconds, compiling included",
+        ],
+        rows,
+    )
+
+
+def fine_tuning(lines: Lines) -> str:
+    """A network of GPT-2 small's shape."""
+    named = {"lora": "adapters, rank 8", "bias": "biases", "all": "all parameters"}
+    rows = []
+    for r in lines("fine_tune"):
+        work = r["work"]
+        rows.append(
+            [
+                named[r["row"]],
+                f"{r['trained_parameters']:,}",
+                str(r["batch_size"]),
+                f"{r['median_seconds']:.1f}",
+                f"{r['peak_mib'] / 1024:.1f}",
+                f"{work['flops_per_example'] / 1e9:.0f}",
+                f"{work['ordinary_flops_per_example'] / 1e9:.0f}",
+            ]
+        )
+    return markdown(
+        [
+            "trained",
+            "parameters",
+            "texts of 64 tokens",
+            "private step, s",
+            "peak memory, GiB",
+            "GFLOP a text, counted",
+            "ordinary, all parameters",
+        ],
+        rows,
+    )
+
+
+def noise_cost(lines: Lines) -> str:
+    """Normal draws, and their share of an embedding's step."""
+    rows = [
+        [
+            r["model"],
+            f"{r['draws']:,}",
+            f"{r['threefry_ms']:.1f}",
+            f"{r['secure_ms']:.1f}",
+        ]
+        for r in lines("audit_noise_cost")
+    ]
+    head = ["model", "normal numbers", "threefry, ms", "SHAKE-256, ms"]
+    return markdown(head, rows)
+
+
+def embedding(lines: Lines) -> str:
+    """The step of a large embedding."""
+    rows = [
+        [
+            f"{r['rows']:,} x {r['width']}",
+            f"{r['batch_size']} texts of {r['words']} words",
+            f"{r['touched_rows']:,}",
+            f"{r['milliseconds']['clipped']:.0f}",
+            f"{r['milliseconds']['step']:.0f}",
+            f"{100 * r['noise_share']:.0f} %",
+        ]
+        for r in lines("embedding")
+    ]
+    return markdown(
+        [
+            "embedding",
+            "batch",
+            "rows drawn",
+            "clipped sum, ms",
+            "whole step, ms",
+            "share of noise",
+        ],
+        rows,
+    )
+
+
+def waiting(lines: Lines) -> str:
+    """Share of the loop's time in which it waited for rows."""
+    named = {
+        "memory": "memory",
+        "shards": "shards, not in the system's cache",
+        "python": "a list read row by row in Python",
+        "grain": "Grain's `MapDataset` over that list",
+    }
+    found = group(lines("input"), "source")
+    rows = []
+    for source, words in named.items():
+        share = {r["ahead"]: 100 * r["waited_share"] for r in found[source]}
+        rows.append([words, f"{share[0]:.1f} %", f"{share[2]:.2g} %"])
+    first = lines("input")[0]
+    head = f"{first['batch_size']:,} of {first['rows']:,} images a step, from"
+    return markdown([head, "waiting, without a thread", "waiting, with it"], rows)
+
+
+def scaling(lines: Lines) -> str:
+    """Time and bytes of a step over devices."""
+    rows = [
+        [
+            r["kind"],
+            f"{r['batch']:,}",
+            str(r["processes"]),
+            str(r["devices"]),
+            str(r["shards"]),
+            f"{r['step_ms']:.0f}",
+            _sent(r["sent_bytes"]),
+            _sent(r["ordinary_sent_bytes"]),
+        ]
+        for r in lines("scaling")
+    ]
+    return markdown(
+        [
+            "MLP 784-1000-10, scaling",
+            "batch",
+            "processes",
+            "devices",
+            "pieces of a copy",
+            "private step, ms",
+            "sent a step, MB",
+            "ordinary step, MB",
+        ],
+        rows,
+    )
+
+
+def _sent(by_kind: dict[str, int]) -> str:
+    return f"{sum(by_kind.values()) / 1e6:.2f}"
+
+
+def roofline(lines: Lines) -> str:
+    """Counted work of the whole step, and times expected from published peaks."""
+    found = group(lines("roofline"), "row")
+    rows = []
+    for row, words in MODELS.items():
+        own = {r["family"]: r for r in found[row]}
+        pair = [own["auto"], own["ordinary"]]
+        rows.append(
+            [
+                f"{words} ({pair[0]['batch_size']})",
+                _pair(pair, lambda r: r["flops"] / 1e9),
+                _pair(pair, lambda r: r["bytes"] / 1e6),
+                _pair(pair, lambda r: r["flops_per_byte"]),
+                _pair(pair, lambda r: 1e3 * _expected(r, "A100")),
+                _pair(pair, lambda r: 1e3 * _expected(r, "H100")),
+            ]
+        )
+    return markdown(
+        [
+            "whole step (batch), private / Adam",
+            "GFLOP",
+            "MB moved",
+            "FLOP per byte",
+            "A100, expected ms",
+            "H100, expected ms",
+        ],
+        rows,
+    )
+
+
+def _pair(records: list[dict], of) -> str:
+    return " / ".join(significant(of(record)) for record in records)
+
+
+def _expected(record: dict, chip: str) -> float:
+    times = record["expected_seconds"]
+    return next(v for name, v in times.items() if name.startswith(chip))
