@@ -59,7 +59,7 @@ def _rows(command: Command) -> Iterator[tuple[str, str, str]]:
     meanings = arguments(command)
     for name, parameter in inspect.signature(command).parameters.items():
         if dataclasses.is_dataclass(parameter.default):
-            for path, value in fields(parameter.default, f"{name}."):
+            for path, value in fields(parameter.default):  # whose own name is no flag
                 yield flag(path), _meaning(f"privacy.{path}"), _default(value)
         elif parameter.kind is inspect.Parameter.KEYWORD_ONLY:
             yield flag(name), meanings[name], _default(parameter.default)
