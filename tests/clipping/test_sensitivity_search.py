@@ -14,9 +14,9 @@ import pytest
 
 import dp_ilg
 
-ROOT = pathlib.Path(__file__).parents[2] / "benchmarks" / "trust"
+ROOT = pathlib.Path(__file__).parents[2] / "benchmarks"
 SPEC = importlib.util.spec_from_file_location(
-    "audit_sensitivity", ROOT / "sensitivity.py"
+    "audit_sensitivity", ROOT / "trust" / "sensitivity.py"
 )
 assert SPEC and SPEC.loader
 audit_sensitivity = importlib.util.module_from_spec(SPEC)
