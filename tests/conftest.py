@@ -47,3 +47,24 @@ def pytest_configure(config):
 def memory_of_one_file():
     yield
     jax.clear_caches()
+
+
+SLOW = ROOT / "tests" / "slow.txt"
+
+
+def slow_tests():
+    """Node ids of the slow tier that is kept as a list, with measured seconds."""
+    lines = [x for x in SLOW.read_text().splitlines() if x and x[0] != "#"]
+    return {name: float(took) for took, name in (x.split(" ", 1) for x in lines)}
+
+
+def pytest_collection_modifyitems(config, items):
+    """Marks what the list names; a name that no test has any more is an error."""
+    listed = slow_tests()
+    for item in items:
+        if item.nodeid in listed:
+            item.add_marker(pytest.mark.slow)
+    if len(items) > 3000:  # the whole suite
+        gone = set(listed) - {item.nodeid for item in items}
+        if gone:
+            raise pytest.UsageError(f"{SLOW} names no test: {sorted(gone)[0]}.")

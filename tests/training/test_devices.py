@@ -20,7 +20,11 @@ def on_eight_devices(*args):
         [sys.executable, "-m", "tests.helpers.device_program", *args],
         capture_output=True,
         text=True,
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        env=os.environ
+        | {
+            "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}",
+            "JAX_PLATFORMS": "cpu",
+        },
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.strip().splitlines()[-1])

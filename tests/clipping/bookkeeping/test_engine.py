@@ -365,7 +365,11 @@ def test_a_batch_sharded_over_eight_devices():
         [sys.executable, "-c", SHARDED, json.dumps(REPRESENTATIVE)],
         capture_output=True,
         text=True,
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        env=os.environ
+        | {
+            "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}",
+            "JAX_PLATFORMS": "cpu",
+        },
     )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.strip().splitlines()[-1])

@@ -38,7 +38,7 @@ def begin(folder, count, *args, own=(), **options):
     if count > 1:
         command += ["--devices.coordinator", f"127.0.0.1:{free_port()}"]
         command += ["--devices.processes", str(count)]
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    env = os.environ | {"JAX_PLATFORMS": "cpu"}
     env.pop("JAX_COMPILATION_CACHE_DIR", None)
     found = []
     for number in range(count):
