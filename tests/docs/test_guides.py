@@ -16,6 +16,8 @@ from typing import NamedTuple
 import jax
 import pytest
 
+from tests.helpers.compiled import compiled_once  # noqa: F401  (autouse)
+
 ROOT = pathlib.Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = [DOCS / "start.md", *sorted((DOCS / "guides").glob("*.md"))]
