@@ -13,10 +13,7 @@ import subprocess
 import sys
 from typing import NamedTuple
 
-import jax
 import pytest
-
-from tests.helpers.compiled import compiled_once  # noqa: F401  (autouse)
 
 ROOT = pathlib.Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -24,14 +21,7 @@ PAGES = [DOCS / "start.md", *sorted((DOCS / "guides").glob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.S | re.M)
 NUMBER = re.compile(r"\d+\.\d+(?:e[+-]?\d+)?")
 TOLERANCE = 0.03  # what other processors' rounding may change over a short training
-NEEDS = {
-    "accumulation": "sklearn",
-    "equinox": "equinox",
-    "fine_tuning": "flax",
-    "linen": "flax",
-    "nnx": "flax",
-    "resume": "orbax.checkpoint",
-}
+NEEDS = ("equinox", "flax", "orbax.checkpoint", "sklearn")
 
 
 class Block(NamedTuple):
@@ -64,15 +54,6 @@ def agree(shown, printed):
     )
 
 
-@pytest.fixture
-def quick_compiling():
-    """Compiling is most of the time here; what it makes need not be fast."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 def run_here(page):
     """Runs a page's blocks in this process; yields each with what it printed."""
     names = {"__name__": "__main__"}
@@ -89,8 +70,8 @@ def run_apart(page, folder):
     (flags,) = set(re.findall(r"XLA_FLAGS=(\S+) python", text))
     program = folder / "program.py"
     program.write_text("\n".join(block.code for block in blocks(text)))
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
     env = dict(os.environ, XLA_FLAGS=flags, PYTHONPATH=str(ROOT))
-    env |= dict(JAX_PLATFORMS="cpu", JAX_DISABLE_MOST_OPTIMIZATIONS="1")
     command = [sys.executable, str(program)]
     done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=folder)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -98,13 +79,11 @@ def run_apart(page, folder):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_a_page_runs_and_prints_what_it_shows(
-    page, tmp_path, monkeypatch, quick_compiling
-):
-    pytest.importorskip(NEEDS.get(page.stem, "numpy"))
-    pytest.importorskip("sklearn")
+def test_a_page_runs_and_prints_what_it_shows(page, tmp_path, monkeypatch):
+    for name in NEEDS:
+        pytest.importorskip(name)
     monkeypatch.chdir(tmp_path)
-    apart = "XLA_FLAGS=" in page.read_text() and page.stem == "devices"
+    apart = page.stem == "devices"
     results = list(run_apart(page, tmp_path) if apart else run_here(page))
     assert any(shown for shown, _ in results), "the page shows no output"
     for shown, printed in results:
