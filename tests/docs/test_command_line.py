@@ -53,7 +53,7 @@ def test_the_flags_of_train_are_all_there():
 
 
 def test_every_flag_in_the_text_exists():
-    known = {*commands.train_flags(), *commands.short_flags(), "--help"}
+    known = {*commands.train_flags(), *commands.short_flags(), "--help", "--version"}
     for command in commands.COMMANDS.values():
         known |= set(commands.flags_of(command))
     text = re.sub(r"<!--.*?-->|pip install[^`]*", "", PAGE)
