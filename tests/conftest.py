@@ -5,7 +5,10 @@ on disk for the other workers and the next run, and dropped from memory after ea
 `pytest --optimized` compiles as users do; CI runs the laws and the noise both ways.
 """
 
+import ctypes
+import gc
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,7 @@ QUICK = (
     "--xla_cpu_parallel_codegen_split_count=1",
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("MALLOC_ARENA_MAX", "2")  # of the workers: theirs are not kept
 os.environ.setdefault("DP_ILG_CACHE", "")  # every epsilon is computed anew
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
@@ -45,8 +49,12 @@ def pytest_configure(config):
 
 @pytest.fixture(scope="module", autouse=True)
 def memory_of_one_file():
+    """Gives the memory of compiled programs back to the system after each file."""
     yield
     jax.clear_caches()
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 SLOW = ROOT / "tests" / "slow.txt"

@@ -173,12 +173,11 @@ def test_padding_rows_may_be_keys():
     batch = (jax.random.split(jax.random.key(0), 5), jnp.ones((5, 4)))
     params = {"w": jnp.ones(4)}
     geometry = dp_ilg.Geometry.uniform(params)
-    whole = dp_ilg.clipped_grad(loss, l2_clip_norm=1.0)(
-        params, batch, geometry=geometry
-    )
-    parts = dp_ilg.clipped_grad(loss, l2_clip_norm=1.0, microbatch_size=2)(
-        params, batch, geometry=geometry
-    )
+    grad_fns = [
+        jax.jit(dp_ilg.clipped_grad(loss, l2_clip_norm=1.0, microbatch_size=size))
+        for size in (None, 2)
+    ]
+    whole, parts = (f(params, batch, geometry=geometry) for f in grad_fns)
     trees_close(whole.gradients, parts.gradients)
 
 

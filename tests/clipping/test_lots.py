@@ -115,7 +115,9 @@ def test_sum_lot_takes_clipped_sums_of_one_kind_only():
     params, batch = mlp_params(), mlp_batch(4)
     geometry = dp_ilg.Geometry.uniform(params)
     one, other = (
-        dp_ilg.clipped_grad(mlp_loss, l2_clip_norm=c)(params, batch, geometry=geometry)
+        jax.jit(dp_ilg.clipped_grad(mlp_loss, l2_clip_norm=c))(
+            params, batch, geometry=geometry
+        )
         for c in (1.0, 2.0)
     )
     with pytest.raises(ValueError, match="clipped with different weights"):

@@ -331,7 +331,7 @@ def test_speed_counts_the_expected_batch(monkeypatch):
 def test_the_console_script_is_declared():
     text = (CONFIGS.parent / "pyproject.toml").read_text()
     scripts = tomllib.loads(text)["project"]["scripts"]
-    assert scripts == {"dp-ilg": "dp_ilg.experiments.cli.main:main"}
+    assert scripts == {"dp-ilg": "dp_ilg.experiments.cli.start:main"}
 
 
 @pytest.mark.slow
