@@ -5,6 +5,7 @@ that follows a ``python`` block directly is what the block prints.
 """
 
 import contextlib
+import importlib
 import io
 import os
 import pathlib
@@ -21,7 +22,7 @@ PAGES = [DOCS / "start.md", *sorted((DOCS / "guides").glob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.S | re.M)
 NUMBER = re.compile(r"\d+\.\d+(?:e[+-]?\d+)?")
 TOLERANCE = 0.03  # what other processors' rounding may change over a short training
-NEEDS = ("equinox", "flax", "orbax.checkpoint", "sklearn")
+NEEDS = ("equinox", "flax.linen", "orbax.checkpoint", "sklearn")
 
 
 class Block(NamedTuple):
@@ -78,10 +79,17 @@ def run_apart(page, folder):
     yield "".join(block.shown for block in blocks(text)), done.stdout
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_a_page_runs_and_prints_what_it_shows(page, tmp_path, monkeypatch):
+@pytest.fixture(scope="module", autouse=True)
+def imported():
+    """What the pages share; seconds of importing it are no page's own."""
     for name in NEEDS:
         pytest.importorskip(name)
+    importlib.import_module("sklearn.datasets")
+    importlib.import_module("dp_accounting.pld")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_page_runs_and_prints_what_it_shows(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     apart = page.stem == "devices"
     results = list(run_apart(page, tmp_path) if apart else run_here(page))
