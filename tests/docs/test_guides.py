@@ -107,6 +107,16 @@ def test_every_guide_is_there():
     }
 
 
+def test_the_table_of_the_run_folder_names_its_files():
+    from dp_ilg.experiments.runs.folder import RunFolder
+
+    folder = RunFolder(pathlib.Path("runs/digits"))
+    names = {p.name for p in vars(folder).values() if isinstance(p, pathlib.Path)}
+    names -= {"digits", folder.projection.name}  # only runs with a projection have it
+    rows = re.findall(r"^\| `([\w.]+)/?` \|", (DOCS / "start.md").read_text(), re.M)
+    assert sorted(rows) == sorted({*names, "report.html"})
+
+
 def test_outputs_are_found_and_told_apart():
     text = "a\n```python\nprint(1)\n```\n\n```text\n1\n```\nb\n```python\nx = 2\n```\n"
     text += "so\n```text\nnot an output\n```\n"
