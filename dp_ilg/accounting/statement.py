@@ -11,8 +11,8 @@ RELATIONS = {
 }
 ACCOUNTANTS = {
     "pld": (
-        "composition of privacy loss distributions, rounded so that epsilon is never "
-        "understated"
+        "composition of privacy loss distributions, rounded upwards (which is tested "
+        "for delta of 1e-8 and above)"
     ),
     "rdp": "composition of Renyi differential privacy",
     "zcdp": (
@@ -26,7 +26,8 @@ NOT_COVERED = (
     "unless it is named above",
     "results of evaluating the model on test data, which speak of that data",
     "further releases computed from the same data, whose costs add up",
-    "attacks that exploit how computers round the noise (floating-point attacks)",
+    "attacks on rounding (floating-point attacks): norms of gradients, sums of very "
+    "large batches and the tails of the noise are computed with rounded numbers",
 )
 
 

@@ -102,7 +102,7 @@ def _parse(args: list[str], default: Config) -> Callable[[], None]:
                 commands,
                 prog="dp-ilg",
                 description="Differentially private training whose noise follows the "
-                "importance of each layer.",
+                "importance of each layer. `dp-ilg --version` says which this is.",
                 args=args,
                 config=(tyro.conf.FlagCreatePairsOff,),
             )
