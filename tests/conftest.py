@@ -1,7 +1,8 @@
 """Shared test set-up: shape checks on every function, and compiling that is cheap.
 
 Most of a test's time is XLA's. So programs are compiled without its costly passes, kept
-on disk for the other workers and the next run, and dropped from memory after each file.
+on disk for the other workers and the next run, and dropped from memory when they are
+many.
 `pytest --optimized` compiles as users do; CI runs the laws and the noise both ways.
 """
 
@@ -47,14 +48,28 @@ def pytest_configure(config):
         os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *QUICK])
 
 
+MOST_RESIDENT = 1 << 30
+"""Bytes from which a worker drops its compiled programs at the end of a file."""
+
+
+def resident():
+    """Bytes of this process in memory; more than any bound where nobody says so."""
+    if sys.platform != "linux":
+        return sys.maxsize
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf(
+        "SC_PAGE_SIZE"
+    )
+
+
 @pytest.fixture(scope="module", autouse=True)
-def memory_of_one_file():
-    """Gives the memory of compiled programs back to the system after each file."""
+def memory_within_bounds():
+    """Gives the memory of compiled programs back to the system when they are many."""
     yield
-    jax.clear_caches()
-    gc.collect()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).malloc_trim(0)
+    if resident() > MOST_RESIDENT:
+        jax.clear_caches()
+        gc.collect()
+        if sys.platform == "linux":
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 SLOW = ROOT / "tests" / "slow.txt"
