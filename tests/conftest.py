@@ -48,7 +48,7 @@ def pytest_configure(config):
         os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *QUICK])
 
 
-MOST_RESIDENT = 1 << 30
+MOST_RESIDENT = 3 << 28
 """Bytes from which a worker drops its compiled programs at the end of a file."""
 
 
