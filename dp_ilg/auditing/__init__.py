@@ -1,7 +1,8 @@
-"""Lower bounds on epsilon from scores of runs with and without a canary.
+"""Lower bounds: on epsilon from scores with and without a canary, on delta from losses.
 
 Floor 1: imports `base` and `validation` only.
-Enter by `epsilon_lower_bound` (any scores) and `gaussian_lower_bound` (normal ones).
+Enter by `epsilon_lower_bound` (any scores), `gaussian_lower_bound` (normal ones) and
+`delta_lower_bound` (what an accountant's claim is checked with).
 """
 
 from dp_ilg.auditing.bounds import (
@@ -9,5 +10,11 @@ from dp_ilg.auditing.bounds import (
     epsilon_lower_bound,
     gaussian_lower_bound,
 )
+from dp_ilg.auditing.losses import delta_lower_bound
 
-__all__ = ["EpsilonLowerBound", "epsilon_lower_bound", "gaussian_lower_bound"]
+__all__ = [
+    "EpsilonLowerBound",
+    "delta_lower_bound",
+    "epsilon_lower_bound",
+    "gaussian_lower_bound",
+]

@@ -20,7 +20,7 @@ from dp_ilg.auditing.bounds import (
     gaussian_lower_bound,
 )
 from dp_ilg.experiments.audits import noise as noise_checks
-from dp_ilg.experiments.audits import promises, whole_run
+from dp_ilg.experiments.audits import last_bits, promises, whole_run
 from dp_ilg.experiments.audits import sampler as sampler_checks
 from dp_ilg.experiments.audits.canaries import Attack, attacks
 from dp_ilg.experiments.audits.checks import Finding
@@ -91,16 +91,20 @@ CHECKS: dict[str, Callable[[Evidence], Finding]] = {
     "noise of the score": _on("noise", noise_checks.score_noise),
     "noise against the charge": _on("noise", noise_checks.charge),
     "independence of the noise": _on("noise", noise_checks.independence),
+    "tail of the noise": _step(last_bits.tail),
     "inclusion frequency": _on("draws", sampler_checks.inclusion),
     "batch size": _on("draws", sampler_checks.batch_size),
     "independence of batches": _on("draws", sampler_checks.steps_apart),
     "repeated batches": _on("draws", sampler_checks.repeated),
     "clipped sum": _step(promises.exact_sum),
     "sensitivity": _step(promises.sensitivity),
+    "repeated terms": _step(last_bits.repeated_terms),
+    "any order": _step(last_bits.any_order),
     "absent examples": _step(promises.absent),
     "geometry of past releases": _step(promises.past_releases),
     "expected batch size": _step(promises.expected_size),
     "end of the plan": _step(whole_run.end_of_plan),
+    "claimed epsilon": _step(last_bits.claimed_epsilon),
     "resumed run": _step(whole_run.resumed),
 }
 
