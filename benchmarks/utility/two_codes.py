@@ -4,9 +4,9 @@
     python benchmarks/utility/two_codes.py --code after --tree .
     python benchmarks/utility/two_codes.py --table
 
-It answers whether a change of the arithmetic (norms, sums, noise) costs accuracy. Every
-run is one JSON line in benchmarks/results/two_codes.jsonl and is not run again. Runs of
-one seed share the initial parameters and the sampling rate, not the noise. The seeds are
+It answers whether a change of the arithmetic (norms, sums, noise) costs accuracy. A run
+is one JSON line in benchmarks/results/two_codes.jsonl and is not run again. Runs of one
+seed share the initial parameters and the sampling rate, not the noise. The seeds are
 published: the runs are measurements and protect nobody.
 """
 
@@ -27,17 +27,21 @@ LINES = RESULTS / "two_codes.jsonl"
 TASKS = ("imdb_embedding", "mnist_cnn", "digits")
 QUIET = ["--run.eval-every", "1000", "--run.checkpoint-every", "1000"]
 TOY = ["--num-steps", "2", "--batch-size", "32"]
+_PROGRAM = """
+import sys
+from dp_ilg.experiments.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 def run(task: str, seed: int, tree: Path, data_dir: str, toy: bool) -> dict[str, Any]:
     """One training run in a process of its own; returns what it reached."""
     config = ROOT / "configs" / f"{task}.toml"
-    program = "import sys; from dp_ilg.experiments.cli.main import main; sys.exit(main(sys.argv[1:]))"
     with tempfile.TemporaryDirectory() as folder:
         flags = ["--run-dir", f"{folder}/run", "--data-dir", data_dir, "--json"]
         flags += ["--seed", str(seed), *QUIET, *(TOY if toy else [])]
         done = subprocess.run(
-            [sys.executable, "-c", program, "train", str(config), *flags],
+            [sys.executable, "-c", _PROGRAM, "train", str(config), *flags],
             env=os.environ | {"PYTHONPATH": str(tree)},
             cwd=folder,
             capture_output=True,

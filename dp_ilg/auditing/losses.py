@@ -24,7 +24,9 @@ _LARGEST = 600.0  # exponent that float64 holds
 _Law = tuple[np.ndarray, np.ndarray, int]
 
 
-def delta_lower_bound(steps: Iterable[tuple[float, float, int]], epsilon: float) -> float:
+def delta_lower_bound(
+    steps: Iterable[tuple[float, float, int]], epsilon: float
+) -> float:
     """A delta that a run of (Poisson-sampled) Gaussians has at least.
 
     Args:
@@ -44,7 +46,7 @@ def delta_lower_bound(steps: Iterable[tuple[float, float, int]], epsilon: float)
 
     Example:
         >>> from scipy.stats import norm
-        >>> true = norm.sf(0.5) - math.e * norm.sf(1.5)  # one Gaussian, z = 1, epsilon 1
+        >>> true = norm.sf(0.5) - math.e * norm.sf(1.5)  # one Gaussian, z = 1
         >>> found = delta_lower_bound([(1.0, 1.0, 1)], 1.0)
         >>> bool(0.999 * true < found < true)
         True
@@ -64,7 +66,9 @@ def delta_lower_bound(steps: Iterable[tuple[float, float, int]], epsilon: float)
     laws = [(*_cells(q, z), count) for q, z, count in kinds]
     tilt = _saddle(laws, epsilon)
     tilted, scale = _tilted(laws, tilt)
-    return max(0.0, _expectation(tilted, epsilon, tilt) * math.exp(scale - tilt * epsilon))
+    return max(
+        0.0, _expectation(tilted, epsilon, tilt) * math.exp(scale - tilt * epsilon)
+    )
 
 
 def _cells(q: float, z: float) -> tuple[np.ndarray, np.ndarray]:
@@ -92,7 +96,7 @@ def _cells(q: float, z: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _cumulant(law: _Law, tilt: float) -> float:
-    """log E exp(tilt loss), over the cells that are kept."""
+    """The log of E exp(tilt loss), over the cells that are kept."""
     values = law[1] + tilt * law[0]
     top = float(np.max(values))
     return top + math.log(float(np.sum(np.exp(values - top))))
@@ -123,7 +127,7 @@ def _tilted(laws: list[_Law], tilt: float) -> tuple[list[_Law], float]:
 
 
 def _expectation(tilted: list[_Law], epsilon: float, tilt: float) -> float:
-    """E exp(-tilt (S - epsilon)) (1 - exp(epsilon - S)) over S > epsilon, from below."""
+    """E exp(-tilt (S - epsilon)) (1 - exp(epsilon - S))+, rounded down."""
     means = [float(p @ losses) for losses, p, _ in tilted]
     spreads = [
         float(p @ (losses - mean) ** 2)
@@ -151,7 +155,7 @@ def _expectation(tilted: list[_Law], epsilon: float, tilt: float) -> float:
 
 
 def _beyond(tilted: list[_Law], epsilon: float, half: float) -> float:
-    """A bound on the probability that the sum is off the grid (Chernoff, both sides)."""
+    """A bound on the probability that the sum is off the grid, by Chernoff."""
     total = 0.0
     for sign in (1.0, -1.0):
         best = 0.0

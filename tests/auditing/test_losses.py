@@ -49,7 +49,9 @@ def test_a_claim_that_is_three_percent_too_small_is_refuted():
     assert delta_lower_bound([(1.0, 10.0, 100)], 0.97 * high) > 1.5 * delta
 
 
-@pytest.mark.parametrize("steps", [[], [(0.0, 1.0, 1)], [(0.1, 0.0, 1)], [(0.1, 1.0, 0)]])
+@pytest.mark.parametrize(
+    "steps", [[], [(0.0, 1.0, 1)], [(0.1, 0.0, 1)], [(0.1, 1.0, 0)]]
+)
 def test_bad_steps_are_refused(steps):
     with pytest.raises(ValueError):
         delta_lower_bound(steps, 1.0)

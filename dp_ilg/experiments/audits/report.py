@@ -19,8 +19,8 @@ from dp_ilg.auditing.bounds import (
     epsilon_lower_bound,
     gaussian_lower_bound,
 )
-from dp_ilg.experiments.audits import noise as noise_checks
 from dp_ilg.experiments.audits import last_bits, promises, whole_run
+from dp_ilg.experiments.audits import noise as noise_checks
 from dp_ilg.experiments.audits import sampler as sampler_checks
 from dp_ilg.experiments.audits.canaries import Attack, attacks
 from dp_ilg.experiments.audits.checks import Finding

@@ -7,11 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from dp_accounting import pld
 
 import dp_ilg
 from dp_ilg.base import PrivateTransformation
 from dp_ilg.experiments.audits.report import CHECKS, gather
-from dp_ilg.noise.add_noise import AddImportanceNoiseState, add_importance_noise
+from dp_ilg.noise.add_noise import (
+    AddImportanceNoiseState,
+    add_importance_noise,
+    noise_stddev,
+)
 from dp_ilg.optimizers.importance import score_layer_importance
 from tests.helpers.audit_scene import scene_plan, trainer, with_links
 
@@ -303,6 +308,71 @@ def fresh_batches_after_resume():
     return replaced(resume=resume)
 
 
+# --- the last bits -------------------------------------------------------------------
+
+
+def short_tailed_noise():
+    """Draws from 23 random bits, as `jax.random.normal` makes them."""
+
+    def make(link, key):
+        def update(updates, state, params=None, **extra):
+            release, after = link.update(updates, state, params, **extra)
+            stddev = noise_stddev(
+                PLAN, state.step, updates.geometry, updates.l2_clip_norm
+            )
+            scales = updates.geometry.groups.expand(stddev)
+            leaves, tree = jax.tree.flatten(updates.gradients)
+            keys = jax.random.split(jax.random.fold_in(state.key, state.step), 9)
+            noised = [
+                (x + scale * jax.random.normal(own, x.shape)) / PLAN.batch_size
+                for x, scale, own in zip(leaves, scales, keys, strict=False)
+            ]
+            return jax.tree.unflatten(tree, noised), after
+
+        return PrivateTransformation(
+            link.init, update, role="noise", key=link.key, plan=link.plan
+        )
+
+    return swapped("noise", make)
+
+
+def float32_lots():
+    """Sums of batches that round as they are added."""
+
+    def clip(loss):
+        sound = SOUND.clip(loss)
+
+        def run(*args, **facts):
+            found = sound(*args, **facts)
+            return dp_ilg.ClippedGrad(
+                found.gradients,
+                found.layer_shares,
+                found.geometry,
+                found.l2_clip_norm,
+                found.fits,
+            )
+
+        return run
+
+    return replaced(clip=clip)
+
+
+class FftPlan(dp_ilg.PrivacyPlan):
+    """A plan that asks dp_accounting's privacy loss distributions for any delta."""
+
+    def epsilon(self, steps=None):
+        accountant = pld.PLDAccountant()
+        accountant.compose(self.event(steps))
+        return accountant.get_epsilon(self.delta)
+
+
+def fft_accountant():
+    facts = dict(num_examples=10_000, num_steps=3000, stages=((3000, 1.0),))
+    plan = scene_plan(**facts, delta=1e-13, score_budget=0.0)
+    fields = {f.name: getattr(plan, f.name) for f in dataclasses.fields(plan)}
+    return replaced(plan=FftPlan(**fields))
+
+
 # fault -> (trainer, the check that must find it)
 FAULTS = {
     "noise 10 % too small": (lambda: less_noise(0.9), "noise of the gradient"),
@@ -352,6 +422,9 @@ FAULTS = {
         ),
         "end of the plan",
     ),
+    "noise without tails": (short_tailed_noise, "tail of the noise"),
+    "float32 lots": (float32_lots, "any order"),
+    "accountant of round-off at a tiny delta": (fft_accountant, "claimed epsilon"),
 }
 
 
