@@ -36,12 +36,18 @@ class PerExampleGrads(NamedTuple):
         weighted_sum: maps coefficients, ``[batch]`` or ``[batch, groups]``, to the
             float32 sum over examples, shaped like the parameters. A coefficient
             of 0 removes its example whatever that holds (law: zero is absent).
+        sizes: what the rounding of `weighted_sum` is in proportion to, float32
+            ``[batch, groups]``: for gradients kept in factors an upper bound of the
+            sum of ``|first_t| |second_t|`` over the terms of the group, for formed
+            gradients and looked-up rows the norm itself. Never below `norms` but by
+            rounding; NaN or infinite where the gradient is.
 
-    Privacy: both are raw; neither may leave before clipping and noise.
+    Privacy: all are raw; none may leave before clipping and noise.
     """
 
     norms: Float[Array, "batch groups"]
     weighted_sum: Callable[[Array], Params]
+    sizes: Float[Array, "batch groups"]
 
 
 @jax.tree_util.register_dataclass
