@@ -84,7 +84,7 @@ def from_gradients(gradients: PyTree, groups: Groups) -> PerExampleGrads:
         ]
         return jax.tree.unflatten(treedef, sums)
 
-    return PerExampleGrads(norms, weighted_sum)
+    return PerExampleGrads(norms, weighted_sum, norms)
 
 
 def leaf_sum(leaf: LeafGroups, value: Array, coefficients: Array) -> Array:

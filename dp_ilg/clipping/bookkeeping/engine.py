@@ -112,13 +112,17 @@ def follow(
     general = _General.of(groups, formed)
     fast, scale = _fast(paths, derivatives, records)
     columns, owners = general.norms()
+    sizes = list(columns)
     if fast:
         squares = [square for item in fast for square in item.squares()]
         counts = [len(item.part.side.groups) for item in fast]
         spread = scale[:, np.repeat(np.arange(len(fast)), counts)]
-        columns.append(factors.norms(squares, spread))
+        found, rough = factors.norms(squares, spread)
+        columns.append(found)
+        sizes.append(rough)
         owners += [group for item in fast for group in item.part.side.groups]
     norms = _by_group(columns, owners, groups, batch)
+    rough = _by_group(sizes, owners, groups, batch)
 
     def weighted_sum(coefficients: Array) -> Params:
         sums = general.sums(coefficients)
@@ -132,7 +136,7 @@ def follow(
         ]
         return jax.tree.unflatten(treedef, whole_sums)
 
-    return PerExampleGrads(norms, weighted_sum)
+    return PerExampleGrads(norms, weighted_sum, rough)
 
 
 def _by_group(

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from dp_ilg.clipping.bookkeeping.few import GUARD, squares_of_few
-from dp_ilg.clipping.bookkeeping.parts import Part
+from dp_ilg.clipping.bookkeeping.few import GUARD, SPARE_SIZE, squares_of_few
+from dp_ilg.clipping.bookkeeping.parts import Part, Square
 from dp_ilg.clipping.bookkeeping.rows import FEWEST, squares_of_rows
 from dp_ilg.clipping.bookkeeping.rules import Rows
 
@@ -61,9 +61,6 @@ def gradients(factors: Factors) -> Array:
     return jnp.einsum("bgta,bgtc->bgac", first, second, precision=_EXACT)
 
 
-Square = tuple[Array, Array]
-
-
 def squares_of_gradients(part: Part, values: Array) -> list[Square]:
     """Squared norm of every piece, ``[examples]``, from the scaled gradients."""
     axes = {"batch": 1, "first": 2, "second": 3}
@@ -75,7 +72,7 @@ def squares_of_gradients(part: Part, values: Array) -> list[Square]:
             own = _take(values, np.flatnonzero(part.side.labels == group), axis)
         flat = own.reshape(own.shape[0], math.prod(own.shape[1:]))
         total = jnp.einsum("bi,bi->b", flat, flat, precision=_EXACT)
-        out.append((total, jnp.zeros_like(total)))
+        out.append(Square(total, jnp.zeros_like(total)))
     return out
 
 
@@ -85,10 +82,16 @@ def squares_of_factors(part: Part, factors: Factors) -> list[Square]:
     Where terms cancel, rounding may exceed what is left; a bound on it is added in
     `norms`, so that no norm comes out too small.
     """
+    found = _lookup(part, factors) or _few(part, factors) or _grams(part, factors)
+    pairs = zip(factors.firsts, factors.seconds, strict=True)
+    if all(isinstance(a, Rows) or isinstance(b, Rows) for a, b in pairs):
+        return [square._replace(size=None) for square in found]
+    return found
+
+
+def _grams(part: Part, factors: Factors) -> list[Square]:
+    """The squares of any part, from inner products of all pairs of its terms."""
     side = part.side
-    found = _lookup(part, factors) or _few(part, factors)
-    if found is not None:
-        return found
     if not side.name:
         return [_total(_gram(factors.firsts), _gram(factors.seconds))]
     if side.name == "batch":
@@ -137,13 +140,18 @@ def _by_row(part: Part, rows: list[Any], rest: Array) -> list[Square]:
     for group in part.side.groups:
         own = owner == group
         square = jnp.sum(jnp.where(own, products, 0), axis=(1, 2))
-        out.append((square, _rounding(jnp.where(own, sizes, 0))))
+        out.append(Square(square, _rounding(jnp.where(own, sizes, 0))))
     return out
 
 
 def _total(first: Array, second: Array) -> Square:
     square = jnp.sum(first * second, axis=(1, 2, 3))
-    return square, _rounding(jnp.sqrt(_diagonal(first) * _diagonal(second)))
+    sizes = jnp.sqrt(_diagonal(first) * _diagonal(second))
+    size = None
+    if sizes.shape[2] > 1:
+        alike = jnp.sum(jnp.square(jnp.sum(sizes, axis=2)), axis=1)
+        size = SPARE_SIZE * alike
+    return Square(square, _rounding(sizes), size)
 
 
 def _diagonal(gram: Array) -> Array:
@@ -163,22 +171,25 @@ def _rounding(sizes: Array) -> Array:
     return jnp.sum(alike + _UNLIKE * unlike, axis=1)
 
 
-def norms(squares: list[Square], scale: Array) -> Array:
-    """Norms of all pieces, ``[examples, pieces]``.
+def norms(squares: list[Square], scale: Array) -> tuple[Array, Array]:
+    """Norms and sizes of all pieces, ``[examples, pieces]`` each.
 
     Args:
         squares: scaled squares with what bounds their rounding.
         scale: ``[examples, pieces]``.
 
     Returns:
-        The norms, never below what underflow or cancellation may have hidden.
+        The norms, never below what underflow or cancellation may have hidden, and the
+        sizes as in `PerExampleGrads`, never below the norms.
     """
-    square = jnp.stack([s for s, _ in squares], axis=1)
-    reach = jnp.stack([r for _, r in squares], axis=1)
+    square = jnp.stack([s.value for s in squares], axis=1)
+    reach = jnp.stack([s.reach for s in squares], axis=1)
     facts = jnp.finfo(square.dtype)
     slack = GUARD * facts.eps * reach + 1e8 * facts.tiny
     root = jnp.sqrt(jnp.maximum(square, 0) + slack)
-    return jnp.where(scale == 0, 0, scale * root)
+    rough = [s.value if s.size is None else s.size for s in squares]
+    size = jnp.maximum(jnp.sqrt(jnp.maximum(jnp.stack(rough, axis=1), 0)), root)
+    return tuple(jnp.where(scale == 0, 0, scale * x) for x in (root, size))
 
 
 def _gram(values: list[Any], index: np.ndarray | None = None) -> Array:

@@ -16,13 +16,15 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from dp_ilg.clipping.bookkeeping.parts import Side
+from dp_ilg.clipping.bookkeeping.parts import Side, Square
 from dp_ilg.clipping.bookkeeping.rules import Rows
 
 MOST = 8
 """Up to how many terms."""
 GUARD = 0.25
 """Of the reach of a square, times the rounding unit, is what `norms` adds to it."""
+SPARE_SIZE = 1 + 1e-3
+"""What a size, squared, is made larger by, so that its own rounding is covered."""
 _EXACT = lax.Precision.HIGHEST
 _SPARE = 2.0  # rounding units of the terms' sizes by which a norm may be wrong
 
@@ -42,7 +44,7 @@ class _Orthogonal(NamedTuple):
     sizes: Array
 
 
-def squares_of_few(side: Side, first: Any, second: Any) -> list[Any] | None:
+def squares_of_few(side: Side, first: Any, second: Any) -> list[Square] | None:
     """Squared norm of every piece of a part, and what bounds its rounding.
 
     Args:
@@ -51,7 +53,7 @@ def squares_of_few(side: Side, first: Any, second: Any) -> list[Any] | None:
         second: the second one.
 
     Returns:
-        Two arrays ``[examples]`` a piece, as `factors.squares_of_factors`; None where
+        One `Square` a piece, as `factors.squares_of_factors`; None where
         there are more terms than `MOST`, or both factors are rows.
     """
     cut = side.name
@@ -85,7 +87,7 @@ def _choices(side: Side, cut: str, base: Any, ndim: int) -> list[Any]:
     return [jnp.asarray(np.reshape(labels == g, shape)) for g in groups]
 
 
-def _piece(found: _Orthogonal, mixed: Array, rest: Array, choose: Any) -> Any:
+def _piece(found: _Orthogonal, mixed: Array, rest: Array, choose: Any) -> Square:
     """One piece's square and reach; the reach makes the norm larger by `_SPARE`."""
     if choose is not None:
         mixed, rest = jnp.where(choose, mixed, 0), jnp.where(choose, rest, 0)
@@ -95,7 +97,7 @@ def _piece(found: _Orthogonal, mixed: Array, rest: Array, choose: Any) -> Any:
     reach = jnp.square(jnp.sum(found.sizes * lengths, axis=2)).sum(axis=1)
     unit = jnp.finfo(square.dtype).eps
     both = 2 * _SPARE * jnp.sqrt(square * reach) + _SPARE**2 * unit * reach
-    return square, both / GUARD
+    return Square(square, both / GUARD, SPARE_SIZE * reach)
 
 
 def _of_vectors(x: Array) -> _Orthogonal:

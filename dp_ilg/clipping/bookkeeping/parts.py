@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -81,6 +81,21 @@ class Part:
     def has_rows(self) -> bool:
         """Whether a factor is kept as row numbers."""
         return any(use.use.linear.is_rows for use in self.uses)
+
+
+class Square(NamedTuple):
+    """What is known of the squared norm of one piece of a part, scaled.
+
+    Attributes:
+        value: the square as computed, ``[examples]``.
+        reach: what its rounding is in proportion to.
+        size: upper bound of the sum of the norms of the terms, squared; None where
+            the sum over examples rounds in proportion to the norm itself.
+    """
+
+    value: Array
+    reach: Array
+    size: Array | None = None
 
 
 def find_parts(

@@ -7,16 +7,14 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from dp_ilg.clipping.bookkeeping.parts import Part
+from dp_ilg.clipping.bookkeeping.parts import Part, Square
 from dp_ilg.clipping.bookkeeping.rules import Rows
 
 FEWEST = 8
 """From how many terms on sorting beats comparing every term with every other."""
 
 
-def squares_of_rows(
-    part: Part, rows: Rows, values: Array, side: str
-) -> list[tuple[Array, Array]]:
+def squares_of_rows(part: Part, rows: Rows, values: Array, side: str) -> list[Square]:
     """Squared norm of every piece of one lookup, and what bounds its rounding.
 
     Terms of one row are added up first. Where they cancel, the sum over examples may
@@ -29,13 +27,16 @@ def squares_of_rows(
         side: the factor that carries the pieces: "rows", "entries", "batch" or "".
 
     Returns:
-        Two arrays ``[examples]`` a piece.
+        One `Square` a piece.
     """
     groups, labels = part.side.groups, part.side.labels
     if side == "entries":
         cuts = [jnp.asarray(labels == g, values.dtype) for g in groups]
         found = [_by_row(rows, values * cut) for cut in cuts]
-        return [(jnp.sum(q, axis=(1, 2)), jnp.sum(r, axis=(1, 2))) for _, q, r in found]
+        whole = [
+            (jnp.sum(q, axis=(1, 2)), jnp.sum(r, axis=(1, 2))) for _, q, r in found
+        ]
+        return [Square(*both) for both in whole]
     ids, squares, reach = _by_row(rows, values)
     if side == "":
         masks = [jnp.ones((), squares.dtype)]
@@ -45,7 +46,7 @@ def squares_of_rows(
         own = jnp.asarray(labels)[ids]
         masks = [(own == g).astype(squares.dtype) for g in groups]
     return [
-        (jnp.sum(squares * m, axis=(1, 2)), jnp.sum(reach * m, axis=(1, 2)))
+        Square(jnp.sum(squares * m, axis=(1, 2)), jnp.sum(reach * m, axis=(1, 2)))
         for m in masks
     ]
 

@@ -38,7 +38,7 @@ def norms_of(side, first, second):
     found = jax.jit(lambda x, y: squares_of_few(side, x, y))(first, second)
     assert found is not None
     return np.array(
-        [np.sqrt(np.float64(s) + few.GUARD * EPS * np.float64(r)) for s, r in found]
+        [np.sqrt(np.float64(s) + few.GUARD * EPS * np.float64(r)) for s, r, _ in found]
     )
 
 
