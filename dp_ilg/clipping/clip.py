@@ -11,20 +11,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float
 
 from dp_ilg import validation
 from dp_ilg.base import ClippedGrad, Params, PerExampleGrads, PrivateTransformation
 from dp_ilg.clipping.per_example import from_gradients
+from dp_ilg.clipping.sum_error import SUM_ERROR, coefficient_error
+from dp_ilg.clipping.sums import CANCELLATION, wide, widened
+from dp_ilg.geometry import grid
 from dp_ilg.geometry.coordinates import enter_gradients
 from dp_ilg.geometry.geometry import Geometry
-from dp_ilg.geometry.groups import weighted_norm
+from dp_ilg.geometry.groups import accumulator, weighted_norm
 from dp_ilg.geometry.layers import group
 
 ROUNDING_SLACK = 2e-6
-"""Relative margin left under C, so that the bound holds after float32 rounding."""
+"""Relative margin left under the bound of the shares, for float32 rounding."""
 
 
 @dataclass(frozen=True)
@@ -158,31 +163,60 @@ def clip_sum(
     each count, for adding or removing one example; nothing here is private before
     noise.
     """
-    norms = per_example.norms
-    present = jnp.all(jnp.isfinite(norms), axis=-1)
-    if is_padding_example is not None:
-        mask = jnp.asarray(is_padding_example)
-        if mask.shape != present.shape or mask.dtype != bool:
-            raise ValueError(
-                f"is_padding_example has shape {mask.shape} and dtype {mask.dtype}, "
-                f"but must be bool of shape {present.shape}."
-            )
-        present = present & ~mask
+    rough = per_example.sizes / np.float32(CANCELLATION)
+    norms = jnp.maximum(per_example.norms, rough.astype(per_example.norms.dtype))
+    present = _present(norms, is_padding_example)
     norms = jnp.where(present[:, None], norms, 0)
     overall = weighted_norm(norms, jnp.ones_like(geometry.weights))
     length = weighted_norm(norms, geometry.weights)
     present = present & jnp.isfinite(length)
     bound = jnp.asarray(l2_clip_norm, norms.dtype)
     bound = jnp.where(jnp.isfinite(bound) & (bound > 0), bound, jnp.nan)
-    raw = mode.coefficients(norms, geometry.weights, bound * (1 - ROUNDING_SLACK))
+    slack = 1 - coefficient_error(len(geometry.groups.names)) - SUM_ERROR
+    raw = mode.coefficients(norms, geometry.weights, bound * np.float32(slack))
     keep = present.reshape(-1, *[1] * (raw.ndim - 1))
-    sums = per_example.weighted_sum(jnp.where(keep, raw, 0))
+    coefficients = jnp.where(keep, raw, 0)
+    fields = _exact_sums(per_example, coefficients, geometry, bound)
     shares = _shares(norms, overall, present)
     within = jnp.concatenate(
         [length[:, None] <= bound, norms <= group_bounds(geometry.weights, bound)], 1
     )
     fits = jnp.sum(jnp.where(present[:, None], within - 0.5, 0), 0, jnp.float32)
-    return ClippedGrad(sums, shares, geometry, bound, fits)
+    return ClippedGrad(
+        **fields, **shares, geometry=geometry, l2_clip_norm=bound, fits=fits
+    )
+
+
+def _present(norms: Array, is_padding_example: Array | None) -> Array:
+    """Which examples count: those that are finite and no padding."""
+    present = jnp.all(jnp.isfinite(norms), axis=-1)
+    if is_padding_example is None:
+        return present
+    mask = jnp.asarray(is_padding_example)
+    if mask.shape != present.shape or mask.dtype != bool:
+        raise ValueError(
+            f"is_padding_example has shape {mask.shape} and dtype {mask.dtype}, "
+            f"but must be bool of shape {present.shape}."
+        )
+    return present & ~mask
+
+
+def _exact_sums(
+    per_example: PerExampleGrads, coefficients: Array, geometry: Geometry, bound: Array
+) -> dict[str, Any]:
+    """The weighted sum on the public grid, as fields of a `ClippedGrad`."""
+    steps = grid.grid_steps(geometry, bound)
+    sums = per_example.weighted_sum(coefficients, steps)
+    leaves, treedef = jax.tree.flatten(sums)
+    facts = geometry.groups.leaves
+    with wide():
+        exact = [
+            grid.limbs(widened(x), step, accumulator(leaf.dtype))
+            for leaf, x, step in zip(
+                facts, leaves, grid.leaf_steps(geometry, bound), strict=True
+            )
+        ]
+    return grid.as_fields(exact, treedef)
 
 
 def group_bounds(weights: Float[Array, " groups"], bound: Any) -> Array:
@@ -198,12 +232,20 @@ def group_bounds(weights: Float[Array, " groups"], bound: Any) -> Array:
 
 def _shares(
     norms: Float[Array, "batch groups"], overall: Array, present: Array
-) -> Float[Array, " groups"]:
-    """Sum over examples of the unit vector of group norms; 0 where all are 0."""
+) -> dict[str, Array]:
+    """Sum over examples of the unit vector of group norms; 0 where all are 0.
+
+    Each example's is rounded towards zero on a grid of its own, so that the sum is
+    exact.
+    """
     usable = present & (overall > 0) & jnp.isfinite(overall)
     units = norms / jnp.where(usable, overall, 1)[:, None]
     units = jnp.where(usable[:, None], units, 0) * (1 - ROUNDING_SLACK)
-    return jnp.sum(units, axis=0).astype(jnp.float32)
+    with wide():
+        step = np.float64(grid.SHARE_STEP)
+        total = jnp.sum(jnp.floor(widened(units) / step) * step, axis=0)
+        high, low = grid.split_shares(total)
+    return {"layer_shares": high, "shares_remainder": low}
 
 
 def clip_per_example(

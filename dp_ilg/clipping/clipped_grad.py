@@ -21,6 +21,8 @@ from dp_ilg.clipping.clip import ClipMode, as_clip_mode, clip_sum
 from dp_ilg.clipping.engine_table import ENGINES
 from dp_ilg.clipping.leaf_paths import Explanation
 from dp_ilg.clipping.purity import check_loss
+from dp_ilg.clipping.sum_error import SumError, sum_error
+from dp_ilg.clipping.sums import MOST_ROWS
 from dp_ilg.geometry.coordinates import enter_loss
 from dp_ilg.geometry.geometry import Geometry
 from dp_ilg.geometry.groups import Groups, accumulator
@@ -111,6 +113,24 @@ class ClippedGradFn:
         found.microbatch = held
         return found
 
+    def sum_error(
+        self, params: Params, batch: Example, layers: Any = "module"
+    ) -> SumError:
+        """Says how far sums with and without one example can be apart, beyond C.
+
+        Args:
+            params: as in a call; only shapes are read.
+            batch: as in a call; only shapes are read.
+            layers: how the geometry groups the leaves, see `dp_ilg.layers`.
+
+        Returns:
+            The `SumError`: b, of what it consists, and the argument for every leaf. The
+            clip leaves room for b, so that the sensitivity is C.
+        """
+        rows = self.explain(params, batch, layers)
+        arguments = [(row.leaf, row.added) for row in rows]
+        return sum_error(arguments, group(params, layers))
+
     def microbatch(self, params: Params, batch: Example) -> int:
         """Says how many examples of a batch a call differentiates at once.
 
@@ -119,7 +139,8 @@ class ClippedGradFn:
             batch: as in a call; only shapes are read.
 
         Returns:
-            `microbatch_size` where given, else what the engine picks, at most a batch.
+            `microbatch_size` where given, else what the engine picks; at most a batch,
+            and at most 2,048.
         """
         return self._prepared(self.loss_fn, params, batch, group(params))[0]
 
@@ -130,7 +151,7 @@ class ClippedGradFn:
         size = batch_length(batch)
         prepare = ENGINES[self.engine].prepare
         picked, run = prepare(loss_fn, params, batch, groups)
-        return min(size, self.microbatch_size or picked or size), run
+        return min(size, self.microbatch_size or picked or size, MOST_ROWS), run
 
     def _many(
         self, one: Callable[..., ClippedGrad], pieces: Any, start: ClippedGrad
@@ -146,13 +167,16 @@ class ClippedGradFn:
         return jax.lax.scan(body, start, pieces, unroll=unroll)[0]
 
     def _zero(self, params: Params, geometry: Geometry) -> ClippedGrad:
-        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, accumulator(p.dtype)), params)
+        trees = [
+            jax.tree.map(lambda p: jnp.zeros(p.shape, accumulator(p.dtype)), params)
+            for _ in range(3)
+        ]
         trained = [leaf.dtype for leaf in geometry.groups.leaves if leaf.groups]
         widest = jnp.result_type(*[accumulator(dtype) for dtype in trained])
         shares = jnp.zeros(len(geometry.groups.names), jnp.float32)
         bound = jnp.asarray(self.l2_clip_norm, widest)
         fits = jnp.zeros(1 + len(geometry.groups.names), jnp.float32)
-        return ClippedGrad(zeros, shares, geometry, bound, fits)
+        return ClippedGrad(trees[0], shares, geometry, bound, fits, *trees[1:], shares)
 
     def _check(self, params: Params, batch: Example, geometry: Any) -> Geometry:
         group(params)
@@ -186,10 +210,12 @@ def clipped_grad(
         l2_clip_norm: bound C on one example in the geometry's norm.
         clip_mode: "joint", "normalize", "per_layer" or a `ClipMode`.
         engine: "bookkeeping" (exact for any pure loss, mostly without per-example
-            gradients), "vmap" (the plain way) or "auto", which is "bookkeeping".
-        microbatch_size: how many examples are differentiated at once (None: the
-            engine picks, from shapes). Changes memory and speed, and the result by
-            rounding only.
+            gradients), "vmap" (the plain way), "exact" (the plain way, each clipped
+            example rounded towards zero onto the public grid, so that sums do not
+            round at all) or "auto", which is "bookkeeping".
+        microbatch_size: how many examples are differentiated at once, at most 2,048
+            (None: the engine picks, from shapes). Changes memory and speed, and the
+            result by rounding only.
 
     Returns:
         ``grad_fn(params, batch, *, geometry, is_padding_example=None)``, which gives a

@@ -10,7 +10,7 @@ import jax
 from dp_ilg.base import Example, LossFn, Params, PerExampleGrads
 from dp_ilg.clipping.bookkeeping import bookkeeping_engine, explain, prepare
 from dp_ilg.clipping.leaf_paths import Explanation, LeafPlan
-from dp_ilg.clipping.per_example import vmap_engine
+from dp_ilg.clipping.per_example import exact_engine, vmap_engine
 from dp_ilg.geometry.groups import Groups
 
 Run = Callable[[Params, Example], PerExampleGrads]
@@ -46,6 +46,19 @@ def _prepare_vmap(
     return None, lambda params, batch: vmap_engine(loss_fn, params, batch, groups)
 
 
+def _prepare_exact(
+    loss_fn: LossFn, params: Params, batch: Example, groups: Groups
+) -> tuple[None, Run]:
+    return None, lambda params, batch: exact_engine(loss_fn, params, batch, groups)
+
+
+def _explain_exact(
+    loss_fn: LossFn, params: Params, batch: Example, groups: Groups, held: int
+) -> Explanation:
+    rows = _explain_vmap(loss_fn, params, batch, groups, held)
+    return Explanation(row._replace(added="exact") for row in rows)
+
+
 def _explain_vmap(
     loss_fn: LossFn, params: Params, batch: Example, groups: Groups, held: int
 ) -> Explanation:
@@ -75,5 +88,6 @@ def _unroll_few(count: int, asked: bool) -> int:
 
 ENGINES = {
     "bookkeeping": Engine(bookkeeping_engine, prepare, explain, _unroll_pairs),
+    "exact": Engine(exact_engine, _prepare_exact, _explain_exact, _unroll_few),
     "vmap": Engine(vmap_engine, _prepare_vmap, _explain_vmap, _unroll_few),
 }

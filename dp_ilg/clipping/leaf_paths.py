@@ -26,6 +26,7 @@ class LeafPlan(NamedTuple):
             backward pass; for per-example gradients a lower bound.
         bytes: what a micro-batch holds for it.
         advice: what to change in the model for a faster path; empty if nothing.
+        added: how the sum over examples is made, as in `sum_error.SumError.leaves`.
     """
 
     leaf: str
@@ -34,6 +35,7 @@ class LeafPlan(NamedTuple):
     flops: int
     bytes: int
     advice: str
+    added: str = "formed"
 
 
 class Explanation(tuple[LeafPlan, ...]):

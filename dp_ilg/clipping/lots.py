@@ -17,7 +17,13 @@ from jaxtyping import Array
 
 from dp_ilg import validation
 from dp_ilg.base import ClippedGrad, Example, Params
+from dp_ilg.clipping.sums import wide, widened
+from dp_ilg.geometry import grid
 from dp_ilg.geometry.geometry import Geometry
+from dp_ilg.geometry.groups import accumulator
+
+_LARGE = ("gradients", "remainder", "fine")
+"""Fields of the size of the parameters, which are updated in place."""
 
 
 def sum_lot(batches: Iterable[Any]) -> ClippedGrad:
@@ -28,7 +34,7 @@ def sum_lot(batches: Iterable[Any]) -> ClippedGrad:
             with the same parameters, geometry and clip norm.
 
     Returns:
-        The clipped sum of the lot.
+        The clipped sum of the lot, the same to the bit in any order of the batches.
 
     Raises:
         ValueError: for no batch at all, or batches clipped differently.
@@ -99,8 +105,8 @@ def lot_accumulator(
     def first(params: Params, geometry: Geometry, batch: Example, mask: Any) -> Any:
         return grad_fn(params, batch, geometry=geometry, is_padding_example=mask)
 
-    def more(gradients: Params, rest: ClippedGrad, *inputs: Any) -> ClippedGrad:
-        return dataclasses.replace(rest, gradients=gradients) + first(*inputs)
+    def more(sums: Any, rest: ClippedGrad, *inputs: Any) -> ClippedGrad:
+        return dataclasses.replace(rest, **sums) + first(*inputs)
 
     jit_first, jit_more = jax.jit(first), jax.jit(more, donate_argnums=0)
 
@@ -111,9 +117,9 @@ def lot_accumulator(
                 total = jit_first(params, geometry, batch, mask)
                 continue
             # Dispatch returns at once: without waiting, all batches would queue up.
-            gradients = jax.block_until_ready(total.gradients)
-            rest = dataclasses.replace(total, gradients=None)
-            total = jit_more(gradients, rest, params, geometry, batch, mask)
+            sums = jax.block_until_ready({n: getattr(total, n) for n in _LARGE})
+            rest = dataclasses.replace(total, **dict.fromkeys(_LARGE))
+            total = jit_more(sums, rest, params, geometry, batch, mask)
         if total is None:
             raise ValueError("The lot has no batches; an empty lot is one of padding.")
         return total
@@ -142,7 +148,8 @@ def clipped_lot(
         is_padding_example: bool ``[lot]``; True rows do not exist.
 
     Returns:
-        What `grad_fn` returns for the whole lot at once, up to rounding.
+        What `grad_fn` returns for the whole lot at once: the same examples, added
+        without rounding.
 
     Raises:
         ValueError: for a batch size that does not divide the lot, and as `grad_fn`.
@@ -189,6 +196,108 @@ def clipped_lot(
     first = one(jax.tree.map(lambda x: x[0], pieces))
     rest = jax.tree.map(lambda x: x[1:], pieces)
     return jax.lax.scan(lambda sum_, piece: (sum_ + one(piece), None), first, rest)[0]
+
+
+def sum_over_axis(clipped: ClippedGrad, axis_name: Any) -> ClippedGrad:
+    """Adds up what each device clipped, inside ``shard_map`` or ``pmap``.
+
+    ``jax.lax.psum`` of the fields would add the bounds up, too, and round. Here every
+    number is added exactly, whatever the order in which devices report.
+
+    Args:
+        clipped: what `dp_ilg.clipped_grad` returned for the rows of this device, with
+            the geometry and clip norm of all others.
+        axis_name: the mesh axis, or a tuple of them, as ``jax.lax.psum`` takes it.
+
+    Returns:
+        The sum over the axis, on every device. Where devices clipped to different
+        bounds, or in different weights, its bound is NaN, so that nothing but NaN can
+        be released.
+
+    Privacy: sensitivity C, as that of one device, if every example is on one of them.
+
+    Example:
+        >>> import dp_ilg
+        >>> from jax.sharding import PartitionSpec as P
+        >>> params, loss = {"w": jnp.zeros(2)}, lambda p, x: p["w"] @ x
+        >>> grad_fn = dp_ilg.clipped_grad(loss, l2_clip_norm=1.0)
+        >>> geometry = dp_ilg.Geometry.uniform(params)
+        >>> mesh = jax.make_mesh((1,), ("rows",))
+        >>> one = lambda x: sum_over_axis(
+        ...     grad_fn(params, x, geometry=geometry), "rows")
+        >>> spread = jax.shard_map(one, mesh=mesh, in_specs=P("rows"), out_specs=P(),
+        ...     check_vma=False)
+        >>> total = jax.jit(spread)(jnp.array([[3.0, 4.0], [0.0, 0.5]]))
+        >>> [round(float(x), 3) for x in total.gradients["w"]]
+        [0.6, 1.3]
+    """
+    add = lambda x: jax.lax.psum(x, axis_name)  # noqa: E731
+    treedef = jax.tree.structure(clipped.gradients)
+    fits = None if clipped.fits is None else add(clipped.fits)
+    bound = jnp.where(_alike(clipped, axis_name), clipped.l2_clip_norm, jnp.nan)
+    shares = reduced_shares(clipped, add)
+    pairs = [reduced(x, add) for x in grid.of_clipped(clipped)]
+    fields = settled(pairs, treedef, clipped.geometry, bound)
+    return dataclasses.replace(
+        clipped, **fields, **shares, l2_clip_norm=bound, fits=fits
+    )
+
+
+def reduced(parts: grid.Limbs, add: Callable[[Array], Array]) -> tuple[Array, Array]:
+    """One exact sum, reduced over devices in float64, where that does not round.
+
+    Args:
+        parts: of this device.
+        add: adds up over devices, such as a ``psum``.
+
+    Returns:
+        The multiples of the step, and what is below it, in float64.
+
+    Example:
+        >>> one = grid.Limbs(*[jnp.float32(x) for x in (4.0, 1.0, 0.5)])
+        >>> [x.item() for x in reduced(one, lambda x: 2 * x)]
+        [10.0, 1.0]
+    """
+    with wide():
+        whole = add(widened(parts.high) + widened(parts.low))
+        return whole, add(widened(parts.fine))
+
+
+def reduced_shares(
+    clipped: ClippedGrad, add: Callable[[Array], Array]
+) -> dict[str, Array]:
+    """The layer shares, reduced over devices exactly, as fields of a `ClippedGrad`."""
+    low = clipped.shares_remainder
+    with wide():
+        total = widened(clipped.layer_shares)
+        total = add(total if low is None else total + widened(low))
+        high, low = grid.split_shares(total)
+    return {"layer_shares": high, "shares_remainder": low}
+
+
+def settled(pairs: Any, treedef: Any, geometry: Geometry, bound: Any) -> dict[str, Any]:
+    """What `reduced` gave for every leaf, as fields of a `ClippedGrad`."""
+    facts, steps = geometry.groups.leaves, grid.leaf_steps(geometry, bound)
+    sums = []
+    with wide():
+        for leaf, step, (whole, below) in zip(facts, steps, pairs, strict=True):
+            unit = widened(step)
+            carry = jnp.round(below / unit) * unit
+            dtype = accumulator(leaf.dtype)
+            high, low, _ = grid.limbs(whole + carry, step, dtype)
+            fine = jax.lax.convert_element_type(below - carry, dtype)
+            sums.append(grid.Limbs(high, low, fine))
+    return grid.as_fields(sums, treedef)
+
+
+def _alike(clipped: ClippedGrad, axis_name: Any) -> Array:
+    """Whether all devices have this one's weights, coordinates and clip norm."""
+    facts = jax.tree.leaves((clipped.geometry, clipped.l2_clip_norm))
+    same = [
+        jnp.all(jax.lax.pmax(x, axis_name) == jax.lax.pmin(x, axis_name))
+        for x in map(jnp.asarray, facts)
+    ]
+    return jnp.all(jnp.stack(same))
 
 
 def _length(lot: Example) -> int:

@@ -7,19 +7,16 @@ Slow and obvious, it is the oracle of every faster engine. An engine maps
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from dp_ilg.base import Example, LossFn, Params, PerExampleGrads, PyTree
-from dp_ilg.geometry.groups import (
-    Groups,
-    LeafGroups,
-    accumulator,
-    check_batch_axis,
-    cut_batch,
-    pieces_of,
-)
+from dp_ilg.clipping.sums import over_examples, wide, widened
+from dp_ilg.geometry.groups import Groups, LeafGroups, check_batch_axis
 
 
 def vmap_engine(
@@ -51,12 +48,49 @@ def vmap_engine(
     return from_gradients(gradients, groups)
 
 
-def from_gradients(gradients: PyTree, groups: Groups) -> PerExampleGrads:
+def exact_engine(
+    loss_fn: LossFn, params: Params, batch: Example, groups: Groups
+) -> PerExampleGrads:
+    """As `vmap_engine`, with every clipped example rounded onto the public grid.
+
+    Each entry of each clipped gradient is rounded towards zero to a multiple of the
+    step, which can only shorten it; from there on all are whole numbers. No rounding is
+    left in how far two sums can be apart, and none depends on the rest of the batch.
+
+    Args:
+        loss_fn: ``(params, example) -> scalar`` for one example.
+        params: any tree of floating-point arrays.
+        batch: the same tree as an example, with a leading batch axis.
+        groups: the groups of `params`.
+
+    Returns:
+        Norms and the weighted sum; memory is batch times parameters.
+
+    Privacy: raw values, see `PerExampleGrads`. The sum of clipped examples has
+    sensitivity at most C, without any allowance for adding.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from dp_ilg.geometry.layers import group
+        >>> params = {"w": jnp.ones(2)}
+        >>> loss = lambda p, x: jnp.sum(p["w"] * x)
+        >>> found = exact_engine(loss, params, jnp.array([[3.3, 4.7]]), group(params))
+        >>> found.weighted_sum(jnp.ones(1), jnp.ones(1))["w"].tolist()
+        [3.0, 4.0]
+    """
+    gradients = jax.vmap(jax.grad(loss_fn), (None, 0))(params, batch)
+    return from_gradients(gradients, groups, truncated=True)
+
+
+def from_gradients(
+    gradients: PyTree, groups: Groups, truncated: bool = False
+) -> PerExampleGrads:
     """Norms and weighted sum of gradients that are already there.
 
     Args:
         gradients: like the parameters, each leaf with a leading batch axis.
         groups: the groups of the parameters.
+        truncated: whether each example is rounded towards zero onto the public grid.
 
     Returns:
         The `PerExampleGrads`.
@@ -77,38 +111,41 @@ def from_gradients(gradients: PyTree, groups: Groups) -> PerExampleGrads:
     check_batch_axis(leaves, groups)
     norms = groups.batch_norms(leaves)
 
-    def weighted_sum(coefficients: Array) -> Params:
-        sums = [
-            leaf_sum(leaf, value, coefficients)
-            for leaf, value in zip(groups.leaves, leaves, strict=True)
-        ]
+    def weighted_sum(coefficients: Array, steps: Any = None) -> Params:
+        cut = steps is not None and truncated
+        units = groups.expand(steps) if cut else [None] * len(leaves)
+        with wide():
+            sums = [
+                leaf_sum(leaf, value, coefficients, unit)
+                for leaf, value, unit in zip(groups.leaves, leaves, units, strict=True)
+            ]
         return jax.tree.unflatten(treedef, sums)
 
     return PerExampleGrads(norms, weighted_sum, norms)
 
 
-def leaf_sum(leaf: LeafGroups, value: Array, coefficients: Array) -> Array:
-    """Sum over examples of coefficient times gradient, for one leaf."""
-    dtype = accumulator(value.dtype)
-    if not leaf.groups:
-        return jnp.zeros(leaf.shape, dtype)
-    if coefficients.ndim == 1:
-        return _contract(coefficients, value.astype(dtype))
-    owners = [group for _, _, group in pieces_of(leaf)]
-    parts = [
-        _contract(coefficients[:, group], piece.astype(dtype))
-        for group, piece in zip(owners, cut_batch(leaf, value), strict=True)
-    ]
-    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, leaf.axis)
+def leaf_sum(
+    leaf: LeafGroups, value: Array, coefficients: Array, step: Any = None
+) -> Array:
+    """Float64 sum over examples of coefficient times gradient, for one leaf.
 
+    Args:
+        leaf: the leaf's groups.
+        value: its gradients, ``[examples, ...]``.
+        coefficients: ``[examples]`` or ``[examples, groups]``.
+        step: None, or to what each example is rounded, see `sums.over_examples`.
 
-def _contract(coefficients: Array, value: Array) -> Array:
-    """Weighted sum in which a zero coefficient removes even NaN (law: zero is absent).
-
-    Full precision: accelerators would otherwise round the factors to bfloat16 or
-    TF32, and the bound with them.
+    Returns:
+        The sum; call this in the context `sums.wide`.
     """
-    present = (coefficients != 0).reshape(-1, *[1] * (value.ndim - 1))
-    clean = jnp.where(present, value, 0)
-    weights = coefficients.astype(value.dtype)
-    return jnp.tensordot(weights, clean, 1, precision=jax.lax.Precision.HIGHEST)
+    if not leaf.groups:
+        return jnp.zeros(leaf.shape, np.float64)
+    weights = widened(coefficients)
+    if weights.ndim == 1:
+        return over_examples(weights, value, step)
+    if not leaf.edges:
+        return over_examples(weights[:, leaf.groups[0]], value, step)
+    shape = [1] * len(leaf.shape)
+    shape[leaf.axis] = leaf.shape[leaf.axis]
+    owners = np.repeat(np.array(leaf.groups), np.diff(leaf.edges))
+    return over_examples(weights[:, owners].reshape(-1, *shape), value, step)

@@ -11,6 +11,7 @@ change a bit. NaN in any of them makes the whole sum NaN. docs/sums.md has the p
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -25,8 +26,8 @@ FINE_BITS = 22
 """What lies below the step is held in multiples of ``2^-22`` steps."""
 SHARE_STEP = 2.0**-24
 """Step of the layer shares."""
-RANGE_BITS = 46
-"""Sums below ``2^46`` steps are added exactly."""
+RANGE_BITS = 47
+"""Sums below ``2^47`` steps are added exactly."""
 _BELOW = 1 - 2.0**-20
 
 
@@ -113,19 +114,6 @@ def two_sum(one: Array, other: Array) -> tuple[Array, Array]:
     return high, (one - (high - back)) + (other - back)
 
 
-def add_pairs(one: tuple[Array, Array], other: tuple[Array, Array]) -> Any:
-    """Adds two (high, low), exactly while the sum is below ``2^46`` steps.
-
-    Example:
-        >>> big, small = jnp.float32(2.0**30), jnp.float32(1.0)
-        >>> high, low = add_pairs((big, small), (big, small))
-        >>> high.item(), low.item()
-        (2147483648.0, 2.0)
-    """
-    high, low = two_sum(one[0], other[0])
-    return two_sum(high, low + (one[1] + other[1]))
-
-
 def limbs(total: Array, step: Array, dtype: Any = np.float32) -> Limbs:
     """Splits float64 sums, after rounding them to ``2^-22`` steps.
 
@@ -161,10 +149,10 @@ def add_limbs(one: Limbs, other: Limbs, step: Array) -> Limbs:
         [9.0, 0.0, 0.0]
     """
     fine = one.fine + other.fine
-    step = step.astype(fine.dtype)
     carry = to_grid(fine, step)
-    high, low = add_pairs((one.high, one.low), (other.high, other.low))
-    return Limbs(*two_sum(high, low + carry), fine - carry)
+    high, rest = two_sum(one.high, other.high)
+    high, more = two_sum(high, one.low + other.low + carry)
+    return Limbs(*two_sum(high, rest + more), fine - carry)
 
 
 def leaf_steps(geometry: Any, l2_clip_norm: Any) -> list[Array]:
@@ -198,32 +186,61 @@ def of_clipped(clipped: Any) -> list[Limbs]:
         >>> float(abs(high[0] - 1 / 3)) < 2e-6, low.tolist(), fine.tolist()
         (True, [0.0, 0.0], [0.0, 0.0])
     """
-    high = jax.tree.leaves(clipped.gradients)
+    values = jax.tree.leaves(clipped.gradients)
     if clipped.remainder is None:
         steps = leaf_steps(clipped.geometry, clipped.l2_clip_norm)
-        pairs = zip(high, steps, strict=True)
-        highs = [to_grid(x, step.astype(x.dtype)) for x, step in pairs]
+        highs = [to_grid(x, step) for x, step in zip(values, steps, strict=True)]
         return [Limbs(x, jnp.zeros_like(x), jnp.zeros_like(x)) for x in highs]
-    low = jax.tree.leaves(clipped.remainder)
-    fine = [jnp.zeros_like(x) for x in low]
+    rests = jax.tree.leaves(clipped.remainder)
+    fine = [jnp.zeros_like(x) for x in rests]
     if clipped.fine is not None:
         fine = jax.tree.leaves(clipped.fine)
-    return [Limbs(*parts) for parts in zip(high, low, fine, strict=True)]
+    pairs = map(two_sum, values, rests)
+    return [Limbs(*pair, below) for pair, below in zip(pairs, fine, strict=True)]
+
+
+def as_fields(sums: Sequence[Limbs], treedef: Any) -> dict[str, Any]:
+    """Exact sums as the fields `gradients`, `remainder` and `fine`, and back.
+
+    `gradients` is the float32 next to the exact sum, ``gradients + remainder`` the
+    multiple of the step.
+
+    Example:
+        >>> one = Limbs(*[jnp.float32(x) for x in (8.0, 0.0, 0.25)])
+        >>> fields = as_fields([one], jax.tree.structure(0.0))
+        >>> {name: value.item() for name, value in fields.items()}
+        {'gradients': 8.25, 'remainder': -0.25, 'fine': 0.25}
+    """
+    shown = [x.high + (x.low + x.fine) for x in sums]
+    rests = [(x.high - y) + x.low for x, y in zip(sums, shown, strict=True)]
+    trees = shown, rests, [x.fine for x in sums]
+    names = "gradients", "remainder", "fine"
+    found = (jax.tree.unflatten(treedef, list(leaves)) for leaves in trees)
+    return dict(zip(names, found, strict=True))
+
+
+def split_shares(total: Array) -> tuple[Array, Array]:
+    """Float64 sums of layer shares as float32 and what that was rounded by.
+
+    Example:
+        >>> with jax.enable_x64(True):
+        ...     high, low = split_shares(jnp.array([2.0**25 + 1]))
+        >>> high.item(), low.item()
+        (33554432.0, 1.0)
+    """
+    high = total.astype(jnp.float32)
+    return high, (total - high.astype(total.dtype)).astype(jnp.float32)
 
 
 def joined(one: Any, other: Any) -> dict[str, Any]:
     """The exact sum of two `dp_ilg.ClippedGrad` of one geometry, as fields of one."""
     steps = leaf_steps(one.geometry, one.l2_clip_norm)
     sums = zip(of_clipped(one), of_clipped(other), steps, strict=True)
-    added = [add_limbs(a, b, step) for a, b, step in sums]
-    treedef = jax.tree.structure(one.gradients)
-    trees = [jax.tree.unflatten(treedef, list(x)) for x in zip(*added, strict=True)]
-    low = [
-        jnp.zeros_like(c.layer_shares)
-        if c.shares_remainder is None
-        else c.shares_remainder
-        for c in (one, other)
-    ]
-    shares = add_pairs((one.layer_shares, low[0]), (other.layer_shares, low[1]))
-    names = "gradients", "remainder", "fine", "layer_shares", "shares_remainder"
-    return dict(zip(names, [*trees, *shares], strict=True))
+    fields = as_fields(
+        [add_limbs(a, b, step) for a, b, step in sums],
+        jax.tree.structure(one.gradients),
+    )
+    high, rest = two_sum(one.layer_shares, other.layer_shares)
+    lows = [c.shares_remainder for c in (one, other) if c.shares_remainder is not None]
+    high, low = two_sum(high, sum(lows, rest))
+    return fields | {"layer_shares": high, "shares_remainder": low}

@@ -9,11 +9,13 @@ own piece of it, and has the bits it has on one device.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
@@ -21,6 +23,8 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
 from dp_ilg.base import ClippedGrad, Example, Params
+from dp_ilg.clipping import lots
+from dp_ilg.geometry import grid
 from dp_ilg.geometry.geometry import Geometry
 from dp_ilg.noise.normal import sharded_draws
 
@@ -187,9 +191,10 @@ def spread(grad_fn: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     """A clipped gradient whose examples lie on the devices of a mesh.
 
     Every device runs `grad_fn` on its own rows, with its own micro-batches, and the
-    sums are added up: one number a parameter, as in ordinary data-parallel training,
-    plus layer shares and counts (``2 groups + 1`` numbers). Sums of parameters that
-    are cut are added up where their piece lies.
+    sums are added up exactly, so that neither the number of devices nor their order
+    changes a bit: two float64 numbers a parameter, plus layer shares and counts
+    (``2 groups + 1`` numbers). Sums of parameters that are cut are added up where their
+    piece lies.
 
     Args:
         grad_fn: what `dp_ilg.clipped_grad` returned, with any engine.
@@ -227,23 +232,31 @@ def spread(grad_fn: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
         is_padding_example: Array,
     ) -> ClippedGrad:
         _check_rows(len(is_padding_example), mesh)
-        specs = jax.tree.map(lambda x: _spec(x.shape, mesh), params)
+        leaves, treedef = jax.tree.flatten(params)
+        leaf_specs = [_spec(jnp.shape(x), mesh) for x in leaves]
 
         def local(params: Any, geometry: Any, batch: Any, mask: Any) -> Any:
             own = grad_fn(params, batch, geometry=geometry, is_padding_example=mask)
-            sums = jax.tree.map(lambda s, x: _added(x, s, mesh), specs, own.gradients)
-            small = lax.psum((own.layer_shares, own.fits), AXES)
-            return sums, small, own.l2_clip_norm
+            pairs = [
+                lots.reduced(parts, functools.partial(_added, spec=spec, mesh=mesh))
+                for spec, parts in zip(leaf_specs, grid.of_clipped(own), strict=True)
+            ]
+            everywhere = functools.partial(lax.psum, axis_name=AXES)
+            small = lots.reduced_shares(own, everywhere), everywhere(own.fits)
+            return pairs, small, own.l2_clip_norm
 
         share = jax.shard_map(
             local,
             mesh=mesh,
             in_specs=(P(), P(), P(AXES), P(AXES)),
-            out_specs=(specs, P(), P()),
+            out_specs=([(spec, spec) for spec in leaf_specs], P(), P()),
             check_vma=False,
         )
-        sums, small, bound = share(params, geometry, batch, is_padding_example)
-        return ClippedGrad(sums, small[0], geometry, bound, small[1])
+        pairs, small, bound = share(params, geometry, batch, is_padding_example)
+        sums = lots.settled(pairs, treedef, geometry, bound)
+        return ClippedGrad(
+            **sums, **small[0], geometry=geometry, l2_clip_norm=bound, fits=small[1]
+        )
 
     return on_mesh
 
@@ -296,7 +309,7 @@ def _shapes(tree: Any) -> list[tuple[int, ...]]:
     return [tuple(np.shape(x)) for x in jax.tree.leaves(tree)]
 
 
-def _added(value: Array, spec: P, mesh: Mesh) -> Array:
+def _added(value: Array, *, spec: P, mesh: Mesh) -> Array:
     """The sum over the mesh: all of it, or of a parameter that is cut its piece."""
     if not spec:
         return lax.psum(value, AXES)

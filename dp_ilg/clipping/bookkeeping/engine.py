@@ -22,9 +22,9 @@ from dp_ilg.clipping.bookkeeping.program import flat
 from dp_ilg.clipping.bookkeeping.rules import Direct
 from dp_ilg.clipping.bookkeeping.views import Digits, whole
 from dp_ilg.clipping.per_example import leaf_sum
+from dp_ilg.clipping.sums import looked_up_unit, wide, widened
 from dp_ilg.geometry.groups import (
     Groups,
-    accumulator,
     cut_batch,
     join_norms,
     pieces_of,
@@ -124,16 +124,17 @@ def follow(
     norms = _by_group(columns, owners, groups, batch)
     rough = _by_group(sizes, owners, groups, batch)
 
-    def weighted_sum(coefficients: Array) -> Params:
-        sums = general.sums(coefficients)
-        for item in fast:
-            index = item.part.leaf
-            own = item.sum(coefficients, groups.leaves[index].shape)
-            sums[index] = sums[index] + own if index in sums else own
-        whole_sums = [
-            sums[k] if k in sums else jnp.zeros(x.shape, accumulator(x.dtype))
-            for k, x in enumerate(leaves)
-        ]
+    def weighted_sum(coefficients: Array, steps: Any = None) -> Params:
+        with wide():
+            sums = general.sums(coefficients)
+            for item in fast:
+                index = item.part.leaf
+                own = item.sum(coefficients, groups, steps)
+                sums[index] = sums[index] + own if index in sums else own
+            whole_sums = [
+                sums[k] if k in sums else jnp.zeros(x.shape, np.float64)
+                for k, x in enumerate(leaves)
+            ]
         return jax.tree.unflatten(treedef, whole_sums)
 
     return PerExampleGrads(norms, weighted_sum, rough)
@@ -193,14 +194,20 @@ class _Fast(NamedTuple):
             return factors.squares_of_factors(self.part, self.held)
         return factors.squares_of_gradients(self.part, self.held)
 
-    def sum(self, coefficients: Array, shape: tuple[int, ...]) -> Array:
+    def sum(self, coefficients: Array, groups: Groups, steps: Any) -> Array:
         scale = self.scale.reshape(-1, *[1] * (coefficients.ndim - 1))
         present = (coefficients != 0) & jnp.isfinite(scale)
-        weights = jnp.where(present, coefficients * scale, 0)
+        zero = np.float64(0)
+        weights = jnp.where(present, widened(coefficients) * widened(scale), zero)
         if isinstance(self.held, factors.Factors):
-            value = factors.sum_of_factors(self.part, self.held, weights)
+            units = None
+            if steps is not None:
+                size, count = sum(groups.sizes), weights.shape[0]
+                units = looked_up_unit(steps, count, size)
+            value = factors.sum_of_factors(self.part, self.held, weights, units)
         else:
             value = factors.sum_of_gradients(self.part, self.held, weights)
+        shape = groups.leaves[self.part.leaf].shape
         return parts.place(self.part, value, shape, self.digits)
 
 

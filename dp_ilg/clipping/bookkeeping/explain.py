@@ -12,6 +12,7 @@ from dp_ilg.clipping.bookkeeping import cost
 from dp_ilg.clipping.bookkeeping.engine import Paths, find_paths, follow
 from dp_ilg.clipping.bookkeeping.parts import Part
 from dp_ilg.clipping.leaf_paths import Explanation, LeafPlan
+from dp_ilg.clipping.sum_error import ARGUMENTS
 from dp_ilg.geometry.groups import Groups, LeafGroups
 
 Run = Callable[[Params, Example], PerExampleGrads]
@@ -56,16 +57,28 @@ def _row(paths: Paths, index: int, leaf: LeafGroups, held: int) -> LeafPlan:
     own = [part for part in paths.parts if part.leaf == index]
     size = math.prod(leaf.shape)
     if not leaf.groups:
-        return LeafPlan(leaf.path, "none", "it is frozen", 0, 0, "")
+        return LeafPlan(leaf.path, "none", "it is frozen", 0, 0, "", "none")
     if index in paths.spoiled:
         return _general(leaf.path, paths.spoiled[index], size, held)
     if not own:
-        return LeafPlan(leaf.path, "none", "the loss does not read it", 0, 0, "")
+        why = "the loss does not read it"
+        return LeafPlan(leaf.path, "none", why, 0, 0, "", "none")
     formed = any(cost.forms_gradient(part) for part in own)
+    added = max(map(_added, own), key=ARGUMENTS.index)
     flops = sum(map(cost.part_flops, own))
     memory = held * sum(map(cost.part_bytes, own))
     why = "; ".join(map(_terms, own[:2])) + (" ..." if len(own) > 2 else "")
-    return LeafPlan(leaf.path, "formed" if formed else "gram", why, flops, memory, "")
+    path = "formed" if formed else "gram"
+    return LeafPlan(leaf.path, path, why, flops, memory, "", added)
+
+
+def _added(part: Part) -> str:
+    """How a part's sum over examples is made."""
+    if cost.forms_gradient(part):
+        return "formed"
+    if part.has_rows:
+        return "rows"
+    return "one term" if part.terms == 1 else "terms"
 
 
 def _terms(part: Part) -> str:

@@ -7,6 +7,7 @@ itself, formed once and used again for the sum: whichever is cheaper by static s
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from dp_ilg.clipping.bookkeeping.few import GUARD, SPARE_SIZE, squares_of_few
 from dp_ilg.clipping.bookkeeping.parts import Part, Square
 from dp_ilg.clipping.bookkeeping.rows import FEWEST, squares_of_rows
 from dp_ilg.clipping.bookkeeping.rules import Rows
+from dp_ilg.clipping.sums import outer, over_examples, widened
 
 _EXACT = jax.lax.Precision.HIGHEST
 _UNLIKE = 8.0
@@ -82,11 +84,7 @@ def squares_of_factors(part: Part, factors: Factors) -> list[Square]:
     Where terms cancel, rounding may exceed what is left; a bound on it is added in
     `norms`, so that no norm comes out too small.
     """
-    found = _lookup(part, factors) or _few(part, factors) or _grams(part, factors)
-    pairs = zip(factors.firsts, factors.seconds, strict=True)
-    if all(isinstance(a, Rows) or isinstance(b, Rows) for a, b in pairs):
-        return [square._replace(size=None) for square in found]
-    return found
+    return _lookup(part, factors) or _few(part, factors) or _grams(part, factors)
 
 
 def _grams(part: Part, factors: Factors) -> list[Square]:
@@ -140,18 +138,22 @@ def _by_row(part: Part, rows: list[Any], rest: Array) -> list[Square]:
     for group in part.side.groups:
         own = owner == group
         square = jnp.sum(jnp.where(own, products, 0), axis=(1, 2))
-        out.append(Square(square, _rounding(jnp.where(own, sizes, 0))))
+        out.append(_square(square, jnp.where(own, sizes, 0)))
     return out
 
 
 def _total(first: Array, second: Array) -> Square:
     square = jnp.sum(first * second, axis=(1, 2, 3))
     sizes = jnp.sqrt(_diagonal(first) * _diagonal(second))
-    size = None
-    if sizes.shape[2] > 1:
-        alike = jnp.sum(jnp.square(jnp.sum(sizes, axis=2)), axis=1)
-        size = SPARE_SIZE * alike
-    return Square(square, _rounding(sizes), size)
+    return _square(square, sizes)
+
+
+def _square(square: Array, sizes: Array) -> Square:
+    """With what bounds its rounding, from the sizes of the terms."""
+    if sizes.shape[2] == 1:
+        return Square(square, _rounding(sizes))
+    alike = jnp.sum(jnp.square(jnp.sum(sizes, axis=2)), axis=1)
+    return Square(square, _rounding(sizes), SPARE_SIZE * alike)
 
 
 def _diagonal(gram: Array) -> Array:
@@ -236,48 +238,72 @@ def _take(x: Array, index: np.ndarray, axis: int) -> Array:
 
 
 def sum_of_gradients(part: Part, values: Array, weights: Array) -> Array:
-    """``sum_b weights_b gradient_b``, shaped as one gradient.
+    """``sum_b weights_b gradient_b``, shaped as one gradient, in float64.
 
     Args:
         part: the part.
         values: scaled gradients; ``[examples, batch, first, second]`` if it is cut.
-        weights: ``[examples]`` or ``[examples, groups]``, scale included.
+        weights: float64 ``[examples]`` or ``[examples, groups]``, scale included.
 
     Returns:
-        The sum.
+        The sum; call this in the context `dp_ilg.clipping.sums.wide`.
     """
     if weights.ndim == 2 and not part.side.name:
         weights = weights[:, part.side.groups[0]]
-    if weights.ndim == 1:
-        return jnp.tensordot(weights, values, 1, precision=_EXACT)
-    return jnp.sum(values * _spread(part, weights, True), axis=0)
+    if weights.ndim == 2:
+        weights = _spread(part, weights, True)
+    return over_examples(weights, values)
 
 
-def sum_of_factors(part: Part, factors: Factors, weights: Array) -> Array:
-    """The same from the factors, ``[batch, first, second]``."""
-    total: Any = 0
-    for first, second in zip(factors.firsts, factors.seconds, strict=True):
-        total = total + _sum_of_use(part, first, second, weights)
-    return total
+def sum_of_factors(
+    part: Part, factors: Factors, weights: Array, units: Any = None
+) -> Array:
+    """The same from the factors, ``[batch, first, second]``.
+
+    Args:
+        part: the part.
+        factors: its scaled factors.
+        weights: float64 ``[examples]`` or ``[examples, groups]``, scale included.
+        units: to what terms of looked-up rows are rounded, float64 ``[groups]``, or
+            None for no rounding.
+
+    Returns:
+        The sum; call this in the context `dp_ilg.clipping.sums.wide`.
+    """
+    pairs = zip(factors.firsts, factors.seconds, strict=True)
+    sums = [_sum_of_use(part, *pair, weights, units) for pair in pairs]
+    return functools.reduce(jnp.add, sums)
 
 
-def _sum_of_use(part: Part, first: Any, second: Any, weights: Array) -> Array:
+def _sum_of_use(
+    part: Part, first: Any, second: Any, weights: Array, units: Any
+) -> Array:
+    flipped = {"first": "second", "second": "first"}
+    side = part.side.name
     if isinstance(second, Rows):
-        flipped = {"first": "second", "second": "first"}
-        side = flipped.get(part.side.name, part.side.name)
-        return jnp.swapaxes(_scatter(part, second, first, weights, side), 1, 2)
+        side = flipped.get(side, side)
+        scale = _row_weights(part, second, weights, side)
+        unit = None if units is None else _row_weights(part, second, units[None], side)
+        return jnp.swapaxes(_scatter(second, first, scale, unit), 1, 2)
     if isinstance(first, Rows):
-        return _scatter(part, first, second, weights, part.side.name)
-    if weights.ndim == 1 or part.side.name in ("", "batch", "second"):
-        spread = _spread(part, weights, False)
-        second = second * spread
+        scale = _row_weights(part, first, weights, side)
+        unit = None if units is None else _row_weights(part, first, units[None], side)
+        return _scatter(first, second, scale, unit)
+    if weights.ndim == 1 or side in ("", "batch", "second"):
+        second = widened(second) * _spread(part, weights, False)
     else:
-        first = first * _spread(part, weights, False)
-    if first.shape[1] > 1:
-        return jnp.einsum("bgta,bgtc->gac", first, second, precision=_EXACT)
-    one = first.reshape(-1, first.shape[3])
-    two = second.reshape(-1, second.shape[3])
-    return jnp.matmul(one.T, two, precision=_EXACT)[None]
+        first, second = second, widened(first) * _spread(part, weights, False)
+        return jnp.swapaxes(_outer_of_batch(first, second), 1, 2)
+    return _outer_of_batch(first, second)
+
+
+def _outer_of_batch(first: Array, second: Array) -> Array:
+    """Terms of all examples in one axis, and their products added up."""
+    one, two = (
+        jnp.swapaxes(x, 0, 1).reshape(x.shape[1], -1, x.shape[3])
+        for x in (first, second)
+    )
+    return outer(one, two)
 
 
 def _spread(part: Part, weights: Array, formed: bool) -> Array:
@@ -294,16 +320,25 @@ def _spread(part: Part, weights: Array, formed: bool) -> Array:
     return chosen[:, None, None, :]
 
 
-def _scatter(part: Part, rows: Rows, value: Array, weights: Array, side: str) -> Array:
-    """Adds the terms to their rows, ``[batch, rows, entries]``."""
-    if weights.ndim == 2 and side == "first":
-        labels = jnp.asarray(part.side.labels)[rows.ids]
-        picked = jnp.take_along_axis(weights[:, None, :], labels, axis=2)
-        value = value * picked[..., None]
-    else:
-        value = value * _spread(part, weights, False)
+def _row_weights(part: Part, rows: Rows, weights: Array, side: str) -> Array:
+    """Weights ``[examples]`` or ``[examples or 1, groups]`` for terms of rows."""
+    if weights.ndim == 1 or side != "first":
+        return _spread(part, weights, False)
+    labels = jnp.asarray(part.side.labels)[rows.ids]
+    table = jnp.broadcast_to(weights, (labels.shape[0], weights.shape[1]))
+    return jnp.take_along_axis(table[:, None, :], labels, axis=2)[..., None]
+
+
+def _scatter(rows: Rows, value: Array, scale: Array, unit: Any) -> Array:
+    """Adds the terms to their rows, ``[batch, rows, entries]``.
+
+    Each is rounded to its unit before: then no order of the additions rounds.
+    """
+    value = widened(value) * scale
+    if unit is not None:
+        value = jnp.round(value / unit) * unit
     blocks = value.shape[1]
-    number = jnp.arange(blocks)[None, :, None]
+    number = jnp.arange(blocks, dtype=np.int32)[None, :, None]
     zeros = jnp.zeros((blocks, rows.size, value.shape[3]), value.dtype)
     number = jnp.broadcast_to(number, rows.ids.shape)
     return zeros.at[number, rows.ids].add(value)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from dp_ilg.clipping.sums import over_examples, widened
 from dp_ilg.geometry.groups import Groups, LeafGroups, accumulator, pieces_of
 
 LARGEST = 8192
@@ -53,11 +54,11 @@ class Pool(NamedTuple):
         """Weighted sum of every leaf; a coefficient of 0 removes its example."""
         scale = self.scale.reshape(-1, *[1] * (coefficients.ndim - 1))
         present = (coefficients != 0) & jnp.isfinite(scale)
-        weights = jnp.where(present, coefficients * scale, 0)
-        if weights.ndim == 1:
-            total = jnp.matmul(weights, self.values, precision=_EXACT)
-        else:
-            total = jnp.sum(weights[:, self.owners] * self.values, axis=0)
+        zero = np.float64(0)
+        weights = jnp.where(present, widened(coefficients) * widened(scale), zero)
+        if weights.ndim == 2:
+            weights = weights[:, self.owners]
+        total = over_examples(weights, self.values)
         shapes = [groups.leaves[k].shape for k in self.leaves]
         ends = np.cumsum([math.prod(shape) for shape in shapes])[:-1]
         parts = jnp.split(total, ends)

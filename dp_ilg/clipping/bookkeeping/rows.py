@@ -7,6 +7,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
+from dp_ilg.clipping.bookkeeping.few import SPARE_SIZE
 from dp_ilg.clipping.bookkeeping.parts import Part, Square
 from dp_ilg.clipping.bookkeeping.rules import Rows
 
@@ -36,7 +37,7 @@ def squares_of_rows(part: Part, rows: Rows, values: Array, side: str) -> list[Sq
         whole = [
             (jnp.sum(q, axis=(1, 2)), jnp.sum(r, axis=(1, 2))) for _, q, r in found
         ]
-        return [Square(*both) for both in whole]
+        return [Square(q, r, SPARE_SIZE * r) for q, r in whole]
     ids, squares, reach = _by_row(rows, values)
     if side == "":
         masks = [jnp.ones((), squares.dtype)]
@@ -45,10 +46,8 @@ def squares_of_rows(part: Part, rows: Rows, values: Array, side: str) -> list[Sq
     else:
         own = jnp.asarray(labels)[ids]
         masks = [(own == g).astype(squares.dtype) for g in groups]
-    return [
-        Square(jnp.sum(squares * m, axis=(1, 2)), jnp.sum(reach * m, axis=(1, 2)))
-        for m in masks
-    ]
+    pairs = [[jnp.sum(x * m, axis=(1, 2)) for x in (squares, reach)] for m in masks]
+    return [Square(q, r, SPARE_SIZE * r) for q, r in pairs]
 
 
 def _by_row(rows: Rows, values: Array) -> tuple[Array, Array, Array]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from dp_ilg.accounting.ledger import PrivacyLedger
 from dp_ilg.clipping.engine_table import ENGINES
+from dp_ilg.clipping.sums import narrowed
 from dp_ilg.experiments.runs.job import Job, RunKeys, ready
 from dp_ilg.experiments.runs.trainer import Position, Watch, start, train
 from dp_ilg.geometry.geometry import Geometry, scaled_to_profile
@@ -176,7 +177,7 @@ def _profile(job: Job, params: Any, groups: Groups, halves: list) -> Profile:
     def one(params, batch):
         found = engine(job.model.loss_fn, params, batch, groups)
         ones = jnp.ones(found.norms.shape[0], jnp.float32)
-        return found.norms, found.weighted_sum(ones)
+        return found.norms, narrowed(found.weighted_sum(ones), params)
 
     norms, sums = [], []
     for half in halves:
