@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.core import Tracer
 from jaxtyping import Array, Float
@@ -44,6 +45,11 @@ class PerExampleGrads(NamedTuple):
     weighted_sum: Callable[[Array], Params]
 
 
+SEAL = (np.bool_(True), np.int32(0x5EA1ED))
+"""What a sum carries untouched: a reduction over devices makes a number of the first,
+and other arithmetic changes the second."""
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ClippedGrad:
@@ -58,11 +64,14 @@ class ClippedGrad:
         fits: sum over examples of 1/2 for what the bound leaves alone and -1/2 for
             what exceeds it, float32 ``[1 + groups]``: the whole example against C,
             then each group against ``C w_j / sqrt(groups)``. None if not counted.
+        seal: two constants, by which arithmetic on the whole tree is found out.
 
     Privacy: adding or removing one example moves `gradients` by at most
     `l2_clip_norm` in the geometry's norm, `layer_shares` by at most 1 in L2, and
     every entry of `fits` by 1/2.
-    The values are not private themselves: noise has still to be added.
+    The values are not private themselves: noise has still to be added. ``jax.lax.psum``
+    or any other arithmetic on the whole tree would change bound and weights with the
+    sum: noise refuses what has been through it.
 
     Example:
         >>> import jax.numpy as jnp, dp_ilg
@@ -82,6 +91,7 @@ class ClippedGrad:
     geometry: Any
     l2_clip_norm: Any
     fits: Any = None
+    seal: Any = SEAL
 
     def __contains__(self, name: object) -> bool:
         """Whether the parameter tree has a top-level entry `name` (Flax asks)."""
@@ -140,13 +150,78 @@ def _same_bound(one: ClippedGrad, other: ClippedGrad) -> Any:
     alike: Any = structure == other_structure
     if alike:
         pairs = zip(mine, theirs, strict=True)
-        alike = jnp.all(jnp.stack([jnp.all(jnp.asarray(a) == b) for a, b in pairs]))
+        same = [jnp.all(jnp.asarray(a) == b) for a, b in pairs]
+        alike = jnp.all(jnp.stack([*same, sealed(one), sealed(other)]))
     if not isinstance(alike, Tracer) and not bool(alike):
         raise ValueError(
             "Two chunks were clipped with different weights, coordinates or clip "
             "norms; clip all chunks of a step with the same geometry and l2_clip_norm."
         )
     return alike
+
+
+def sealed(clipped: ClippedGrad) -> Any:
+    """Whether a sum is as clipping left it; raises where that is known to be false.
+
+    Args:
+        clipped: a sum.
+
+    Returns:
+        A bool array without axes, traced where the seal is.
+
+    Raises:
+        ValueError: for a sum that arithmetic was done on, as far as that is known
+            before values are.
+
+    Example:
+        >>> clipped = ClippedGrad({"w": jnp.ones(2)}, jnp.ones(1), None, 1.0)
+        >>> bool(sealed(clipped))
+        True
+        >>> sealed(jax.tree.map(lambda x: x / 2, clipped))
+        Traceback (most recent call last):
+        ValueError: Arithmetic was done on a whole ClippedGrad (jax.lax.psum, ...
+    """
+    parts = [jnp.asarray(x) for x in jax.tree.leaves(clipped.seal)]
+    whole: Any = [x.dtype for x in parts] == [x.dtype for x in SEAL]
+    if whole:
+        whole = jnp.all(parts[0]) & jnp.all(parts[1] == SEAL[1])
+    if not isinstance(whole, Tracer) and not bool(whole):
+        raise ValueError(
+            "Arithmetic was done on a whole ClippedGrad (jax.lax.psum, pmean, a mean or "
+            "a sum by jax.tree.map), which changes its bound as well; add devices with "
+            "dp_ilg.clipping.lots.sum_over_axis(clipped, axis_name), and chunks with +."
+        )
+    return whole
+
+
+def sound(clipped: ClippedGrad) -> Any:
+    """Whether a sum has a bound that noise can be drawn for; if not, release NaN.
+
+    A clip norm or weight that is no positive number says that no bound is known, or
+    that something (``optax.zero_nans``) has overwritten the NaN that said so.
+
+    Args:
+        clipped: a sum.
+
+    Returns:
+        A bool array without axes.
+
+    Raises:
+        ValueError: as `sealed`.
+
+    Privacy: a function of public values only: bound, weights and seal.
+
+    Example:
+        >>> import dp_ilg
+        >>> geometry = dp_ilg.Geometry.uniform({"w": jnp.ones(2)})
+        >>> clipped = ClippedGrad({"w": jnp.ones(2)}, jnp.ones(1), geometry, 1.0)
+        >>> bool(sound(clipped)), bool(sound(dataclasses.replace(
+        ...     clipped, l2_clip_norm=0.0)))
+        (True, False)
+    """
+    facts = (clipped.geometry.weights, clipped.l2_clip_norm)
+    good = [jnp.all(jnp.isfinite(x) & (jnp.asarray(x) > 0)) for x in facts]
+    return sealed(clipped) & good[0] & good[1]
 
 
 class PrivateTransformation(optax.GradientTransformationExtraArgs):
