@@ -7,8 +7,10 @@ norm it was made with, so that noise can only be drawn to match (law: one geomet
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -26,6 +28,81 @@ else:
 Params = PyTree
 Example = PyTree
 LossFn = Callable[[Params, Example], Any]
+
+
+_LENIENT = ("allow", "standard")
+
+
+def own_promotion(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Lets the library's own arithmetic broadcast and promote, whatever a user set.
+
+    ``jax_numpy_rank_promotion="raise"`` and ``jax_numpy_dtype_promotion="strict"`` are
+    meant for the user's code, which `users_promotion` gives its settings back. Optax
+    does not run under them either.
+
+    Args:
+        function: of the library.
+
+    Returns:
+        The same function.
+
+    Example:
+        >>> add = own_promotion(lambda a, b: a + b)
+        >>> with jax.numpy_rank_promotion("raise"):
+        ...     add(jnp.ones((2, 3)), jnp.ones(3)).shape
+        (2, 3)
+    """
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with _promotion(_LENIENT):
+            return function(*args, **kwargs)
+
+    return call
+
+
+def users_promotion(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A user's function under the settings there are now, wherever it is called.
+
+    Args:
+        function: what the library will call within `own_promotion`.
+
+    Returns:
+        The same function.
+
+    Example:
+        >>> with jax.numpy_rank_promotion("raise"):
+        ...     loss = users_promotion(lambda a, b: a + b)
+        >>> own_promotion(loss)(jnp.ones((2, 3)), jnp.ones(3))
+        Traceback (most recent call last):
+        ValueError: Operands could not be broadcast together for add on shapes ...
+    """
+    settings = _settings()
+    if settings == _LENIENT:
+        return function
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with _promotion(settings):
+            return function(*args, **kwargs)
+
+    return call
+
+
+def _settings() -> tuple[str, str]:
+    config: Any = jax.config
+    return config.jax_numpy_rank_promotion, config.jax_numpy_dtype_promotion
+
+
+@contextlib.contextmanager
+def _promotion(settings: tuple[str, str]) -> Iterator[None]:
+    """Rank and dtype promotion for a while; nothing is touched where they hold."""
+    if settings == _settings():
+        yield
+        return
+    rank, dtype = settings
+    with jax.numpy_rank_promotion(rank), jax.numpy_dtype_promotion(dtype):
+        yield
 
 
 class PerExampleGrads(NamedTuple):
@@ -47,7 +124,7 @@ class PerExampleGrads(NamedTuple):
 
 SEAL = (np.bool_(True), np.int32(0x5EA1ED))
 """What a sum carries untouched: a reduction over devices makes a number of the first,
-and other arithmetic changes the second."""
+and other arithmetic changes the second; see `dp_ilg.geometry.seal`."""
 
 
 @jax.tree_util.register_dataclass
@@ -100,6 +177,7 @@ class ClippedGrad:
         except TypeError:
             return False
 
+    @own_promotion
     def __add__(self, other: ClippedGrad) -> ClippedGrad:
         """Joins two chunks of the same step, clipped in the same geometry.
 
@@ -120,7 +198,9 @@ class ClippedGrad:
         fits = None
         if self.fits is not None and other.fits is not None:
             fits = self.fits + other.fits
-        return ClippedGrad(add, shares, self.geometry, bound, fits)
+        (kind, mark), (their_kind, their_mark) = self.seal, other.seal
+        seal = jnp.minimum(kind, their_kind), jnp.where(mark == their_mark, mark, 0)
+        return ClippedGrad(add, shares, self.geometry, bound, fits, seal=seal)
 
     def sensitivity(self, neighboring_relation: str = "add_or_remove_one") -> float:
         """How far one example moves the sum, in the geometry's norm.
@@ -150,78 +230,13 @@ def _same_bound(one: ClippedGrad, other: ClippedGrad) -> Any:
     alike: Any = structure == other_structure
     if alike:
         pairs = zip(mine, theirs, strict=True)
-        same = [jnp.all(jnp.asarray(a) == b) for a, b in pairs]
-        alike = jnp.all(jnp.stack([*same, sealed(one), sealed(other)]))
+        alike = jnp.all(jnp.stack([jnp.all(jnp.asarray(a) == b) for a, b in pairs]))
     if not isinstance(alike, Tracer) and not bool(alike):
         raise ValueError(
             "Two chunks were clipped with different weights, coordinates or clip "
             "norms; clip all chunks of a step with the same geometry and l2_clip_norm."
         )
     return alike
-
-
-def sealed(clipped: ClippedGrad) -> Any:
-    """Whether a sum is as clipping left it; raises where that is known to be false.
-
-    Args:
-        clipped: a sum.
-
-    Returns:
-        A bool array without axes, traced where the seal is.
-
-    Raises:
-        ValueError: for a sum that arithmetic was done on, as far as that is known
-            before values are.
-
-    Example:
-        >>> clipped = ClippedGrad({"w": jnp.ones(2)}, jnp.ones(1), None, 1.0)
-        >>> bool(sealed(clipped))
-        True
-        >>> sealed(jax.tree.map(lambda x: x / 2, clipped))
-        Traceback (most recent call last):
-        ValueError: Arithmetic was done on a whole ClippedGrad (jax.lax.psum, ...
-    """
-    parts = [jnp.asarray(x) for x in jax.tree.leaves(clipped.seal)]
-    whole: Any = [x.dtype for x in parts] == [x.dtype for x in SEAL]
-    if whole:
-        whole = jnp.all(parts[0]) & jnp.all(parts[1] == SEAL[1])
-    if not isinstance(whole, Tracer) and not bool(whole):
-        raise ValueError(
-            "Arithmetic was done on a whole ClippedGrad (jax.lax.psum, pmean, a mean or "
-            "a sum by jax.tree.map), which changes its bound as well; add devices with "
-            "dp_ilg.clipping.lots.sum_over_axis(clipped, axis_name), and chunks with +."
-        )
-    return whole
-
-
-def sound(clipped: ClippedGrad) -> Any:
-    """Whether a sum has a bound that noise can be drawn for; if not, release NaN.
-
-    A clip norm or weight that is no positive number says that no bound is known, or
-    that something (``optax.zero_nans``) has overwritten the NaN that said so.
-
-    Args:
-        clipped: a sum.
-
-    Returns:
-        A bool array without axes.
-
-    Raises:
-        ValueError: as `sealed`.
-
-    Privacy: a function of public values only: bound, weights and seal.
-
-    Example:
-        >>> import dp_ilg
-        >>> geometry = dp_ilg.Geometry.uniform({"w": jnp.ones(2)})
-        >>> clipped = ClippedGrad({"w": jnp.ones(2)}, jnp.ones(1), geometry, 1.0)
-        >>> bool(sound(clipped)), bool(sound(dataclasses.replace(
-        ...     clipped, l2_clip_norm=0.0)))
-        (True, False)
-    """
-    facts = (clipped.geometry.weights, clipped.l2_clip_norm)
-    good = [jnp.all(jnp.isfinite(x) & (jnp.asarray(x) > 0)) for x in facts]
-    return sealed(clipped) & good[0] & good[1]
 
 
 class PrivateTransformation(optax.GradientTransformationExtraArgs):
@@ -258,7 +273,7 @@ class PrivateTransformation(optax.GradientTransformationExtraArgs):
         links: tuple[Any, ...] = (),
     ) -> PrivateTransformation:
         """Makes the (init, update) pair and hangs the facts on it."""
-        self = super().__new__(cls, init, update)
+        self = super().__new__(cls, own_promotion(init), own_promotion(update))
         self.role, self.key, self.plan = role, key, plan
         self.geometry, self.importance = geometry, importance
         self.links = links

@@ -17,8 +17,9 @@ from jaxtyping import Array, Float
 
 from dp_ilg import validation
 from dp_ilg.accounting.plan import PrivacyPlan
-from dp_ilg.base import ClippedGrad, Params, PrivateTransformation, sound
+from dp_ilg.base import ClippedGrad, Params, PrivateTransformation
 from dp_ilg.geometry.geometry import LARGEST_RATIO, Geometry
+from dp_ilg.geometry.seal import sound
 from dp_ilg.noise.add_noise import fresh_key, multiplier_at
 from dp_ilg.noise.secure import given_scores
 

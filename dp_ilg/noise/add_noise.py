@@ -17,9 +17,10 @@ from jaxtyping import Array, Float
 
 from dp_ilg import validation
 from dp_ilg.accounting.plan import PrivacyPlan
-from dp_ilg.base import ClippedGrad, Params, PrivateTransformation, sound
+from dp_ilg.base import ClippedGrad, Params, PrivateTransformation
 from dp_ilg.geometry.geometry import Geometry
 from dp_ilg.geometry.layers import group
+from dp_ilg.geometry.seal import sound
 from dp_ilg.noise.normal import standard_normals
 from dp_ilg.noise.secure import given_leaves
 
@@ -89,7 +90,7 @@ def gaussian_noise(
 
     Returns:
         The noised sum, in float32 or wider; frozen leaves stay exactly 0. All NaN
-        where the sum has no bound that is positive and finite, see `dp_ilg.base.sound`.
+        where the sum has no positive and finite bound, see `dp_ilg.geometry.seal`.
 
     Raises:
         ValueError: for a sum that arithmetic was done on after it was clipped.

@@ -16,11 +16,12 @@ from jaxtyping import Array
 
 from dp_ilg import validation
 from dp_ilg.accounting.plan import PrivacyPlan
-from dp_ilg.base import ClippedGrad, Params, PrivateTransformation, sound
+from dp_ilg.base import ClippedGrad, Params, PrivateTransformation
 from dp_ilg.geometry.geometry import Geometry, public_values, scaled_to_profile
 from dp_ilg.geometry.groups import Groups, accumulator
 from dp_ilg.geometry.layers import group
 from dp_ilg.geometry.rules import Rule, as_rule, check_rule
+from dp_ilg.geometry.seal import sound
 from dp_ilg.noise.add_noise import fresh_key, multiplier_at, noise_stddev
 from dp_ilg.noise.normal import standard_normal
 from dp_ilg.noise.secure import given_scores
