@@ -20,6 +20,7 @@ from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.base import ClippedGrad, Params, PrivateTransformation
 from dp_ilg.geometry.geometry import Geometry
 from dp_ilg.geometry.layers import group
+from dp_ilg.geometry.seal import sound
 from dp_ilg.noise.normal import standard_normals
 from dp_ilg.noise.secure import given_leaves
 
@@ -88,8 +89,13 @@ def gaussian_noise(
         draws: standard normal leaves to take instead of drawing under the key.
 
     Returns:
-        The noised sum, in float32 or wider; frozen leaves stay exactly 0.
+        The noised sum, in float32 or wider; frozen leaves stay exactly 0. All NaN
+        where the sum has no positive and finite bound, see `dp_ilg.geometry.seal`.
+
+    Raises:
+        ValueError: for a sum that arithmetic was done on after it was clipped.
     """
+    stddev = jnp.where(sound(clipped), stddev, jnp.nan)
     leaves, treedef = jax.tree.flatten(clipped.gradients)
     clipped.geometry.groups.check(leaves)
     scales = clipped.geometry.groups.expand(stddev)
@@ -138,6 +144,8 @@ def add_importance_noise(plan: PrivacyPlan, *, key: Any) -> PrivateTransformatio
 
     Raises:
         TypeError: for a bad key, or an update that was not clipped.
+        ValueError: for a clipped sum that ``jax.lax.psum`` or other arithmetic was
+            done on; a bound that is not positive and finite releases NaN.
 
     Privacy: with a clip of the plan's Poisson sample before it, each step is one
     Poisson-subsampled Gaussian with multiplier ``plan.gradient_noise_multipliers[t]``
