@@ -26,7 +26,8 @@ from dp_ilg.experiments.config.schema import Config, LearningRateConfig
 from dp_ilg.experiments.data.datasets import Dataset
 from dp_ilg.experiments.runs import projection
 from dp_ilg.experiments.runs.checkpoints import load_checkpoint, save_checkpoint
-from dp_ilg.experiments.runs.job import Job, build_job, load_data, ready, run_keys
+from dp_ilg.experiments.runs.job import Job, build_job, load_data, ready
+from dp_ilg.experiments.runs.keys import run_keys
 from dp_ilg.projection.factor_pca import FactorPca
 from dp_ilg.sampling.poisson import PoissonSampler
 
@@ -125,7 +126,7 @@ def audited_trainer(
         run=replace(config.run, chunk_size=None),
     )
     job = build_job(steady, data_dir, small, _first(data, small.num_examples))
-    key = run_keys(seed).sampler
+    key = run_keys(job, seed).sampler
     job = ready(job, key, basis or _small_basis(full, key))
     rows = lambda a: np.asarray(a[: small.num_examples])  # noqa: E731
     return AuditedTrainer(
