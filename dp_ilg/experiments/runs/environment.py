@@ -104,7 +104,7 @@ def code_digest() -> str:
     facts = environment()
     facts["devices"] = ", ".join(sorted({d.device_kind for d in jax.devices()}))
     facts["processor"] = facts["processor"].partition(" of ")[2]
-    flags = facts["settings"].split()
+    flags = facts["settings"].replace("=--", "= --").split()
     facts["settings"] = " ".join(f for f in flags if _DEVICE_COUNT not in f)
     text = json.dumps(sorted(facts.items()))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
