@@ -20,7 +20,7 @@ from dp_ilg.auditing.bounds import (
     gaussian_lower_bound,
 )
 from dp_ilg.experiments.audits import noise as noise_checks
-from dp_ilg.experiments.audits import promises, whole_run
+from dp_ilg.experiments.audits import promises, reuse, whole_run
 from dp_ilg.experiments.audits import sampler as sampler_checks
 from dp_ilg.experiments.audits.canaries import Attack, attacks
 from dp_ilg.experiments.audits.checks import Finding
@@ -102,6 +102,8 @@ CHECKS: dict[str, Callable[[Evidence], Finding]] = {
     "expected batch size": _step(promises.expected_size),
     "end of the plan": _step(whole_run.end_of_plan),
     "resumed run": _step(whole_run.resumed),
+    "one release a state": _step(reuse.one_release_a_state),
+    "one key a plan": _step(reuse.one_key_a_plan),
 }
 
 
