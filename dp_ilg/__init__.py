@@ -24,6 +24,7 @@ from dp_ilg.clipping.lots import clipped_lot, sum_lot
 from dp_ilg.geometry import layers
 from dp_ilg.geometry.geometry import Geometry
 from dp_ilg.noise.add_noise import add_importance_noise
+from dp_ilg.noise.repeats import release_digest
 from dp_ilg.optimizers.adam import scale_by_noise_corrected_adam
 from dp_ilg.optimizers.aggregate import differentially_private_aggregate
 from dp_ilg.optimizers.averaging import average_iterates, averaged_params
@@ -66,6 +67,7 @@ __all__ = [
     "layers",
     "plan_privacy",
     "private_pca",
+    "release_digest",
     "scale_by_balanced_adam",
     "scale_by_noise_corrected_adam",
     "schedules",

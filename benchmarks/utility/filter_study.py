@@ -34,7 +34,8 @@ import dp_ilg  # noqa: E402
 from common import RESULTS, ROOT, commit, finished, machine  # noqa: E402
 from dp_ilg.clipping.clip import as_clip_mode  # noqa: E402
 from dp_ilg.experiments.config.schema import Config, read_config  # noqa: E402
-from dp_ilg.experiments.runs.job import Job, build_job, run_keys  # noqa: E402
+from dp_ilg.experiments.runs.job import Job, build_job  # noqa: E402
+from dp_ilg.experiments.runs.keys import run_keys  # noqa: E402
 from dp_ilg.experiments.runs.recipe import layering  # noqa: E402
 from dp_ilg.sampling.poisson import PoissonSampler  # noqa: E402
 
@@ -90,7 +91,7 @@ def stage_plans(job: Job, mode: str, count: int) -> Callable[[int, list], Any]:
 
 def train(job: Job, mode: str, count: int, seed: int) -> dict[str, Any]:
     """One run: its accuracy, and the noise and ratio of every stage."""
-    config, keys = job.config, run_keys(seed)
+    config, keys = job.config, run_keys(job, seed)
     params = average = job.model.init(keys.params)
     adam = optax.adam(config.optimizer.learning_rate)
     moments = adam.init(params)

@@ -31,7 +31,8 @@ NOTE = "computed from the data without noise: for public data, no privacy guaran
 def run(task: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     """The two records of a task."""
     from dp_ilg.experiments.config.schema import read_config
-    from dp_ilg.experiments.runs.job import build_job, run_keys
+    from dp_ilg.experiments.runs.job import build_job
+    from dp_ilg.experiments.runs.keys import run_keys
     from dp_ilg.experiments.sweeps.layer_study import study
 
     config = read_config(ROOT / "configs" / f"{task}.toml")
@@ -39,7 +40,7 @@ def run(task: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     data_dir = Path(args.data_dir) if args.data_dir else None
     job = build_job(config, data_dir)
     found = study(
-        job, run_keys(args.seed), min(args.steps, job.plan.num_steps), args.rows
+        job, run_keys(job, args.seed), min(args.steps, job.plan.num_steps), args.rows
     )
     facts = {
         "task": task,

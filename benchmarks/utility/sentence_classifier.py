@@ -25,7 +25,8 @@ from typing import Any
 from dp_ilg.accounting.ledger import PrivacyLedger
 from dp_ilg.experiments.config.schema import Config, read_config
 from dp_ilg.experiments.papers.reproduce import machine
-from dp_ilg.experiments.runs.job import build_job, load_data, run_keys
+from dp_ilg.experiments.runs.job import build_job, load_data
+from dp_ilg.experiments.runs.keys import run_keys
 from dp_ilg.experiments.runs.trainer import Watch, make_tools, start, train
 
 ROOT = Path(__file__).parents[2]
@@ -51,7 +52,7 @@ def runs(config: Config, data: Any, seeds: range) -> list[dict[str, Any]]:
     tools, records = make_tools(job), []
     for seed in seeds:
         found: list[dict[str, Any]] = []
-        keys = run_keys(seed)
+        keys = run_keys(job, seed)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "ledger.jsonl"
             with PrivacyLedger(path, job.plan, key=keys.optimizer) as ledger:

@@ -5,24 +5,18 @@ A step is charged from the moment its release could be seen, so it is written an
 results got out, never fewer. One line of JSON a step, each closed by a CRC-32.
 """
 
-import errno
 import hashlib
 import json
 import os
-import stat
 from pathlib import Path
 from typing import Any, NoReturn, SupportsIndex
 
 from dp_ilg import validation
 from dp_ilg.accounting.plan import PrivacyPlan
-from dp_ilg.accounting.sealing import seal, sync_folder, unseal
+from dp_ilg.accounting.sealing import ANY_DIGIT, SealedLog, cut_from, seal, unseal
 
-try:
-    import fcntl
-except ImportError:  # no such locks on this system: then one process is assumed
-    fcntl = None
-
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had no released_from, and is read as well
+_DIGEST_BYTES = 16
 
 
 class BudgetExhausted(ValueError):
@@ -52,9 +46,10 @@ class PrivacyLedger:
     Privacy:
         The ledger counts what this process was told of, for the unit and neighbouring
         relation of the plan. A repeated step is charged once, which is right only if it
-        repeats the same batch and noise bit for bit (law: keyed by step). Whoever can
-        edit or delete the file can hide steps: the CRC guards against accidents, not
-        against people.
+        repeats the same release bit for bit (law: keyed by step). With `released_from`
+        the ledger holds a step to that: the same parameters, program and data, or it is
+        refused. Without, that is up to the caller. Whoever can edit or delete the file
+        can hide steps: the CRC guards against accidents, not against people.
 
     Example:
         >>> import tempfile
@@ -84,7 +79,8 @@ class PrivacyLedger:
             path: the file; its folder must exist.
             plan: the plan of the run.
             key: the run's noise key, of which a hash is kept, so that a second run
-                with another key cannot pass for a replay of the first.
+                with another key cannot pass for a replay of the first. It also keys the
+                hashes of `released_from`, which then tell nothing to whoever guesses.
 
         Raises:
             ValueError: if the file is no ledger, belongs to another plan or key, or is
@@ -94,15 +90,15 @@ class PrivacyLedger:
         """
         self.path = Path(path)
         self.plan = plan
-        facts = {"dp_ilg_ledger": FORMAT_VERSION, **_describe(plan)}
-        self._key = None if key is None else _fingerprint(key)
-        if self._key:
-            facts["key"] = self._key
-        self._header = seal(facts)
+        self._words = b""
+        self._facts = _describe(plan)
+        if key is not None:
+            self._words = validation.key_words("key", key).tobytes()
+            self._facts["key"] = _fingerprint(self._words)
         self._recorded_here = -1
-        self._file = self._open()
+        self._origins: dict[int, str | None] = {}
+        self._log = SealedLog(self.path)
         try:
-            self._lock()
             self._resume()
         except BaseException:
             self.close()
@@ -111,7 +107,7 @@ class PrivacyLedger:
     @property
     def steps(self) -> int:
         """The number of steps recorded, which is also the next new step."""
-        return self._tip[0]
+        return max(0, self._log.count - 1)
 
     def epsilon(self) -> float:
         """Returns epsilon for the steps recorded so far, at the plan's delta.
@@ -136,7 +132,7 @@ class PrivacyLedger:
         """
         return self.plan.epsilon(self.steps)
 
-    def record(self, step: SupportsIndex) -> None:
+    def record(self, step: SupportsIndex, *, released_from: Any = None) -> None:
         """Charges one step; call it before the step's release is used.
 
         Returns once the line is on the disk. Steps come in order; a run that was
@@ -144,16 +140,24 @@ class PrivacyLedger:
 
         Args:
             step: which step, from 0; a Python, NumPy or JAX integer.
+            released_from: a digest of all that decides the release besides key and
+                step, such as `dp_ilg.release_digest` makes of the parameters and of a
+                name for the program. A hash of it is kept with the step.
 
         Raises:
             BudgetExhausted: for a step past the plan.
             ValueError: for a step that is no whole number, one that leaves a gap or
-                was recorded since the file was opened, or a closed ledger.
+                was recorded since the file was opened, a repeated step that was
+                released from something else (or without saying what), or a closed
+                ledger.
+            TypeError: for a `released_from` that is no text.
             OSError: if the line could not be written and synced. The step then counts
                 as not recorded, and may be tried again.
 
         Privacy:
-            Use the release only after this has returned.
+            Use the release only after this has returned. A repeat that would differ is
+            refused rather than charged: two releases under one noise give the
+            difference of their sums away, which no charge of a second step covers.
 
         Example:
             >>> import tempfile
@@ -167,7 +171,8 @@ class PrivacyLedger:
             ValueError: step is 1, but 0 steps are recorded: record step 0 first.
         """
         step = validation.count("step", step)
-        if self._file < 0:
+        origin = self._origin(released_from)
+        if self._log.closed:
             raise ValueError(f"The ledger {self.path} is closed; open it again.")
         if step >= self.plan.num_steps:
             raise BudgetExhausted(
@@ -185,7 +190,10 @@ class PrivacyLedger:
                 "already; only a resumed run may repeat steps."
             )
         if step == self.steps:
-            self._append(seal({"step": step}), steps=self.steps + 1)
+            self._origins[step] = origin
+            self._log.append(_line(step, origin))
+        elif origin != self._origins[step]:
+            raise ValueError(_differs(step, origin, self._origins[step]))
         self._recorded_here = step
 
     def close(self) -> None:
@@ -203,9 +211,7 @@ class PrivacyLedger:
             Traceback (most recent call last):
             ValueError: The ledger ... is closed; open it again.
         """
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
+        self._log.close()
 
     def __enter__(self) -> "PrivacyLedger":
         return self
@@ -213,137 +219,124 @@ class PrivacyLedger:
     def __exit__(self, *exc_info: Any) -> None:
         self.close()
 
-    def _open(self) -> int:
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0)
-        try:
-            return os.open(self.path, flags | getattr(os, "O_BINARY", 0), 0o666)
-        except OSError as error:
-            self._fail(error, "opened", "choose a folder that exists and is writable")
-
-    def _lock(self) -> None:
-        if fcntl is None:
-            return
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            busy = error.errno in (errno.EWOULDBLOCK, errno.EACCES)
-            why = "opened, since another run holds it" if busy else "locked"
-            self._fail(error, why, "wait for that run, or use another run folder")
-
     def _resume(self) -> None:
         """Counts the steps on file, after dropping a line that was cut."""
-        content = self._read()
-        *lines, tail = content.split(b"\n")
+        lines, tail = self._log.read()
         if lines:
             self._check_header(lines[0])
-        elif not self._header.startswith(tail):
-            self._refuse("is not a privacy ledger", "choose another path")
+        elif not any(h.startswith(tail) for h in map(self._header, (1, 2))):
+            self._log.refuse("is not a privacy ledger", "choose another path")
         for count, line in enumerate(lines[1:]):
-            if unseal(line) != {"step": count}:
-                self._refuse(
-                    f"is damaged in line {count + 2}",
-                    "restore it from a copy, or count its plan as spent in full",
-                )
+            self._origins[count] = self._read_step(count, line)
         steps = max(0, len(lines) - 1)
         if steps > self.plan.num_steps:
-            self._refuse("has more steps than its plan", "count its plan as overspent")
-        self._tip = (steps, len(content) - len(tail))  # steps, bytes: one value
-        self._has_tail = bool(tail)
+            self._log.refuse("has more steps than its plan", "count it as overspent")
+        self._log.accept(lines, tail)
         if not lines:
-            self._append(self._header, steps=0)
+            self._log.append(self._header(FORMAT_VERSION))
         elif tail:
             self._mend(tail.rstrip(b"\0"), steps)  # zeros are a power cut's
-        self._sync()
+        self._log.sync()
 
     def _mend(self, tail: bytes, steps: int) -> None:
         """Counts a last line that lacks its end alone; refuses one that was changed."""
-        expected = seal({"step": steps})
-        if not expected.startswith(tail):
-            self._refuse(
-                f"is damaged in line {steps + 2}",
-                "restore it from a copy, or count its plan as spent in full",
-            )
-        if tail == expected[:-1] and steps < self.plan.num_steps:
-            self._append(expected, steps=steps + 1)
+        text = tail.decode("latin-1")
+        fits = [form for form in _forms(steps) if cut_from(form, text)]
+        if not fits:
+            self._refuse_line(steps)
+        if len(tail) == len(fits[0]) - 1:
+            self._origins[steps] = self._read_step(steps, tail)
+            if steps < self.plan.num_steps:
+                self._log.append(tail + b"\n")
 
-    def _read(self) -> bytes:
-        if not stat.S_ISREG(os.fstat(self._file).st_mode):
-            self._refuse("is not a regular file", "choose another path")
-        try:
-            with open(self._file, "rb", closefd=False) as file:
-                return file.read()
-        except OSError as error:
-            self._fail(error, "read", "check the disk")
+    def _read_step(self, count: int, line: bytes) -> str | None:
+        """What the step of a line was released from, if it says."""
+        found = unseal(line) or {}
+        origin = found.get("released_from")
+        if line + b"\n" != _line(count, origin):
+            self._refuse_line(count)
+        return origin
+
+    def _refuse_line(self, step: int) -> NoReturn:
+        self._log.refuse(
+            f"is damaged in line {step + 2}",
+            "restore it from a copy, or count its plan as spent in full",
+        )
+
+    def _header(self, version: int) -> bytes:
+        return seal({"dp_ilg_ledger": version, **self._facts})
 
     def _check_header(self, line: bytes) -> None:
+        refuse = self._log.refuse
         header = unseal(line)
         if header is None and not line.startswith(b'{"dp_ilg_ledger"'):
-            self._refuse("is not a privacy ledger", "choose another path")
+            refuse("is not a privacy ledger", "choose another path")
         if header is None:
-            self._refuse("is damaged in line 1", "restore it from a copy")
-        if header.get("dp_ilg_ledger") != FORMAT_VERSION:
-            self._refuse("has an unknown format", f"use version {FORMAT_VERSION}")
+            refuse("is damaged in line 1", "restore it from a copy")
+        if header.get("dp_ilg_ledger") not in (1, 2):
+            refuse("has an unknown format", f"use version {FORMAT_VERSION}")
         if header.get("plan_digest") != self.plan.digest():
-            self._refuse(
+            refuse(
                 f"belongs to the plan {header.get('plan_digest')}, not to "
                 f"{self.plan.digest()}",
                 "resume with that plan, or choose another path",
             )
-        if self._key and header.get("key") != self._key:
-            self._refuse(
+        if self._words and header.get("key") != self._facts["key"]:
+            refuse(
                 "belongs to a run with another key",
                 "resume with that key, or choose another path",
             )
 
-    def _append(self, line: bytes, *, steps: int) -> None:
-        """Writes one line and syncs it, or takes back what was written."""
-        try:
-            if self._has_tail:
-                self._trim()
-            self._has_tail = True  # until the line is safe, whatever interrupts
-            left = line
-            while left:
-                left = left[os.write(self._file, left) :]
-            os.fsync(self._file)
-        except OSError as error:
-            self._try_to_trim()
-            self._fail(error, "written", "free some space or mend the disk, then retry")
-        self._tip = (steps, self._tip[1] + len(line))
-        self._has_tail = False
-
-    def _trim(self) -> None:
-        """Cuts the file back to its last whole, acknowledged line."""
-        os.ftruncate(self._file, self._tip[1])
-        os.fsync(self._file)
-        self._has_tail = False
-
-    def _try_to_trim(self) -> None:
-        try:
-            self._trim()
-        except OSError:
-            pass  # the tail is remembered, and the next record trims it first
-
-    def _sync(self) -> None:
-        """Makes everything that was found, and the file's name, durable."""
-        try:
-            self._trim()
-            sync_folder(self.path.parent)
-        except OSError as error:
-            self._fail(error, "synced to the disk", "check the disk")
-
-    def _refuse(self, fault: str, remedy: str) -> NoReturn:
-        raise ValueError(f"The file {self.path} {fault}; {remedy}.")
-
-    def _fail(self, error: OSError, verb: str, remedy: str) -> NoReturn:
-        reason = error.strerror or str(error)
-        message = f"The ledger {self.path} could not be {verb} ({reason}); {remedy}."
-        raise type(error)(error.errno, message) from error
+    def _origin(self, released_from: Any) -> str | None:
+        """A hash of what a step is released from, under the run's key."""
+        if released_from is None:
+            return None
+        if not isinstance(released_from, str):
+            raise TypeError(
+                f"released_from is {type(released_from).__name__}, but must be text; "
+                "pass what dp_ilg.release_digest returns."
+            )
+        digest = hashlib.blake2b(
+            released_from.encode(),
+            digest_size=_DIGEST_BYTES,
+            key=self._words,
+            person=b"released_from",
+        )
+        return digest.hexdigest()
 
 
-def _fingerprint(key: Any) -> str:
+def _line(step: int, origin: Any) -> bytes:
+    """The line of a step; of an old one, or one without digest, the step alone."""
+    return seal({"step": step} | ({} if origin is None else {"released_from": origin}))
+
+
+def _forms(step: int) -> list[str]:
+    """What the line of a step may look like, its unknown digits as question marks."""
+    unknown = ANY_DIGIT * 2 * _DIGEST_BYTES
+    whole = _line(step, unknown).decode()
+    return [_line(step, None).decode(), whole[:-11] + ANY_DIGIT * 8 + whole[-3:]]
+
+
+def _differs(step: int, origin: str | None, before: str | None) -> str:
+    """Why a repeated step is refused, in one sentence."""
+    if origin is None or before is None:
+        now = "without" if origin is None else "with"
+        return (
+            f"step is {step}, which was recorded with{'out' * (before is None)} "
+            f"released_from and would be repeated {now} it, so nobody can tell whether "
+            "it is the same release; repeat it as it was, or begin a new run."
+        )
+    return (
+        f"step is {step}, which was released from other parameters or by another "
+        "program, and the same noise on another sum would give their difference away; "
+        "repeat it exactly as it was, or begin a new run with keys of its own."
+    )
+
+
+def _fingerprint(words: bytes) -> str:
     """A hash of a key; whoever could invert it could guess the key anyway."""
-    data = validation.key_words("key", key)
-    return hashlib.blake2b(data.tobytes(), digest_size=16, person=b"ledger").hexdigest()
+    digest = hashlib.blake2b(words, digest_size=_DIGEST_BYTES, person=b"ledger")
+    return digest.hexdigest()
 
 
 def _describe(plan: PrivacyPlan) -> dict[str, Any]:

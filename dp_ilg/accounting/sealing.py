@@ -1,12 +1,21 @@
-"""Lines of JSON that say whether they are whole, in folders made durable."""
+"""Lines of JSON that say whether they are whole, in files and folders made durable."""
 
+import errno
 import json
 import os
 import re
+import stat
+import string
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+try:
+    import fcntl
+except ImportError:  # no such locks on this system: then one process is assumed
+    fcntl = None
+
+ANY_DIGIT = "?"
 _SEALED_LINE = re.compile(rb'(.*), "crc32": "([0-9a-f]{8})"\}', re.DOTALL)
 
 
@@ -38,6 +47,27 @@ def unseal(line: bytes) -> dict[str, Any] | None:
         return None
 
 
+def cut_from(form: str, text: str) -> bool:
+    """Whether a line may have been cut down to a text while it was being written.
+
+    Args:
+        form: the whole line, unknown hexadecimal digits as `ANY_DIGIT`.
+        text: what is there.
+
+    Returns:
+        False too if nothing is missing.
+
+    Example:
+        >>> cut_from("step ??.", "step a"), cut_from("step ??.", "step x")
+        (True, False)
+    """
+    digits = string.hexdigits.lower()
+    return len(text) < len(form) and all(
+        have == want or (want == ANY_DIGIT and have in digits)
+        for have, want in zip(text, form, strict=False)
+    )
+
+
 def sync_folder(folder: Path) -> None:
     """Makes the names in a folder durable, where folders can be synced.
 
@@ -57,3 +87,165 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+class SealedLog:
+    """A file of sealed lines that only grows, locked against a second writer.
+
+    Whatever interrupts a write, the file comes back to its last acknowledged line.
+
+    Attributes:
+        path: where the file is.
+        count: lines acknowledged, on disk.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     log = SealedLog(Path(folder, "log.jsonl"))
+        ...     whole, tail = log.read()
+        ...     log.accept(whole, tail)
+        ...     log.append(seal({"step": 0}))
+        ...     log.count, log.close()
+        (1, None)
+    """
+
+    def __init__(self, path: Path):
+        """Opens the file, made if it is not there, and locks it.
+
+        Raises:
+            ValueError: if it is no regular file.
+            OSError: if it cannot be opened, or another process holds it.
+        """
+        self.path = path
+        self._tip = (0, 0)  # lines, bytes: one value, so that no interrupt parts them
+        self._has_tail = False
+        self._file = self._open()
+        try:
+            self._lock()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def count(self) -> int:
+        """Lines acknowledged."""
+        return self._tip[0]
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing more can be written."""
+        return self._file < 0
+
+    def read(self) -> tuple[list[bytes], bytes]:
+        """Returns the whole lines, without their ends, and what follows them.
+
+        Raises:
+            ValueError: if the file is no regular one.
+            OSError: if it cannot be read.
+        """
+        if not stat.S_ISREG(os.fstat(self._file).st_mode):
+            self.refuse("is not a regular file", "choose another path")
+        try:
+            with open(self._file, "rb", closefd=False) as file:
+                *lines, tail = file.read().split(b"\n")
+        except OSError as error:
+            self._fail(error, "read", "check the disk")
+        return lines, tail
+
+    def accept(self, lines: list[bytes], tail: bytes) -> None:
+        """Counts what `read` gave as acknowledged, but for the tail.
+
+        Args:
+            lines: whole lines.
+            tail: what follows them, cut off by the next write.
+        """
+        self._tip = (len(lines), sum(map(len, lines)) + len(lines))
+        self._has_tail = bool(tail)
+
+    def append(self, line: bytes) -> None:
+        """Writes one line and syncs it, or takes back what was written.
+
+        Args:
+            line: with its end.
+
+        Raises:
+            OSError: if the disk does not take it.
+        """
+        try:
+            if self._has_tail:
+                self._trim()
+            self._has_tail = True  # until the line is safe, whatever interrupts
+            left = line
+            while left:
+                left = left[os.write(self._file, left) :]
+            os.fsync(self._file)
+        except OSError as error:
+            self._try_to_trim()
+            self._fail(error, "written", "free some space or mend the disk, then retry")
+        count, size = self._tip
+        self._tip = (count + 1, size + len(line))
+        self._has_tail = False
+
+    def sync(self) -> None:
+        """Makes everything that was found, and the file's name, durable.
+
+        Raises:
+            OSError: if the disk refuses.
+        """
+        try:
+            self._trim()
+            sync_folder(self.path.parent)
+        except OSError as error:
+            self._fail(error, "synced to the disk", "check the disk")
+
+    def refuse(self, fault: str, remedy: str) -> NoReturn:
+        """Raises one sentence about the file.
+
+        Args:
+            fault: what is wrong, to follow on the path.
+            remedy: what to do.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(f"The file {self.path} {fault}; {remedy}.")
+
+    def close(self) -> None:
+        """Closes the file and lets go of the lock; closing twice is harmless."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def _open(self) -> int:
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0)
+        try:
+            return os.open(self.path, flags | getattr(os, "O_BINARY", 0), 0o666)
+        except OSError as error:
+            self._fail(error, "opened", "choose a folder that exists and is writable")
+
+    def _lock(self) -> None:
+        if fcntl is None:
+            return
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            busy = error.errno in (errno.EWOULDBLOCK, errno.EACCES)
+            why = "opened, since another run holds it" if busy else "locked"
+            self._fail(error, why, "wait for that run, or use another run folder")
+
+    def _trim(self) -> None:
+        """Cuts the file back to its last whole, acknowledged line."""
+        os.ftruncate(self._file, self._tip[1])
+        os.fsync(self._file)
+        self._has_tail = False
+
+    def _try_to_trim(self) -> None:
+        try:
+            self._trim()
+        except OSError:
+            pass  # the tail is remembered, and the next write trims it first
+
+    def _fail(self, error: OSError, verb: str, remedy: str) -> NoReturn:
+        reason = error.strerror or str(error)
+        message = f"The ledger {self.path} could not be {verb} ({reason}); {remedy}."
+        raise type(error)(error.errno, message) from error

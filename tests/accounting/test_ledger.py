@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from dp_ilg.accounting.ledger import BudgetExhausted, PrivacyLedger
 from dp_ilg.accounting.plan import PrivacyPlan
+from dp_ilg.noise.repeats import release_digest
 from dp_ilg.sampling.poisson import PoissonSampler
 
 STEPS = 1000
@@ -267,7 +268,7 @@ def test_another_plans_ledger_is_refused(path):
 
 
 def test_a_later_format_is_refused(path, monkeypatch):
-    monkeypatch.setattr("dp_ilg.accounting.ledger.FORMAT_VERSION", 2)
+    monkeypatch.setattr("dp_ilg.accounting.ledger.FORMAT_VERSION", 3)
     _write(path, 1)
     monkeypatch.undo()
     with pytest.raises(ValueError, match="unknown format"):
@@ -283,6 +284,126 @@ def test_any_other_file_is_refused_and_left_alone(tmp_path_factory, content):
     with pytest.raises(ValueError, match="is not a privacy ledger"):
         PrivacyLedger(path, PLAN)
     assert path.read_bytes() == content
+
+
+# ------------------------------------------------- what a step was released from
+
+ORIGINS = [release_digest({"w": np.arange(3.0) + t}, "rate 0.1") for t in range(4)]
+
+
+def _write_bound(path: Path, steps: int, **key) -> bytes:
+    with PrivacyLedger(path, PLAN, **key) as ledger:
+        for step in range(steps):
+            ledger.record(step, released_from=ORIGINS[step])
+    return path.read_bytes()
+
+
+def test_an_identical_repeat_is_free(path):
+    content = _write_bound(path, 3)
+    assert _write_bound(path, 3) == content
+    with PrivacyLedger(path, PLAN) as ledger:
+        ledger.record(1, released_from=ORIGINS[1])
+        ledger.record(2, released_from=ORIGINS[2])
+        ledger.record(3, released_from=ORIGINS[3])
+        assert ledger.steps == 4 and ledger.epsilon() == PLAN.epsilon(4)
+
+
+OTHERS = {
+    "other parameters": release_digest({"w": np.arange(3.0) + 1e-6}, "rate 0.1"),
+    "another learning rate": release_digest({"w": np.arange(3.0)}, "rate 0.2"),
+    "another type": release_digest({"w": np.arange(3.0, dtype="f")}, "rate 0.1"),
+    "another name": release_digest({"v": np.arange(3.0)}, "rate 0.1"),
+    "another shape": release_digest({"w": np.arange(3.0)[None]}, "rate 0.1"),
+    "no word of it": None,
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_a_repeat_that_would_differ_is_refused(path, other):
+    """Same ledger, key and step, another release: their difference is the data's."""
+    content = _write_bound(path, 2, key=jax.random.key(1))
+    with PrivacyLedger(path, PLAN, key=jax.random.key(1)) as ledger:
+        with pytest.raises(ValueError, match="step is 0, which was") as caught:
+            ledger.record(0, released_from=OTHERS[other])
+        assert _is_one_sentence(caught.value)
+        ledger.record(0, released_from=ORIGINS[0])
+        assert ledger.steps == 2
+    assert path.read_bytes() == content
+
+
+def test_a_step_recorded_without_is_not_repeated_with(path):
+    _write(path, 1)
+    with PrivacyLedger(path, PLAN) as ledger:
+        with pytest.raises(ValueError, match="recorded without") as caught:
+            ledger.record(0, released_from=ORIGINS[0])
+        assert _is_one_sentence(caught.value)
+        ledger.record(0)
+        ledger.record(1, released_from=ORIGINS[1])
+
+
+def test_the_digest_on_file_follows_the_key(path, tmp_path):
+    """Whoever guesses data and parameters cannot confirm the guess."""
+    other = tmp_path / "other.jsonl"
+    first, second = (
+        _write_bound(p, 1, key=jax.random.key(k)) for p, k in ((path, 1), (other, 2))
+    )
+    one, two = (
+        json.loads(content.splitlines()[1])["released_from"]
+        for content in (first, second)
+    )
+    assert one != two and ORIGINS[0].encode() not in first
+
+
+@settings(max_examples=100, deadline=None)
+@given(cut=st.integers(0, 10_000), steps=st.integers(0, 4))
+def test_truncation_of_bound_steps_drops_the_cut_line_only(
+    tmp_path_factory, cut, steps
+):
+    path = tmp_path_factory.mktemp("cut") / "ledger.jsonl"
+    content = _write_bound(path, steps)
+    path.write_bytes(content[:cut])
+    whole = content[: cut + 1].count(b"\n")
+    with PrivacyLedger(path, PLAN) as ledger:
+        assert ledger.steps == max(0, whole - 1)
+    if steps == 4 and whole > 1:
+        assert _write_bound(path, 4) == content  # what is left still binds
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_damage_of_bound_steps_is_refused(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("damage") / "ledger.jsonl"
+    content = bytearray(_write_bound(path, 3))
+    place = data.draw(st.integers(0, len(content) - 1))
+    byte = data.draw(st.integers(1, 255).filter(lambda b: b != content[place]))
+    content[place] = byte
+    path.write_bytes(content)
+    with pytest.raises(ValueError) as caught:
+        PrivacyLedger(path, PLAN)
+    assert _is_one_sentence(caught.value) and path.read_bytes() == content
+
+
+def test_a_ledger_of_the_first_format_goes_on(path, monkeypatch):
+    """Written before steps could be bound: read, and added to."""
+    monkeypatch.setattr("dp_ilg.accounting.ledger.FORMAT_VERSION", 1)
+    content = _write(path, 2)
+    monkeypatch.undo()
+    assert b'{"dp_ilg_ledger": 1, ' in content
+    with PrivacyLedger(path, PLAN) as ledger:
+        assert ledger.steps == 2
+        ledger.record(1)
+        ledger.record(2, released_from=ORIGINS[2])
+    with PrivacyLedger(path, PLAN) as ledger:
+        ledger.record(2, released_from=ORIGINS[2])
+        assert ledger.steps == 3
+
+
+@pytest.mark.parametrize("wrong", [b"bytes", 7, {"w": 1}])
+def test_released_from_must_be_text(path, wrong):
+    with PrivacyLedger(path, PLAN) as ledger:
+        with pytest.raises(TypeError, match="release_digest") as caught:
+            ledger.record(0, released_from=wrong)
+        assert _is_one_sentence(caught.value) and ledger.steps == 0
 
 
 # ---------------------------------------------------------- disks and folders

@@ -10,6 +10,7 @@ import numpy as np
 import dp_ilg
 from dp_ilg.baselines.table import BASELINES
 from dp_ilg.experiments.audits.subject import AuditedTrainer, through_checkpoint
+from dp_ilg.experiments.runs.keys import derived_keys
 from dp_ilg.sampling.poisson import PoissonSampler
 from tests.helpers.models import mlp_batch, mlp_loss, mlp_params
 
@@ -59,6 +60,7 @@ def trainer(
         sampler=lambda key: PoissonSampler.for_plan(the_plan, key=key),
         ledger=lambda path: dp_ilg.PrivacyLedger(path, the_plan),
         resume=through_checkpoint,
+        keys=lambda plan: derived_keys(3, {"plan": plan.digest()}),
     )
 
 

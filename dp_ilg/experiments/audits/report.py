@@ -19,7 +19,7 @@ from dp_ilg.auditing.bounds import (
     epsilon_lower_bound,
     gaussian_lower_bound,
 )
-from dp_ilg.experiments.audits import last_bits, promises, whole_run
+from dp_ilg.experiments.audits import last_bits, promises, reuse, whole_run
 from dp_ilg.experiments.audits import noise as noise_checks
 from dp_ilg.experiments.audits import sampler as sampler_checks
 from dp_ilg.experiments.audits.canaries import Attack, attacks
@@ -106,6 +106,8 @@ CHECKS: dict[str, Callable[[Evidence], Finding]] = {
     "end of the plan": _step(whole_run.end_of_plan),
     "claimed epsilon": _step(last_bits.claimed_epsilon),
     "resumed run": _step(whole_run.resumed),
+    "one release a state": _step(reuse.one_release_a_state),
+    "one key a plan": _step(reuse.one_key_a_plan),
 }
 
 

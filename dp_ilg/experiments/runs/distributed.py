@@ -22,9 +22,10 @@ import numpy as np
 
 from dp_ilg.experiments.config.schema import config_from_mapping, config_to_toml
 from dp_ilg.experiments.runs.environment import environment
-from dp_ilg.experiments.runs.folder import differing_field, identity
+from dp_ilg.experiments.runs.folder import differing_field
 from dp_ilg.experiments.runs.hosts import Devices, Hosts
 from dp_ilg.experiments.runs.job import Job
+from dp_ilg.experiments.runs.keys import identity
 from dp_ilg.experiments.runs.trainer import (
     Position,
     Records,
@@ -142,11 +143,11 @@ class _SharedRecords:
     def __init__(self, hosts: Hosts, ledger: Records | None):
         self._hosts, self._ledger = hosts, ledger
 
-    def record(self, step: int) -> None:
+    def record(self, step: int, *, released_from: Any) -> None:
         if self._ledger is None:
             self._hosts.hear(f"record/{step}")
             return
-        self._ledger.record(step)
+        self._ledger.record(step, released_from=released_from)
         self._hosts.say(f"record/{step}", "on disk")
         if step > 1:  # everybody has taken that step
             self._hosts.forget(f"record/{step - 2}")
@@ -216,8 +217,9 @@ def _send(hosts: Hosts, position: Position, over: bool) -> Position:
 
     if hosts.leads:
         step = -1 if over else position.step
-        hosts.say("position", json.dumps([step, position.seconds]))
-    step, seconds = json.loads(hosts.hear("position"))
+        facts = [step, position.seconds, position.trail]
+        hosts.say("position", json.dumps(facts))
+    step, seconds, trail = json.loads(hosts.hear("position"))
     if step < 0:
         return position if hosts.leads else position._replace(step=-1)
     tree = (position.params, position.state, position.sampler_key)
@@ -231,7 +233,7 @@ def _send(hosts: Hosts, position: Position, over: bool) -> Position:
     pieces = np.split(got.astype(np.uint8), ends[:-1])
     filled = map(_filled, leaves, plain, pieces)
     params, state, sampler_key = jax.tree.unflatten(structure, filled)
-    return Position(step, params, state, sampler_key, seconds)
+    return Position(step, params, state, sampler_key, seconds, trail)
 
 
 def _words(leaf: Any) -> np.ndarray:

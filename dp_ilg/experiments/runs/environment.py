@@ -8,6 +8,7 @@ two releases with one noise and two roundings give their difference away.
 import functools
 import hashlib
 import importlib.metadata
+import json
 import os
 import platform
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ _SETTINGS = (
     "jax_numpy_dtype_promotion",
     "jax_disable_jit",
 )
+_DEVICE_COUNT = "--xla_force_host_platform_device_count"
 _PACKAGE = Path(__file__).parents[2]
 
 
@@ -85,6 +87,27 @@ another jax (0.1 then, ...
                 f"with another {name} ({before} then, {value} now), which may round "
                 "otherwise under the same noise; resume with what it was begun with."
             )
+
+
+def code_digest() -> str:
+    """A digest of what may make a step of one configuration come out otherwise.
+
+    Returns:
+        16 hexadecimal digits: of dp_ilg's source code, the packages that compute, JAX's
+        settings, and the kinds of device and processor. How many devices share a step
+        is left out, so that a seed gives the same run on one and on many.
+
+    Example:
+        >>> code_digest() == code_digest()
+        True
+    """
+    facts = environment()
+    facts["devices"] = ", ".join(sorted({d.device_kind for d in jax.devices()}))
+    facts["processor"] = facts["processor"].partition(" of ")[2]
+    flags = facts["settings"].replace("=--", "= --").split()
+    facts["settings"] = " ".join(f for f in flags if _DEVICE_COUNT not in f)
+    text = json.dumps(sorted(facts.items()))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @functools.cache

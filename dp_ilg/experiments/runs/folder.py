@@ -20,12 +20,11 @@ from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.accounting.sealing import sync_folder
 from dp_ilg.experiments.config.schema import Config, config_to_toml, read_config
 from dp_ilg.experiments.data.locks import locked
-from dp_ilg.experiments.data.shard_rows import Pixels
-from dp_ilg.experiments.data.shards import ShardedArray
 from dp_ilg.experiments.runs import projection
 from dp_ilg.experiments.runs.checkpoints import save_checkpoint
-from dp_ilg.experiments.runs.environment import environment
+from dp_ilg.experiments.runs.environment import code_digest, environment
 from dp_ilg.experiments.runs.job import Job
+from dp_ilg.experiments.runs.keys import SCHEME, identity
 from dp_ilg.experiments.runs.trainer import Position
 from dp_ilg.geometry.layers import paths
 from dp_ilg.projection.factor_pca import FactorPca
@@ -147,6 +146,7 @@ to go on with it.
         self.metrics.touch()
         PrivacyLedger(self.ledger, job.plan, key=position.sampler_key).close()
         facts: dict[str, Any] = dict(identity(job), seed_fixed=seed_fixed)
+        facts["keys"] = {"of": SCHEME, "code": code_digest()}
         if job.raw is not None:
             chosen = job.config.data.projection
             basis = projection.fit(job.raw, chosen, position.sampler_key)
@@ -193,7 +193,7 @@ to go on with it.
             averaged = position.kept is not position.params
             first = len(jax.tree.leaves(position.state)) if averaged else 0
             found = dict(known, parameters=names, parameters_from=first)
-            found["seconds"] = position.seconds
+            found |= {"seconds": position.seconds, "trail": position.trail}
             save_checkpoint(self.checkpoints, position.step, tree, found)
 
         return save
@@ -278,46 +278,6 @@ to go on with it.
             except (ValueError, KeyError, TypeError, RecursionError):
                 continue
         write_atomically(self.metrics, "".join(kept))
-
-
-def identity(job: Job) -> dict[str, str]:
-    """What a checkpoint must share with the run that resumes it.
-
-    Args:
-        job: the run.
-
-    Returns:
-        Digests of the plan, of the configuration (the seed apart) and of the training
-        data: the same noise on other data would release their difference.
-
-    Privacy:
-        The digest of the data is as secret as the keys beside it: it stays in the
-        checkpoints.
-
-    Example:
-        >>> from dp_ilg.experiments.runs.job import build_job
-        >>> sorted(identity(build_job(Config())))
-        ['configuration', 'data', 'plan']
-    """
-    text = config_to_toml(job.config)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return {
-        "plan": job.plan.digest(),
-        "configuration": digest,
-        "data": _data_digest(job),
-    }
-
-
-def _data_digest(job: Job) -> str:
-    digest = hashlib.sha256()
-    data = job.raw or job.data  # as it was before its projection
-    for array in jax.tree.leaves((data.x_train, data.y_train)):
-        digest.update(f"{array.dtype} {array.shape} ".encode())
-        if isinstance(array, ShardedArray | Pixels):  # never whole in memory
-            digest.update(array.content_digest().encode())
-        else:
-            digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
 
 
 def differing_field(one: Config, other: Config) -> str | None:

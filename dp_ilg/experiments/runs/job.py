@@ -5,11 +5,12 @@ no step of the budget.
 """
 
 import dataclasses
-import secrets
+import functools
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,6 +24,8 @@ from dp_ilg.experiments.data.datasets import LOADERS, Dataset, load_dataset
 from dp_ilg.experiments.data.features import feature_names, with_features
 from dp_ilg.experiments.data.folders import is_folder_name, load_folder
 from dp_ilg.experiments.data.holdout import hold_out
+from dp_ilg.experiments.data.shard_rows import Pixels
+from dp_ilg.experiments.data.shards import ShardedArray
 from dp_ilg.experiments.models.networks import Model, build_model
 from dp_ilg.experiments.models.sizes import Facts
 from dp_ilg.experiments.runs import projection
@@ -36,24 +39,6 @@ from dp_ilg.experiments.runs.recipe import (
 from dp_ilg.geometry.rules import RULES
 from dp_ilg.projection.factor_pca import FactorPca
 from dp_ilg.training.memory_limits import budgeted
-
-
-class RunKeys(NamedTuple):
-    """The secret keys of a run: who has them can subtract the noise.
-
-    Attributes:
-        params: draws the initial parameters.
-        sampler: draws the batches.
-        optimizer: draws the noise of scores and gradients.
-
-    Example:
-        >>> run_keys(0).sampler.shape
-        ()
-    """
-
-    params: Any
-    sampler: Any
-    optimizer: Any
 
 
 @dataclass(frozen=True)
@@ -99,36 +84,23 @@ class Job:
             )
         return self.data.x_train, self.data.y_train
 
+    @functools.cached_property
+    def data_digest(self) -> str:
+        """SHA-256 of the training data before their projection; as secret as they are.
 
-def run_keys(seed: int | None) -> RunKeys:
-    """Derives the keys of a run from a seed, or draws them.
-
-    Args:
-        seed: a whole number below 2**64, or None for keys from the operating system.
-
-    Returns:
-        Three keys that have nothing to do with each other.
-
-    Raises:
-        ValueError: for a seed out of range.
-
-    Privacy:
-        A seed that can be guessed voids the guarantee against whoever guesses it; use
-        one for tests and comparisons only. JAX's keys have 64 bits.
-
-    Example:
-        >>> bool((run_keys(1).sampler == run_keys(1).sampler).all())
-        True
-        >>> bool((run_keys(None).sampler == run_keys(None).sampler).all())
-        False
-    """
-    if seed is None:
-        seed = secrets.randbits(64)
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"run.seed is {seed}, but must lie between 0 and 2**64 - 1.")
-    words = np.array([seed >> 32, seed & 0xFFFFFFFF], np.uint32)
-    key = jax.random.wrap_key_data(jax.numpy.asarray(words), impl="threefry2x32")
-    return RunKeys(*(jax.random.fold_in(key, use) for use in range(3)))
+        Example:
+            >>> len(build_job(Config()).data_digest)
+            64
+        """
+        digest = hashlib.sha256()
+        data = self.raw or self.data
+        for array in jax.tree.leaves((data.x_train, data.y_train)):
+            digest.update(f"{array.dtype} {array.shape} ".encode())
+            if isinstance(array, ShardedArray | Pixels):  # never whole in memory
+                digest.update(array.content_digest().encode())
+            else:
+                digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
 
 
 def load_data(config: Config, data_dir: Path | None = None) -> Dataset:

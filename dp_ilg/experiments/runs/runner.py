@@ -30,11 +30,11 @@ from dp_ilg.experiments.runs.evaluation import (
 from dp_ilg.experiments.runs.folder import (
     RunFolder,
     differing_field,
-    identity,
     write_atomically,
 )
 from dp_ilg.experiments.runs.hosts import Devices, joined
-from dp_ilg.experiments.runs.job import Job, build_job, ready, run_keys
+from dp_ilg.experiments.runs.job import Job, build_job, ready
+from dp_ilg.experiments.runs.keys import check_keys, derived_keys, identity, run_keys
 from dp_ilg.experiments.runs.trainer import Position, Watch, start, train
 from dp_ilg.training.memory_limits import memory_advice
 
@@ -128,7 +128,8 @@ def _lead(
     job = build_job(config, data_dir, folder.read_plan() if known else None)
     team.agree(job)
     if not known:
-        folder.begin(job, *_begun(job))
+        seed = config.run.seed
+        folder.begin(job, start(job, run_keys(job, seed)), seed is not None)
     with locked(folder.path):
         return _go_on(folder, job, progress, team)
 
@@ -136,7 +137,7 @@ def _lead(
 def _follow(job: Job, team: Team) -> dict[str, Any]:
     """The run as processes other than 0 see it: steps, and nothing written."""
     team.agree(job)
-    position = team.begin(start(job, run_keys(0)))
+    position = team.begin(start(job, derived_keys(0, {})))  # process 0's comes in it
     if position.step >= 0:
         with deaf_to_interrupts(team.hosts.process):
             ready_job = ready(job, position.sampler_key)
@@ -186,22 +187,14 @@ def _go_on(
     return summary
 
 
-def _begun(job: Job) -> tuple[Position, bool]:
-    seed = job.config.run.seed
-    return start(job, run_keys(seed)), seed is not None
-
-
 def _resumed(folder: RunFolder, job: Job) -> tuple[Position, dict[str, Any]]:
-    blank, seed_fixed = _begun(job)
+    blank = start(job, derived_keys(0, {}))
     like = (blank.params, blank.state, blank.sampler_key)
     step, tree, facts = load_checkpoint(folder.checkpoints, like, identity(job))
     params, state, sampler_key = tree
-    if seed_fixed and not (sampler_key == blank.sampler_key).all():
-        raise ValueError(
-            "--seed is not the one this run was begun with; leave it out, the run "
-            "folder holds the keys."
-        )
-    return Position(step, params, state, sampler_key, facts["seconds"]), facts
+    check_keys(job, facts, sampler_key, folder.path)
+    rest = (facts["seconds"], facts.get("trail", ""))
+    return Position(step, params, state, sampler_key, *rest), facts
 
 
 def _check_same(folder: RunFolder, config: Config) -> None:

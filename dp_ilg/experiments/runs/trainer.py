@@ -21,7 +21,9 @@ from dp_ilg.experiments.runs.evaluation import (
     private_loss_fn,
 )
 from dp_ilg.experiments.runs.job import Job
+from dp_ilg.experiments.runs.keys import program_digest
 from dp_ilg.noise.add_noise import noise_stddev
+from dp_ilg.noise.repeats import next_digest, release_digest
 from dp_ilg.optimizers.averaging import averaged_params
 from dp_ilg.sampling.poisson import PoissonSampler
 from dp_ilg.training.feeds import Feed
@@ -39,6 +41,7 @@ class Position(NamedTuple):
         state: the optimizer's state, with its keys.
         sampler_key: draws the batches.
         seconds: time spent so far.
+        trail: the digest of what the next step is released from, once it is known.
 
     Example:
         >>> Position(0, {}, (), jax.random.key(0), 0.0).step
@@ -50,6 +53,7 @@ class Position(NamedTuple):
     state: Any
     sampler_key: Any
     seconds: float
+    trail: str = ""
 
     @property
     def kept(self) -> Any:
@@ -90,8 +94,10 @@ def start(job: Job, keys: Any) -> Position:
 
     Example:
         >>> from dp_ilg.experiments.config.schema import Config
-        >>> from dp_ilg.experiments.runs.job import build_job, run_keys
-        >>> start(build_job(Config()), run_keys(0)).step
+        >>> from dp_ilg.experiments.runs.job import build_job
+        >>> from dp_ilg.experiments.runs.keys import run_keys
+        >>> job = build_job(Config())
+        >>> start(job, run_keys(job, 0)).step
         0
     """
     params = jax.jit(job.model.init)(keys.params)
@@ -111,8 +117,11 @@ class Records(Protocol):
         True
     """
 
-    def record(self, step: int) -> None:
-        """Returns once the step is on disk, or raises."""
+    def record(self, step: int, *, released_from: Any) -> None:
+        """Returns once the step is on disk, or raises.
+
+        `released_from` is a digest of what the step is released from.
+        """
         ...
 
 
@@ -194,16 +203,20 @@ def train(
     sized = dict(key=position.sampler_key, chunk_size=job.config.run.chunk_size)
     sampler = rows(PoissonSampler.for_plan(job.plan, **sized))
     every, save_every = job.config.run.eval_every, job.config.run.checkpoint_every
+    program = program_digest(job)
     began = time.perf_counter() - position.seconds
     feed = Feed(job.rows(), sampler, first=position.step, ahead=_AHEAD, place=place)
     with feed:
         for t in range(position.step, job.plan.num_steps):
             chunks = feed.chunks(t)
-            ledger.record(t)
+            position = _followed(position, local, save_every)
+            ledger.record(t, released_from=f"{position.trail} {program}")
             params, state = step_fn(position.params, position.state, chunks)
             jax.block_until_ready(params)
             seconds = time.perf_counter() - began
-            position = Position(t + 1, params, state, position.sampler_key, seconds)
+            position = position._replace(
+                step=t + 1, params=params, state=state, seconds=seconds
+            )
             watch.stepped(t + 1)
             done, stopped = t + 1 == job.plan.num_steps, watch.stop()
             if done or (t + 1) % every == 0:
@@ -213,6 +226,21 @@ def train(
             if stopped:
                 break
     return position
+
+
+def _followed(
+    position: Position, local: Callable[[Position], Position], save_every: int
+) -> Position:
+    """The position with the digest of what its next step is released from.
+
+    Taken from the parameters where checkpoints are due, whether or not the run was
+    stopped in between, and from the digest before elsewhere: the same in every repeat.
+    """
+    if position.trail and position.step % save_every:
+        return position._replace(trail=next_digest(position.trail))
+    here = local(position)
+    trail = release_digest((here.params, here.state), "at a checkpoint")
+    return position._replace(trail=trail)
 
 
 def _evaluator(

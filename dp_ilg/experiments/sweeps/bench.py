@@ -19,12 +19,14 @@ from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.experiments.config.schema import Config, DataConfig
 from dp_ilg.experiments.data.datasets import Dataset
 from dp_ilg.experiments.data.files import DataError
+from dp_ilg.experiments.runs.environment import code_digest
 from dp_ilg.experiments.runs.evaluation import (
     accuracy_fn,
     params_sha256,
     perplexity_fn,
 )
-from dp_ilg.experiments.runs.job import Job, build_job, load_data, ready, run_keys
+from dp_ilg.experiments.runs.job import Job, build_job, load_data, ready
+from dp_ilg.experiments.runs.keys import RunKeys, derived_keys, identity
 from dp_ilg.experiments.runs.recipe import make_optimizer, make_plan
 from dp_ilg.experiments.runs.trainer import Position, Tools, Watch, start, train
 from dp_ilg.training.step import Chunks, make_train_step
@@ -55,8 +57,10 @@ class Bench:
     """Carries out one run after another.
 
     Privacy:
-        Every run follows its plan, step by step under a ledger. The seeds of a sweep
-        are published, so its runs are measurements and protect nobody.
+        Every run follows its plan, step by step under a ledger, with batches and noise
+        of its own: runs that differ in anything share none of them, so that their
+        epsilons add up. The seeds of a sweep are published, so its runs are
+        measurements and protect nobody.
 
     Example:
         >>> from dp_ilg.experiments.config.schema import PrivacyConfig, RunConfig
@@ -101,9 +105,9 @@ class Bench:
     def _done(self, config: Config, name: str) -> dict[str, Any]:
         begun = time.perf_counter()
         group = self._prepared(config, name)
-        keys = run_keys(config.run.seed)
+        keys = _keys(group.job, config)
         if group.job.raw is not None:
-            job = self._projected(group.job, config, keys.sampler)
+            job = self._projected(group.job, config)
             group = group._replace(job=job, measures=_measures(job))
         job = group.job
         position = start(job, keys)
@@ -131,11 +135,16 @@ class Bench:
             self._group = _Group(name, job, _step_fn(job), _measures(job))
         return self._group
 
-    def _projected(self, job: Job, config: Config, sampler_key: Any) -> Job:
-        """A seed's projection is the same in all its runs: the last few are kept."""
+    def _projected(self, job: Job, config: Config) -> Job:
+        """A seed's projection is one release for all its runs: the last few are kept.
+
+        It follows the data and how they are projected, which decide its bits.
+        """
         key = (config.data, config.run.seed)
         if key not in self._projections:
-            done = ready(job, sampler_key)
+            facts = {"projection": repr(config.data), "data": identity(job)["data"]}
+            facts["code"] = code_digest()
+            done = ready(job, derived_keys(config.run.seed, facts).sampler)
             self._projections[key] = done.data
             if len(self._projections) > _KEPT:
                 del self._projections[next(iter(self._projections))]
@@ -152,6 +161,12 @@ class Bench:
                 self._group, self._data, self._projections = None, {}, {}
             self._data[data] = load_data(config, self._data_dir)
         return self._data[data]
+
+
+def _keys(job: Job, config: Config) -> RunKeys:
+    """A run's own keys: its learning rate, which the job does not know, is in them."""
+    facts = identity(job, config) | {"code": code_digest()}
+    return derived_keys(config.run.seed, facts)
 
 
 def _measures(job: Job) -> dict[str, Callable[[Any], float]]:

@@ -54,7 +54,8 @@ def whole_cost(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
     Privacy:
         The sums hold by simple composition for all models of a task together, were the
-        seeds secret and the held-out accuracies not shown.
+        seeds secret and the held-out accuracies not shown: runs under one seed draw
+        batches and noise of their own, and their shared projection is counted in each.
 
     Example:
         >>> run = dict(kind="run", status="done", task="digits", epsilon_spent=1.9)

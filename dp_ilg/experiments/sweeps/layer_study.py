@@ -16,7 +16,8 @@ import numpy as np
 from dp_ilg.accounting.ledger import PrivacyLedger
 from dp_ilg.clipping.engine_table import ENGINES
 from dp_ilg.clipping.sums import narrowed
-from dp_ilg.experiments.runs.job import Job, RunKeys, ready
+from dp_ilg.experiments.runs.job import Job, ready
+from dp_ilg.experiments.runs.keys import RunKeys
 from dp_ilg.experiments.runs.trainer import Position, Watch, start, train
 from dp_ilg.geometry.geometry import Geometry, scaled_to_profile
 from dp_ilg.geometry.groups import Groups
@@ -95,9 +96,10 @@ def measure(job: Job, position: Position, rows: int = 2048) -> dict[str, Any]:
 
     Example:
         >>> from dp_ilg.experiments.config.schema import Config
-        >>> from dp_ilg.experiments.runs.job import build_job, run_keys
+        >>> from dp_ilg.experiments.runs.job import build_job
+        >>> from dp_ilg.experiments.runs.keys import run_keys
         >>> job = build_job(Config())
-        >>> found = measure(job, start(job, run_keys(0)), rows=64)
+        >>> found = measure(job, start(job, run_keys(job, 0)), rows=64)
         >>> [layer["name"] for layer in found["layers"]]
         ['hidden_0', 'output']
     """
@@ -142,8 +144,10 @@ def study(job: Job, keys: RunKeys, stop: int, rows: int = 2048) -> list[dict[str
 
     Example:
         >>> from dp_ilg.experiments.config.schema import Config
-        >>> from dp_ilg.experiments.runs.job import build_job, run_keys
-        >>> found = study(build_job(Config()), run_keys(0), stop=2, rows=64)
+        >>> from dp_ilg.experiments.runs.job import build_job
+        >>> from dp_ilg.experiments.runs.keys import run_keys
+        >>> job = build_job(Config())
+        >>> found = study(job, run_keys(job, 0), stop=2, rows=64)
         >>> [record["step"] for record in found]
         [0, 2]
     """

@@ -12,12 +12,14 @@ from dp_accounting import pld
 import dp_ilg
 from dp_ilg.base import PrivateTransformation
 from dp_ilg.experiments.audits.report import CHECKS, gather
+from dp_ilg.experiments.runs.keys import derived_keys
 from dp_ilg.noise.add_noise import (
     AddImportanceNoiseState,
     add_importance_noise,
     noise_stddev,
 )
 from dp_ilg.optimizers.importance import score_layer_importance
+from dp_ilg.training.step import make_train_step
 from tests.helpers.audit_scene import scene_plan, trainer, with_links
 
 SOUND = trainer()
@@ -373,6 +375,63 @@ def fft_accountant():
     return replaced(plan=FftPlan(**fields))
 
 
+# --- noise that meets other data -----------------------------------------------------
+
+
+def an_update_for_every_chunk():
+    """Chunks of a lot noised one by one on the state that the step began with."""
+
+    def make(grad_fn, tx):
+        @jax.jit
+        def part(params, state, batch, mask):
+            geometry = tx.geometry(state)
+            total = grad_fn(params, batch, geometry=geometry, is_padding_example=mask)
+            return tx.update(total, state, params)
+
+        def step(params, state, chunks):
+            found = [part(params, state, *chunk) for chunk in chunks]
+            for updates, _ in found:
+                params = optax.apply_updates(params, updates)
+            return params, found[-1][1]
+
+        return step
+
+    return replaced(step=make)
+
+
+def a_state_that_is_not_kept():
+    def make(grad_fn, tx):
+        sound = make_train_step(grad_fn, tx)
+
+        def step(params, state, chunks):
+            before = jax.tree.map(jnp.array, state)
+            return sound(params, state, chunks)[0], before
+
+        return step
+
+    return replaced(step=make)
+
+
+def keys_of_the_seed_alone():
+    return replaced(keys=lambda plan: derived_keys(3, {}))
+
+
+def noise_of_the_seed_alone():
+    def keys(plan):
+        own = derived_keys(3, {"plan": plan.digest()})
+        return own._replace(optimizer=derived_keys(3, {}).optimizer)
+
+    return replaced(keys=keys)
+
+
+def batches_of_the_seed_alone():
+    def keys(plan):
+        own = derived_keys(3, {"plan": plan.digest()})
+        return own._replace(sampler=derived_keys(3, {}).sampler)
+
+    return replaced(keys=keys)
+
+
 # fault -> (trainer, the check that must find it)
 FAULTS = {
     "noise 10 % too small": (lambda: less_noise(0.9), "noise of the gradient"),
@@ -397,6 +456,11 @@ FAULTS = {
         "expected batch size",
     ),
     "NaN example let through": (nan_let_through, "absent examples"),
+    "two updates on one state": (an_update_for_every_chunk, "one release a state"),
+    "a state that is not kept": (a_state_that_is_not_kept, "one release a state"),
+    "one key for two plans": (keys_of_the_seed_alone, "one key a plan"),
+    "one noise for two plans": (noise_of_the_seed_alone, "one key a plan"),
+    "one draw of batches for two plans": (batches_of_the_seed_alone, "one key a plan"),
     "sampler that shuffles": (lambda: replaced(sampler=Shuffling), "batch size"),
     "disjoint batches": (
         lambda: replaced(sampler=Shuffling),

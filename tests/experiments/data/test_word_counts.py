@@ -1,6 +1,8 @@
 """Counts of words: against loops, and the same model, gradients and clips as of ids."""
 
+import collections
 import dataclasses
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,8 @@ import pytest
 import dp_ilg
 from dp_ilg.experiments.data.datasets import Dataset, load_dataset
 from dp_ilg.experiments.data.features import with_features
-from dp_ilg.experiments.data.word_counts import word_counts
+from dp_ilg.experiments.data.files import DataError
+from dp_ilg.experiments.data.word_counts import PUBLIC_WORDS, word_counts
 from dp_ilg.experiments.models.networks import build_model
 from dp_ilg.experiments.models.sizes import Facts
 
@@ -76,3 +79,69 @@ def test_refusals_are_one_sentence():
     facts = Facts(np.zeros(TOKENS, np.uint8), 2, TOKENS)
     with pytest.raises(ValueError, match="takes words in their order"):
         build_model("transformer", facts)
+
+
+# ------------------------------------------------------------------- a public list
+
+
+class FakeList:
+    """Stands for the package wordfreq, which CI does not install."""
+
+    @staticmethod
+    def top_n_list(language, count):
+        assert (language, count) == ("en", PUBLIC_WORDS)
+        return [f"word{i}" for i in range(40, 0, -1)]
+
+
+def with_words(data):
+    """Words by falling frequency in the texts themselves, as imdb.npz has them."""
+    words = ("<pad>", "<start>", "<oov>", *(f"word{i}" for i in range(3, TOKENS)))
+    return dataclasses.replace(data, words=words)
+
+
+def test_words_are_numbered_by_the_public_list(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wordfreq", FakeList)
+    data = with_words(dataset())
+    found = with_features(data, "public_words")
+    assert (
+        found.num_tokens == len(found.words) == 43 and found.x_train.dtype == "uint16"
+    )
+    for before, after in zip(data.x_train.ravel(), found.x_train.ravel(), strict=True):
+        word = data.words[before]
+        expected = before if before < 3 else 2
+        if word in found.words[3:]:
+            expected = found.words.index(word)
+        assert after == expected
+    assert "wordfreq's public list" in found.note
+    counted = with_features(data, "public_words_counts")
+    assert np.array_equal(counted.x_train, word_counts(found.x_train, 43))
+
+
+def test_another_text_changes_no_other_under_the_public_list(monkeypatch):
+    """Under the file's own order it does: one text more, and every id may move."""
+    monkeypatch.setitem(sys.modules, "wordfreq", FakeList)
+
+    def ordered(texts):
+        """The file that these texts would make: words by their own frequency."""
+        counts = collections.Counter(w for t in texts for w in t)
+        words = sorted(counts, key=lambda w: (-counts[w], w))
+        vocab = ("<pad>", "<start>", "<oov>", *words)
+        ids = np.array([[vocab.index(w) for w in t] for t in texts], np.uint16)
+        y = np.zeros(len(ids), np.int32)
+        return Dataset("t", ids, y, ids, y, 2, "", num_tokens=len(vocab), words=vocab)
+
+    rare, often = ["word1", "word2", "word2"], ["word1"] * 3
+    few, many = ordered([rare]), ordered([rare, often])
+    assert not np.array_equal(few.x_train[0], many.x_train[0])
+    one, two = (with_features(data, "public_words") for data in (few, many))
+    assert np.array_equal(one.x_train[0], two.x_train[0]) and one.words == two.words
+
+
+def test_a_list_that_is_not_installed_and_texts_without_words(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wordfreq", None)
+    with pytest.raises(DataError, match=r'pip install "dp_ilg\[words\]"'):
+        with_features(with_words(dataset()), "public_words")
+    with pytest.raises(ValueError, match="needs texts and the words behind"):
+        with_features(dataset(), "public_words_counts")
+    with pytest.raises(ValueError, match="needs texts and the words behind"):
+        with_features(load_dataset("digits"), "public_words")

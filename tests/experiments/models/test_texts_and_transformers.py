@@ -18,7 +18,8 @@ from dp_ilg.experiments.models.networks import build_model
 from dp_ilg.experiments.models.sizes import Facts
 from dp_ilg.experiments.models.transformer_linen import Transformer, attend, visible
 from dp_ilg.experiments.runs.evaluation import accuracy_fn, perplexity_fn
-from dp_ilg.experiments.runs.job import build_job, run_keys
+from dp_ilg.experiments.runs.job import build_job
+from dp_ilg.experiments.runs.keys import run_keys
 from dp_ilg.experiments.runs.trainer import start
 from dp_ilg.experiments.sweeps.layer_study import measure, noise_energy_ratio
 
@@ -189,7 +190,7 @@ def test_accuracy_and_perplexity_are_over_words():
 def studied():
     privacy = PrivacyConfig(batch_size=64, num_steps=2, accountant="rdp")
     job = build_job(Config(privacy=privacy))
-    position = start(job, run_keys(0))
+    position = start(job, run_keys(job, 0))
     return job, position, measure(job, position, rows=128)
 
 

@@ -30,7 +30,8 @@ from dp_ilg.experiments.runs import (
 )
 from dp_ilg.experiments.runs import folder as run_folder
 from dp_ilg.experiments.runs.checkpoints import load_checkpoint, save_checkpoint
-from dp_ilg.experiments.runs.job import build_job, run_keys
+from dp_ilg.experiments.runs.job import build_job
+from dp_ilg.experiments.runs.keys import run_keys
 from dp_ilg.experiments.runs.runner import Interrupted, run_training, with_seed
 from dp_ilg.experiments.runs.trainer import start
 from dp_ilg.training import memory_limits
@@ -113,7 +114,7 @@ def test_what_killed_starts_leave_is_removed_unless_somebody_is_at_it(tmp_path):
     with locked(alive):
         built = build_job(tiny())
         folder = run_folder.RunFolder(tmp_path / "run")
-        folder.begin(built, start(built, run_keys(SEED)), True)
+        folder.begin(built, start(built, run_keys(built, SEED)), True)
     assert not dead.exists() and alive.exists() and other.exists()
     for name in (".metrics.jsonl.0badcafe", ".report-x1", "notes.txt"):
         (folder.path / name).touch()
@@ -353,7 +354,8 @@ def test_a_checkpoint_with_other_keys_is_refused(whole, tmp_path):  # noqa: F811
     """Same plan, configuration and data: only the ledger can tell."""
     path, other = crashed(tmp_path / "run"), tmp_path / "other"
     built = build_job(tiny())
-    run_folder.RunFolder(other).begin(built, start(built, run_keys(SEED + 1)), True)
+    keys = run_keys(built, SEED + 1)
+    run_folder.RunFolder(other).begin(built, start(built, keys), True)
     (path / "checkpoints").rename(tmp_path / "away")
     (other / "checkpoints").rename(path / "checkpoints")
     with pytest.raises(ValueError, match="belongs to a run with another key"):
@@ -410,8 +412,8 @@ def test_other_code_may_go_on_where_no_step_is_repeated(tmp_path, monkeypatch):
     path, taken = tmp_path / "run", []
     real = dp_ilg.PrivacyLedger.record
 
-    def record(self, step):
-        real(self, step)
+    def record(self, step, *, released_from):
+        real(self, step, released_from=released_from)
         taken.append(step)
 
     monkeypatch.setattr(dp_ilg.PrivacyLedger, "record", record)
@@ -502,7 +504,8 @@ def test_a_checkpoint_is_the_owners_from_its_first_moment(tmp_path, monkeypatch)
 
 
 def keys_of(seed):
-    return [np.asarray(jax.random.key_data(key)).tobytes() for key in run_keys(seed)]
+    keys = run_keys(build_job(tiny()), seed)
+    return [np.asarray(jax.random.key_data(key)).tobytes() for key in keys]
 
 
 def test_export_holds_the_parameters_and_no_key(whole, tmp_path, capsys):  # noqa: F811

@@ -14,8 +14,8 @@ from dp_ilg.experiments.config.data import DataConfig, ProjectionConfig
 from dp_ilg.experiments.config.schema import Config, config_from_mapping, config_to_toml
 from dp_ilg.experiments.runs import projection, runner, trainer
 from dp_ilg.experiments.runs.export import export_parameters
-from dp_ilg.experiments.runs.folder import identity
-from dp_ilg.experiments.runs.job import build_job, ready, run_keys
+from dp_ilg.experiments.runs.job import build_job, ready
+from dp_ilg.experiments.runs.keys import derived_keys, identity, run_keys
 from dp_ilg.projection.factor_pca import factor_releases
 
 CHOSEN = ProjectionConfig(channels=12, positions=3, noise_multiplier=40.0)
@@ -53,7 +53,7 @@ def test_the_plan_pays_for_the_projection_first():
 def test_the_inputs_of_a_run_are_projections_of_its_maps():
     job = build_job(config())
     assert job.data.x_train.shape == (1437, 36) and job.raw is not None
-    key = run_keys(1).sampler
+    key = run_keys(job, 1).sampler
     done = ready(job, key)
     basis = projection.fit(job.raw, CHOSEN, key)
     np.testing.assert_array_equal(
@@ -61,13 +61,13 @@ def test_the_inputs_of_a_run_are_projections_of_its_maps():
     )
     np.testing.assert_array_equal(done.data.x_test, basis.project(job.raw.x_test))
     np.testing.assert_array_equal(done.data.y_train, job.data.y_train)
-    other = ready(job, run_keys(2).sampler)
+    other = ready(job, run_keys(job, 2).sampler)
     assert not np.array_equal(other.data.x_train, done.data.x_train)
 
 
 def test_its_noise_is_under_a_key_of_its_own():
     """No step of the sampler and no use of the run's keys derives the same key."""
-    key = run_keys(1).sampler
+    key = derived_keys(1, {}).sampler
     own = jax.random.fold_in(key, projection._USE)
     steps = jax.vmap(lambda t: jax.random.key_data(jax.random.fold_in(key, t)))(
         np.arange(100_000)
@@ -79,11 +79,12 @@ def test_inputs_that_are_not_projected_are_not_trained_on(tmp_path):
     job = build_job(config())
     assert not np.asarray(job.data.x_train).any()
     with pytest.raises(ValueError, match="not projected"):
-        trainer.train(job, trainer.start(job, run_keys(1)), _Nobody(), trainer.Watch())
+        keys = run_keys(job, 1)
+        trainer.train(job, trainer.start(job, keys), _Nobody(), trainer.Watch())
 
 
 class _Nobody:
-    def record(self, step):
+    def record(self, step, *, released_from=None):
         raise AssertionError("a step was charged")
 
 
@@ -235,7 +236,7 @@ def test_an_audit_makes_its_projection_of_few_rows(monkeypatch):
 def test_an_audit_of_a_run_takes_the_projection_it_released(tmp_path, monkeypatch):
     job = build_job(config(2))
     assert job.raw is not None
-    basis = projection.fit(job.raw, CHOSEN, run_keys(5).sampler)
+    basis = projection.fit(job.raw, CHOSEN, derived_keys(5, {}).sampler)
     (tmp_path / "config.toml").write_text(config_to_toml(config(2)))
     (tmp_path / "plan.json").write_text(job.plan.to_json())
     with pytest.raises(ValueError, match="projects its inputs; restore it"):

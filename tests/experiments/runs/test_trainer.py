@@ -31,7 +31,8 @@ from dp_ilg.experiments.config.schema import (
 from dp_ilg.experiments.runs import checkpoints, runner
 from dp_ilg.experiments.runs import folder as run_folder
 from dp_ilg.experiments.runs.evaluation import params_sha256
-from dp_ilg.experiments.runs.job import build_job, run_keys
+from dp_ilg.experiments.runs.job import build_job
+from dp_ilg.experiments.runs.keys import derived_keys, identity, run_keys
 from dp_ilg.experiments.runs.recipe import learning_rate
 from dp_ilg.experiments.runs.runner import Interrupted, run_training, with_seed
 from dp_ilg.experiments.runs.trainer import Watch, start, train
@@ -157,7 +158,7 @@ def test_a_step_is_in_the_ledger_before_it_is_taken(tmp_path):
     taken = []
 
     class Full(dp_ilg.PrivacyLedger):
-        def record(self, step):
+        def record(self, step, *, released_from):
             taken.append(f"recorded {step}")
             if step == 3:
                 raise OSError(errno.ENOSPC, "No space left on device")
@@ -165,7 +166,7 @@ def test_a_step_is_in_the_ledger_before_it_is_taken(tmp_path):
     watch = Watch(stepped=lambda step: taken.append(f"took {step - 1}"))
     ledger = Full(tmp_path / "ledger.jsonl", job.plan)
     with ledger, pytest.raises(OSError, match="No space left"):
-        train(job, start(job, run_keys(1)), ledger, watch)
+        train(job, start(job, run_keys(job, 1)), ledger, watch)
     both = [f"{word} {t}" for t in range(3) for word in ("recorded", "took")]
     assert taken == [*both, "recorded 3"]
 
@@ -290,7 +291,7 @@ def damaged(whole, tmp_path, harm):
 
 def test_a_checkpoint_of_another_plan_is_refused(whole, tmp_path):
     other, job = tmp_path / "other", build_job(tiny(privacy__epsilon=3.0))
-    run_folder.RunFolder(other).begin(job, start(job, run_keys(SEED)), True)
+    run_folder.RunFolder(other).begin(job, start(job, run_keys(job, SEED)), True)
 
     def swap(path):
         shutil.rmtree(path / "checkpoints")
@@ -412,12 +413,12 @@ def test_the_seed_is_nowhere_and_the_keys_are_for_the_owner(whole):
 def test_keys_differ_by_use_and_seed():
     words = [
         tuple(jax.random.key_data(key).tolist())
-        for seed in (0, 1, 2**32, 2**64 - 1)
-        for key in run_keys(seed)
+        for seed in (0, 1, 2**32, 2**64 - 1, 2**256 - 1)
+        for key in derived_keys(seed, {})
     ]
-    assert len(set(words)) == 12
+    assert len(set(words)) == 15
     with pytest.raises(ValueError, match="run.seed"):
-        run_keys(2**64)
+        derived_keys(2**256, {})
 
 
 def test_checkpoints_keep_types_and_the_newest(tmp_path):
@@ -472,5 +473,5 @@ def test_other_data_of_the_same_size_are_another_run():
     other = dataclasses.replace(
         job, data=dataclasses.replace(job.data, x_train=changed)
     )
-    assert run_folder.identity(job) == run_folder.identity(build_job(tiny()))
-    assert run_folder.identity(job) != run_folder.identity(other)
+    assert identity(job) == identity(build_job(tiny()))
+    assert identity(job) != identity(other)
