@@ -58,6 +58,12 @@ class ClippedGrad:
         fits: sum over examples of 1/2 for what the bound leaves alone and -1/2 for
             what exceeds it, float32 ``[1 + groups]``: the whole example against C,
             then each group against ``C w_j / sqrt(groups)``. None if not counted.
+        remainder: what float32 rounded `gradients` by, float32, of the same tree:
+            ``gradients + remainder`` is the sum on the public grid, a whole multiple of
+            `dp_ilg.geometry.grid.grid_steps`. None where the sum was made by hand.
+        fine: what the exact sum holds below that grid, at most half a step, or None;
+            only adding another sum reads it.
+        shares_remainder: what `layer_shares` were rounded by, float32 ``[groups]``.
 
     Privacy: adding or removing one example moves `gradients` by at most
     `l2_clip_norm` in the geometry's norm, `layer_shares` by at most 1 in L2, and
@@ -82,6 +88,9 @@ class ClippedGrad:
     geometry: Any
     l2_clip_norm: Any
     fits: Any = None
+    remainder: Any = None
+    fine: Any = None
+    shares_remainder: Any = None
 
     def __contains__(self, name: object) -> bool:
         """Whether the parameter tree has a top-level entry `name` (Flax asks)."""
@@ -93,6 +102,7 @@ class ClippedGrad:
     def __add__(self, other: ClippedGrad) -> ClippedGrad:
         """Joins two chunks of the same step, clipped in the same geometry.
 
+        What `clipped_grad` returned is added exactly: no order of chunks changes a bit.
         Where weights or clip norms differ, the sum's bound is unknown: that raises,
         or under ``jit``, where values are not known yet, makes the clip norm NaN, so
         that nothing but NaN can be released.
@@ -104,13 +114,18 @@ class ClippedGrad:
                 "Two chunks were clipped in different groups; pass both the same "
                 "geometry."
             )
-        add = jax.tree.map(lambda a, b: a + b, self.gradients, other.gradients)
-        shares = self.layer_shares + other.layer_shares
         bound = jnp.where(_same_bound(self, other), self.l2_clip_norm, jnp.nan)
         fits = None
         if self.fits is not None and other.fits is not None:
             fits = self.fits + other.fits
-        return ClippedGrad(add, shares, self.geometry, bound, fits)
+        if self.remainder is None and other.remainder is None:
+            add = jax.tree.map(lambda a, b: a + b, self.gradients, other.gradients)
+            shares = self.layer_shares + other.layer_shares
+            return ClippedGrad(add, shares, self.geometry, bound, fits)
+        sums = self.geometry.joined(self, other)
+        return ClippedGrad(
+            **sums, geometry=self.geometry, l2_clip_norm=bound, fits=fits
+        )
 
     def sensitivity(self, neighboring_relation: str = "add_or_remove_one") -> float:
         """How far one example moves the sum, in the geometry's norm.

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dp_ilg.base import PyTree
+from dp_ilg.geometry import grid
 from dp_ilg.geometry.groups import Groups, weighted_norm
 from dp_ilg.geometry.layers import group
 from dp_ilg.validation import shown
@@ -91,6 +92,10 @@ class Geometry:
     def norm(self, norms: Float[Array, "... groups"]) -> Float[Array, "..."]:
         """The geometry's norm of a gradient whose groups have these L2 norms."""
         return weighted_norm(norms, self.weights)
+
+    def joined(self, one: Any, other: Any) -> dict[str, Any]:
+        """Two `dp_ilg.ClippedGrad` of this geometry, added exactly, field by field."""
+        return grid.joined(one, other)
 
     def restored(self, leaves: list[Array]) -> list[Array]:
         """A released mean, given its leaves, out of the geometry's coordinates."""
