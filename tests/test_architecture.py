@@ -15,9 +15,9 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "dp_ilg"
 FLOORS = [
     ["base", "validation"],
-    ["accounting", "geometry", "sampling", "projection", "auditing"],
+    ["accounting", "geometry", "sampling", "auditing"],
     ["clipping", "noise"],
-    ["optimizers"],
+    ["optimizers", "projection"],
     ["baselines"],
     ["dp_ilg"],
     ["training"],

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from dp_ilg import validation
@@ -21,6 +22,8 @@ from dp_ilg.base import ClippedGrad, Params, PrivateTransformation
 from dp_ilg.geometry.geometry import LARGEST_RATIO, Geometry
 from dp_ilg.geometry.seal import sound
 from dp_ilg.noise.add_noise import fresh_key, multiplier_at
+from dp_ilg.noise.normal import normal_steps
+from dp_ilg.noise.release import grid_of, noised
 from dp_ilg.noise.secure import given_scores
 
 _COUNT_TAG = 0xC0047
@@ -150,7 +153,8 @@ def _released(
     key = jax.random.fold_in(jax.random.fold_in(state.key, _COUNT_TAG), state.step)
     draw = None
     if noise is not None:
-        draw = given_scores(noise, state.step, counts.shape)
+        draw, right = given_scores(noise, state.step, counts.shape)
+        tau = jnp.where(right, tau, jnp.nan)
     return noisy_counts(counts, tau, key, draw)
 
 
@@ -173,20 +177,27 @@ def noisy_counts(
         counts: one number, or one for each of J groups.
         noise_multiplier: tau; the noise has deviation ``tau sqrt(J) / 2``.
         key: used for this step only.
-        draw: standard normal numbers to take instead of drawing under the key.
+        draw: int32 steps of `dp_ilg.noise.normal.normal_steps` to take instead of
+            drawing under the key.
 
     Returns:
-        The release.
+        The release, float32; NaN unless the multiplier is positive and finite.
+
+    Privacy: a Gaussian with this multiplier, added on a public grid
+    (`dp_ilg.noise.release`).
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> noisy_counts(jnp.ones(4), 0.0, jax.random.key(0)).tolist()
+        >>> counts = noisy_counts(jnp.ones(4), 1e-3, jax.random.key(0))
+        >>> counts.round(1).tolist()
         [1.0, 1.0, 1.0, 1.0]
     """
-    sensitivity = math.sqrt(counts.size) / 2
+    sensitivity = np.float32(math.sqrt(counts.size) / 2)
     if draw is None:
-        draw = jax.random.normal(key, counts.shape, jnp.float32)
-    return counts + noise_multiplier * sensitivity * draw
+        draw = normal_steps(key, [counts])[0]
+    multiplier = jnp.asarray(noise_multiplier, jnp.float32)
+    grid = grid_of(multiplier * sensitivity, multiplier, counts.size)
+    return noised(counts, None, grid, draw)
 
 
 def _counts(updates: Any, state: AdaptClipNormState, each_group: bool) -> Array:

@@ -30,9 +30,9 @@ from dp_ilg.clipping.clip import ClipMode, as_clip_mode, clip_sum
 from dp_ilg.clipping.engine_table import ENGINES
 from dp_ilg.clipping.leaf_paths import Explanation
 from dp_ilg.clipping.purity import check_loss
+from dp_ilg.clipping.sparse import plain
 from dp_ilg.clipping.sum_error import SumError, sum_error
 from dp_ilg.clipping.sums import MOST_ROWS
-from dp_ilg.clipping.sparse import plain
 from dp_ilg.geometry.coordinates import enter_loss
 from dp_ilg.geometry.geometry import Geometry
 from dp_ilg.geometry.groups import Groups, accumulator

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from dp_ilg import validation
@@ -21,7 +22,8 @@ from dp_ilg.base import ClippedGrad, Params, PrivateTransformation
 from dp_ilg.geometry.geometry import Geometry
 from dp_ilg.geometry.layers import group
 from dp_ilg.geometry.seal import sound
-from dp_ilg.noise.normal import standard_normals
+from dp_ilg.noise.normal import normal_steps
+from dp_ilg.noise.release import Grid, check_multiplier, grid_of, noised
 from dp_ilg.noise.secure import given_leaves
 
 
@@ -76,37 +78,75 @@ def noise_stddev(
 
 def gaussian_noise(
     clipped: ClippedGrad,
-    stddev: Float[Array, " groups"],
+    noise_multiplier: Any,
     key: Array,
     draws: list[Any] | None = None,
 ) -> Params:
     """The clipped sum plus independent normal noise, one standard deviation a group.
 
+    Sum and draw are integers of one public grid, 2^-27 of the noise's standard
+    deviation, and meet as such; see `dp_ilg.noise.release`.
+
     Args:
         clipped: what to add to.
-        stddev: float32 ``[groups]``.
+        noise_multiplier: sigma, perhaps traced; group j's noise has standard deviation
+            ``sigma C w_j`` and up to 0.06 % more, which pays for rounding. 0 adds none.
         key: used for this step only; folded with the leaf's index.
-        draws: standard normal leaves to take instead of drawing under the key.
+        draws: int32 leaves of `dp_ilg.noise.normal.normal_steps` to take instead of
+            drawing under the key.
 
     Returns:
-        The noised sum, in float32 or wider; frozen leaves stay exactly 0. All NaN
-        where the sum has no positive and finite bound, see `dp_ilg.geometry.seal`.
+        The noised sum, in float32 or wider; frozen leaves stay exactly 0. All NaN where
+        multiplier, clip norm or a weight is not positive and finite: whatever came
+        before, no sum without noise is released.
 
     Raises:
-        ValueError: for a sum that arithmetic was done on after it was clipped.
+        ValueError: for a multiplier too large for so many coordinates
+            (`dp_ilg.noise.release.largest_multiplier`), and for a sum that arithmetic
+            was done on after it was clipped.
     """
-    stddev = jnp.where(sound(clipped), stddev, jnp.nan)
+    geometry, wanted = clipped.geometry, _noised_leaves(clipped)
     leaves, treedef = jax.tree.flatten(clipped.gradients)
-    clipped.geometry.groups.check(leaves)
-    scales = clipped.geometry.groups.expand(stddev)
-    wanted = _noised_leaves(clipped)
+    geometry.groups.check(leaves)
+    count = sum(x.size for x in wanted if x is not None)
+    if not isinstance(noise_multiplier, Tracer):
+        check_multiplier(float(noise_multiplier), count)
+    sigma = jnp.where(sound(clipped), jnp.float32(noise_multiplier), jnp.nan)
+    bare = sigma == 0  # of a plan that says NO PRIVACY
+    grid = _grid(clipped, jnp.where(bare, 1, sigma), count)
     if draws is None:
-        draws = standard_normals(key, wanted, jnp.all(jnp.isfinite(stddev)))
+        draws = normal_steps(key, wanted, jnp.all(grid.valid))
+    parts = [geometry.groups.expand(x) for x in (grid.stddev, grid.step)]
     noised = [
-        value if draw is None else value + scale.astype(value.dtype) * draw
-        for value, scale, draw in zip(leaves, scales, draws, strict=True)
+        value
+        if draw is None
+        else _released(value, low, Grid(*own, grid.valid), draw, bare)
+        for value, low, draw, *own in zip(
+            leaves, _remainders(clipped), draws, *parts, strict=True
+        )
     ]
     return jax.tree.unflatten(treedef, noised)
+
+
+def _grid(clipped: ClippedGrad, sigma: Any, count: int) -> Grid:
+    """One standard deviation a group, valid if all are."""
+    reach = jnp.float32(clipped.l2_clip_norm) * clipped.geometry.weights
+    grid = grid_of(sigma * reach, sigma, count)
+    return grid._replace(valid=jnp.all(grid.valid & jnp.isfinite(reach) & (reach > 0)))
+
+
+def _released(value: Any, low: Any, grid: Grid, draw: Any, bare: Any) -> Any:
+    """The noised sum, or the sum itself where the plan has no noise."""
+    plain = jnp.where(grid.valid, value, jnp.nan).astype(value.dtype)
+    return jnp.where(bare, plain, noised(value, low, grid, draw))
+
+
+def _remainders(clipped: ClippedGrad) -> list[Any]:
+    """What each leaf of the sum was rounded by, None where that is unknown."""
+    leaves = jax.tree.leaves(clipped.gradients)
+    if clipped.remainder is None:
+        return [None] * len(leaves)
+    return jax.tree.leaves(clipped.remainder)
 
 
 def _noised_leaves(clipped: ClippedGrad) -> list[Any]:
@@ -151,10 +191,11 @@ def add_importance_noise(plan: PrivacyPlan, *, key: Any) -> PrivateTransformatio
     Poisson-subsampled Gaussian with multiplier ``plan.gradient_noise_multipliers[t]``
     for adding or removing one example, whatever the weights. Together with
     `score_layer_importance` on the same sample it is one with
-    ``plan.noise_multipliers[t]``, which is what the plan accounts. The noise comes
-    from JAX's threefry generator, or from ``noise=``, in floating point: no hardening
-    against floating-point attacks is claimed (`dp_ilg.noise.secure` says what is
-    left).
+    ``plan.noise_multipliers[t]``, which is what the plan accounts. Sum and noise
+    are integers of a public grid until they are one; the law of the noise is that of
+    `dp_ilg.noise.normal`, and its distance to a Gaussian's is in the plan's delta
+    (`dp_ilg.accounting.charges`). Bits come from JAX's threefry generator, or from a
+    cryptographic one by ``noise=``.
 
     Example:
         >>> import dp_ilg, jax, jax.numpy as jnp
@@ -193,12 +234,13 @@ def add_importance_noise(plan: PrivacyPlan, *, key: Any) -> PrivateTransformatio
                 " put clip_per_example before it in the chain."
             )
         geometry = updates.geometry
-        stddev = noise_stddev(plan, state.step, geometry, updates.l2_clip_norm)
+        sigma = multiplier_at(plan.gradient_noise_multipliers, state.step)
         step_key = jax.random.fold_in(state.key, state.step)
         draws = None
         if noise is not None:
-            draws = given_leaves(noise, state.step, _noised_leaves(updates))
-        noised = gaussian_noise(updates, stddev, step_key, draws)
+            draws, right = given_leaves(noise, state.step, _noised_leaves(updates))
+            sigma = jnp.where(right, sigma, jnp.nan)
+        noised = gaussian_noise(updates, sigma, step_key, draws)
         release = released_mean(noised, geometry, plan.batch_size)
         return release, AddImportanceNoiseState(state.key, state.step + 1)
 

@@ -1,19 +1,13 @@
-"""Normal draws from a cryptographic generator, made outside the jitted step.
+"""Draws from a cryptographic generator, made outside the jitted step.
 
 JAX's threefry is fast and was not built to resist a cryptanalyst: its key has 64 bits.
 Here the bits are those of SHAKE-256 (the operating system's or Python's own library)
 under a secret of 256 bits, as a function of (secret, step, leaf), so that a resumed run
-repeats its noise as everywhere else (law: keyed by step). Each draw takes 64 of them,
-through the inverse of the normal distribution in float64, and reaches 9.1 standard
-deviations.
+repeats its noise as everywhere else (law: keyed by step). `SecureNoise` makes the same
+draws of them as the compiled step does, so that the law is the same;
+`dp_ilg.noise.exact` makes discrete Gaussian ones, without any distance to charge.
 
-What this does not change: noise is added in floating point. A sum of float32 numbers
-lies on a grid that depends on the numbers, so some releases are possible only with a
-certain record, whatever the generator; the proof is about real numbers. Who fears an
-adversary that reads the last bits must round releases to a coarse public grid.
-
-Reference: Mironov 2012, "On significance of the least significant bits for differential
-privacy"; NIST FIPS 202 (SHAKE).
+Reference: NIST FIPS 202 (SHAKE).
 """
 
 from __future__ import annotations
@@ -29,20 +23,21 @@ import numpy as np
 from jaxtyping import Array
 
 from dp_ilg import validation
+from dp_ilg.noise.steps import WORDS, steps_of
 
-_DOMAIN = b"dp_ilg.secure_noise.1"  # separates these bits from other uses of a secret
+_DOMAIN = b"dp_ilg.secure_noise.2"  # separates these bits from other uses of a secret
 _SECRET_BYTES = 32
 _BLOCK = 1 << 18  # draws made at once, which bounds memory
 _SCORES = 1 << 32  # stands for a leaf: more than there are
 
 
 class NoiseDraws(NamedTuple):
-    """The standard normal numbers of one step, for ``tx.update(..., noise=draws)``.
+    """The draws of one step, for ``tx.update(..., noise=draws)``.
 
     Attributes:
         step: of which step; under any other the release is NaN.
-        gradient: shaped like the parameters, float32 (float64 for such parameters).
-        scores: one number a group, float32.
+        gradient: shaped like the parameters, int32: steps of 2^-27 standard deviations.
+        scores: one number a group, int32.
 
     Privacy: as secret as a key; who knows them can subtract the noise.
     """
@@ -76,6 +71,8 @@ class SecureNoise:
         SecureNoise(secret=<hidden>)
     """
 
+    _domain = _DOMAIN
+
     def __init__(self, *, secret: Any):
         """Takes the secret.
 
@@ -99,7 +96,7 @@ class SecureNoise:
         self._secret = len(secret).to_bytes(8, "little") + secret
 
     def __repr__(self) -> str:
-        return "SecureNoise(secret=<hidden>)"
+        return f"{type(self).__name__}(secret=<hidden>)"
 
     def draws(self, step: SupportsIndex, params: Any, geometry: Any) -> NoiseDraws:
         """The noise of one step, on the host.
@@ -125,38 +122,33 @@ class SecureNoise:
         """
         step = validation.count("step", step)
         leaves, treedef = jax.tree.flatten(params)
-        drawn = [self._leaf(step, i, x.shape, x.dtype) for i, x in enumerate(leaves)]
-        count = (len(geometry.groups.names),)
-        scores = self._leaf(step, _SCORES, count, jnp.float32)
+        drawn = [self._leaf(step, i, x.shape) for i, x in enumerate(leaves)]
+        scores = self._leaf(step, _SCORES, (len(geometry.groups.names),))
         return NoiseDraws(jnp.int32(step), jax.tree.unflatten(treedef, drawn), scores)
 
-    def _leaf(self, step: int, leaf: int, shape: Sequence[int], dtype: Any) -> Array:
+    def _leaf(self, step: int, leaf: int, shape: Sequence[int]) -> Array:
         size = math.prod(shape)
         blocks = [
-            _normals(self._bits(step, leaf, start, min(_BLOCK, size - start)))
+            self._drawn((step, leaf, start), min(_BLOCK, size - start))
             for start in range(0, size, _BLOCK)
         ]
-        found = np.concatenate([np.zeros(0), *blocks]).reshape(shape)
-        return jnp.asarray(found, jnp.promote_types(dtype, jnp.float32))
+        found = np.concatenate([np.zeros(0, np.int32), *blocks]).reshape(shape)
+        return jnp.asarray(found)
 
-    def _bits(self, step: int, leaf: int, start: int, count: int) -> np.ndarray:
-        place = b"".join(n.to_bytes(16, "little") for n in (step, leaf, start))
-        stream = hashlib.shake_256(_DOMAIN + self._secret + place)
-        return np.frombuffer(stream.digest(8 * count), "<u8")
+    def _drawn(self, place: tuple[int, int, int], count: int) -> np.ndarray:
+        """Draws of one block, int32."""
+        stream = self._stream(place).digest(4 * WORDS * count)
+        words = np.frombuffer(stream, "<u4").reshape(WORDS, count)
+        return steps_of(tuple(words), np)
 
-
-def _normals(bits: np.ndarray) -> np.ndarray:
-    """One bit for the sign and 63 for a probability below one half; float64."""
-    from scipy import special
-
-    positive = (bits >> np.uint64(63)).astype(bool)
-    below_half = ((bits & np.uint64(2**63 - 1)).astype(np.float64) + 0.5) * 2.0**-64
-    size = -special.ndtri(below_half)
-    return np.where(positive, size, -size)
+    def _stream(self, place: tuple[int, int, int]) -> Any:
+        """The bits of (step, leaf, start): as many as are asked for."""
+        where = b"".join(n.to_bytes(16, "little") for n in place)
+        return hashlib.shake_256(self._domain + self._secret + where)
 
 
-def given_leaves(noise: Any, step: Any, leaves: Sequence[Any]) -> list[Any]:
-    """The gradient's draws, leaf by leaf, or NaN if they are another step's.
+def given_leaves(noise: Any, step: Any, leaves: Sequence[Any]) -> tuple[list[Any], Any]:
+    """The gradient's draws, leaf by leaf, and whether they are this step's.
 
     Args:
         noise: what the caller passed.
@@ -164,10 +156,11 @@ def given_leaves(noise: Any, step: Any, leaves: Sequence[Any]) -> list[Any]:
         leaves: arrays that noise is for; None where none is.
 
     Returns:
-        Arrays of the same shapes and dtypes, or None.
+        Two things: int32 arrays of the same shapes (or None), and whether they are the
+        step's own: if not, NaN has to be released.
 
     Raises:
-        TypeError: for anything but `NoiseDraws`.
+        TypeError: for anything but `NoiseDraws` of int32.
         ValueError: for other shapes.
     """
     _check(noise)
@@ -181,14 +174,12 @@ def given_leaves(noise: Any, step: Any, leaves: Sequence[Any]) -> list[Any]:
             f"The noise has shapes {[x.shape for x in drawn]}, but the gradient needs "
             f"{wanted}; draw it for these parameters."
         )
-    return [
-        None if x is None else jnp.where(right, d, jnp.nan).astype(x.dtype)
-        for x, d in zip(leaves, drawn, strict=True)
-    ]
+    found = [None if x is None else d for x, d in zip(leaves, drawn, strict=True)]
+    return found, right
 
 
-def given_scores(noise: Any, step: Any, shape: Sequence[int]) -> Array:
-    """The score's draws, or NaN if they are another step's.
+def given_scores(noise: Any, step: Any, shape: Sequence[int]) -> tuple[Array, Any]:
+    """The score's draws, and whether they are this step's.
 
     Args:
         noise: what the caller passed.
@@ -196,10 +187,11 @@ def given_scores(noise: Any, step: Any, shape: Sequence[int]) -> Array:
         shape: of the statistic: nothing for one number, or one number a group.
 
     Returns:
-        float32 of that shape.
+        Two things: int32 of that shape, and whether they are the step's own: if not,
+        NaN has to be released.
 
     Raises:
-        TypeError: for anything but `NoiseDraws`.
+        TypeError: for anything but `NoiseDraws` of int32.
         ValueError: for too few numbers.
     """
     _check(noise)
@@ -209,8 +201,7 @@ def given_scores(noise: Any, step: Any, shape: Sequence[int]) -> Array:
             f"The noise has {noise.scores.shape} numbers for scores, but {count} are "
             "needed; draw it for this optimizer's geometry(state)."
         )
-    found = noise.scores[:count].reshape(tuple(shape))
-    return jnp.where(noise.step == step, found, jnp.nan).astype(jnp.float32)
+    return noise.scores[:count].reshape(tuple(shape)), noise.step == step
 
 
 def _check(noise: Any) -> None:
@@ -218,4 +209,10 @@ def _check(noise: Any) -> None:
         raise TypeError(
             f"noise is {type(noise).__name__}, but must be NoiseDraws; make it with "
             "dp_ilg.noise.secure.SecureNoise(secret=...).draws(step, params, geometry)."
+        )
+    kinds = {str(x.dtype) for x in (*jax.tree.leaves(noise.gradient), noise.scores)}
+    if kinds - {"int32"}:
+        raise TypeError(
+            f"The noise holds {', '.join(sorted(kinds))}, but draws are int32; make "
+            "them with dp_ilg.noise.secure.SecureNoise."
         )

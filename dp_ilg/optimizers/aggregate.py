@@ -83,9 +83,8 @@ def differentially_private_aggregate(
         if "geometry" not in extra and not isinstance(updates, ClippedGrad):
             extra["geometry"] = _uniform_for(updates)
         clipped, _ = clip.update(updates, optax.EmptyState(), params, **extra)
-        stddev = noise_multiplier * clipped.l2_clip_norm * clipped.geometry.weights
         step_key = jax.random.fold_in(state.key, state.step)
-        noised = gaussian_noise(clipped, stddev, step_key)
+        noised = gaussian_noise(clipped, noise_multiplier, step_key)
         release = released_mean(noised, clipped.geometry, batch_size)
         return release, state._replace(step=state.step + 1)
 

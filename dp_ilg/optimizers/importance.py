@@ -23,7 +23,8 @@ from dp_ilg.geometry.layers import group
 from dp_ilg.geometry.rules import Rule, as_rule, check_rule
 from dp_ilg.geometry.seal import sound
 from dp_ilg.noise.add_noise import fresh_key, multiplier_at, noise_stddev
-from dp_ilg.noise.normal import standard_normal
+from dp_ilg.noise.normal import normal_steps
+from dp_ilg.noise.release import grid_of, noised
 from dp_ilg.noise.secure import given_scores
 
 _SCORE_TAG = 0x5C04E
@@ -120,10 +121,13 @@ def score_layer_importance(
             jax.random.fold_in(state.key, _SCORE_TAG), state.step
         )
         shape = updates.layer_shares.shape
-        draw = standard_normal(step_key, shape)
+        draw = normal_steps(step_key, [updates.layer_shares])[0]
         if noise is not None:
-            draw = given_scores(noise, state.step, shape)
-        released = (updates.layer_shares + tau * draw) / plan.batch_size
+            draw, right = given_scores(noise, state.step, shape)
+            tau = jnp.where(right, tau, jnp.nan)
+        grid = grid_of(tau, tau, updates.layer_shares.size)
+        low = updates.shares_remainder
+        released = noised(updates.layer_shares, low, grid, draw) / plan.batch_size
         variance = jnp.square(tau / plan.batch_size)
         state = _averaged(state, released, variance, decay)
         level, unexplained = _unbiased(state, decay)

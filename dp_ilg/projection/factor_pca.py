@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from dp_ilg import validation
+from dp_ilg.projection.pca import with_noise, with_symmetric_noise
 
 NAMES = ("mean", "channel moments", "position moments")
 _SLACK = 1e-5  # relative margin under norm 1 that float32 sums cannot use up
@@ -154,7 +155,7 @@ def private_factor_pca(
         the Frobenius norm, because the norm of ``m @ m.T`` is at most that of m
         squared; the noise of the symmetric matrices is isotropic in their own
         coordinates. ``replace_one`` charges twice that. The number of examples is
-        public. Noise is floating point; nothing is claimed against attacks on that.
+        public. Sums and noise meet on a public grid (`dp_ilg.noise.release`).
 
     Example:
         >>> x = np.random.default_rng(0).normal(size=(3000, 4, 5)) + 2.0
@@ -173,14 +174,14 @@ def private_factor_pca(
     count, shape, sigma = len(x), np.shape(x)[1:], float(noise_multiplier)
     keys = [jax.random.fold_in(key, use) for use in range(3)]
     total = sum(rows.sum(0, dtype=np.float64) for rows in _unit_chunks(x, shape))
-    mean = ((total + sigma * _normal(keys[0], shape)) / count).astype(np.float32)
+    mean = (with_noise(total, sigma, keys[0]) / count).astype(np.float32)
     sums = [np.zeros((size, size)) for size in shape]
     for rows in _unit_chunks(x, shape):
         for which, part in enumerate(_moments(rows, mean)):
             sums[which] += part
     kept = (num_channels, num_positions)
     found = [
-        _directions(moment + sigma * _symmetric(own, len(moment)), number, whitening)
+        _directions(with_symmetric_noise(moment, sigma, own), number, whitening)
         for moment, own, number in zip(sums, keys[1:], kept, strict=True)
     ]
     scales = np.outer(found[0].factors, found[1].factors)
@@ -248,16 +249,6 @@ def _unit_chunks(x: Any, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
         norms = np.linalg.norm(rows, axis=1, keepdims=True)
         rows = rows * ((1 - _SLACK) / np.where(norms > 0, norms, 1))
         yield rows.astype(np.float32).reshape(len(rows), *shape)
-
-
-def _normal(key: Any, shape: tuple[int, ...]) -> np.ndarray:
-    return np.asarray(jax.random.normal(key, shape), np.float64)
-
-
-def _symmetric(key: Any, size: int) -> np.ndarray:
-    """The isotropic Gaussian on symmetric matrices under the Frobenius norm."""
-    draw = _normal(key, (size, size))
-    return (draw + draw.T) / 2
 
 
 def _check(

@@ -15,6 +15,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from dp_ilg import validation
+from dp_ilg.noise.normal import normal_steps
+from dp_ilg.noise.release import allowed_stddev, on_host
 
 if TYPE_CHECKING:
     import dp_accounting
@@ -129,8 +131,8 @@ def private_pca(
         the sum by at most 1 in the Frobenius norm, so by at most 1 in the coordinates
         (diagonal, sqrt(2) times the rest), in which the noise is isotropic. Replacing
         one moves it by at most 2 (sqrt(2), in fact), which ``replace_one`` charges. The
-        number of examples is taken as public. Noise is drawn in floating point; no
-        claim is made against floating-point attacks.
+        number of examples is taken as public. Sum and noise
+        meet on a public grid (`dp_ilg.noise.release`).
 
     Example:
         >>> x = np.random.default_rng(0).normal(size=(5000, 4)) * [5, 3, 0.1, 0.1]
@@ -188,9 +190,69 @@ def noised_second_moment(
     rows = rows / jnp.where(largest > 0, largest, 1)  # squares neither over- nor
     norms = jnp.linalg.norm(rows, axis=1, keepdims=True)  # underflow
     units = rows * ((1 - _SLACK) / jnp.where(norms > 0, norms, 1))
-    draw = np.asarray(jax.random.normal(key, (rows.shape[1],) * 2), np.float64)
     total = _sum_of_outer_products(np.asarray(units))
-    return total + noise_multiplier * (draw + draw.T) / 2
+    return with_symmetric_noise(total, float(noise_multiplier), key)
+
+
+def with_noise(total: np.ndarray, noise_multiplier: float, key: Array) -> np.ndarray:
+    """A float64 sum of sensitivity 1 plus noise, added on a public grid.
+
+    Args:
+        total: the sum.
+        noise_multiplier: its noise's standard deviation; 0 adds none.
+        key: used for nothing else.
+
+    Returns:
+        The release, float64.
+
+    Raises:
+        ValueError: for a multiplier too large for so many coordinates.
+
+    Privacy: one Gaussian mechanism; see `dp_ilg.noise.release`.
+
+    Example:
+        >>> with_noise(np.ones(3), 0.0, jax.random.key(0)).tolist()
+        [1.0, 1.0, 1.0]
+    """
+    if noise_multiplier == 0:
+        return total
+    (steps,) = normal_steps(key, [jax.ShapeDtypeStruct(total.shape, "float32")])
+    stddev = allowed_stddev(noise_multiplier, noise_multiplier, total.size)
+    return on_host(total, stddev, np.asarray(steps))
+
+
+def with_symmetric_noise(
+    total: np.ndarray, noise_multiplier: float, key: Array
+) -> np.ndarray:
+    """A symmetric sum plus the isotropic Gaussian under the Frobenius norm.
+
+    Coordinates are the diagonal and sqrt(2) times the entries above it; each of these
+    gets its own noise, and the matrix is mirrored.
+
+    Args:
+        total: the sum, float64, of sensitivity 1 in the Frobenius norm.
+        noise_multiplier: the standard deviation on the diagonal; 0 adds none.
+        key: used for nothing else.
+
+    Returns:
+        The release, symmetric.
+
+    Raises:
+        ValueError: for a multiplier too large for so many coordinates.
+
+    Privacy: one Gaussian mechanism; see `dp_ilg.noise.release`.
+
+    Example:
+        >>> noised = with_symmetric_noise(np.eye(3), 2.0, jax.random.key(0))
+        >>> bool((noised == noised.T).all())
+        True
+    """
+    upper = np.triu_indices(len(total))
+    scale = np.where(upper[0] == upper[1], 1.0, np.sqrt(2))
+    found = np.zeros_like(total)
+    found[upper] = with_noise(total[upper] * scale, noise_multiplier, key) / scale
+    found.T[upper] = found[upper]
+    return found
 
 
 def _sum_of_outer_products(units: np.ndarray) -> np.ndarray:
