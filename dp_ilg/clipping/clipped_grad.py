@@ -81,9 +81,14 @@ class ClippedGradFn:
         return own._checked_sum(params, rows, geometry, mask, self.loss_fn)
 
     def _settled(self, batch: Example) -> tuple[ClippedGradFn, Example]:
-        """The same for plain arrays, its loss under the user's promotion of types."""
+        """The same for plain arrays, its loss under the user's promotion of types.
+
+        And a new function at every call: JAX keeps what it traced by the function, and
+        would not see what has changed in a loss that closes over it.
+        """
         loss_fn, rows = plain(users_promotion(self.loss_fn), batch)
-        return dataclasses.replace(self, loss_fn=loss_fn), rows
+        fresh = lambda params, example: loss_fn(params, example)  # noqa: E731
+        return dataclasses.replace(self, loss_fn=fresh), rows
 
     @own_promotion
     def _checked_sum(
