@@ -28,6 +28,7 @@ from dp_ilg.base import (
 from dp_ilg.clipping import eager
 from dp_ilg.clipping.clip import ClipMode, as_clip_mode, clip_sum
 from dp_ilg.clipping.engine_table import ENGINES
+from dp_ilg.clipping.explicit import placed_by_xla
 from dp_ilg.clipping.leaf_paths import Explanation
 from dp_ilg.clipping.purity import check_loss
 from dp_ilg.clipping.sparse import plain
@@ -77,8 +78,12 @@ class ClippedGradFn:
                 for a missing geometry.
         """
         own, rows = self._settled(batch)
-        mask = is_padding_example
-        return own._checked_sum(params, rows, geometry, mask, self.loss_fn)
+
+        def total(*arrays: Any) -> ClippedGrad:
+            return own._checked_sum(*arrays, self.loss_fn)
+
+        total = placed_by_xla(total, params)
+        return total(params, rows, geometry, is_padding_example)
 
     def _settled(self, batch: Example) -> tuple[ClippedGradFn, Example]:
         """The same for plain arrays, its loss under the user's promotion of types.
