@@ -7,6 +7,7 @@ accounting do not depend on the mode.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -144,6 +145,12 @@ def as_clip_mode(mode: str | ClipMode) -> ClipMode:
             f"clip_mode is {validation.shown(mode)}, but must be one of "
             f"{sorted(CLIP_MODES)}."
         )
+    return _named(mode)
+
+
+@functools.cache
+def _named(mode: str) -> ClipMode:
+    """One object a name, so that equal calls compile one program."""
     return CLIP_MODES[mode]()
 
 

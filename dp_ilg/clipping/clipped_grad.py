@@ -28,6 +28,7 @@ from dp_ilg.base import (
 from dp_ilg.clipping import eager
 from dp_ilg.clipping.clip import ClipMode, as_clip_mode, clip_sum
 from dp_ilg.clipping.engine_table import ENGINES
+from dp_ilg.clipping.explicit import placed_by_xla
 from dp_ilg.clipping.leaf_paths import Explanation
 from dp_ilg.clipping.purity import check_loss
 from dp_ilg.clipping.sparse import plain
@@ -79,13 +80,22 @@ class ClippedGradFn:
                 for a missing geometry.
         """
         own, rows = self._settled(batch)
-        mask = is_padding_example
-        return own._checked_sum(params, rows, geometry, mask, self.loss_fn)
+
+        def total(*arrays: Any) -> ClippedGrad:
+            return own._checked_sum(*arrays, self.loss_fn)
+
+        total = placed_by_xla(total, params)
+        return total(params, rows, geometry, is_padding_example)
 
     def _settled(self, batch: Example) -> tuple[ClippedGradFn, Example]:
-        """The same for plain arrays, its loss under the user's promotion of types."""
+        """The same for plain arrays, its loss under the user's promotion of types.
+
+        And a new function at every call: JAX keeps what it traced by the function, and
+        would not see what has changed in a loss that closes over it.
+        """
         loss_fn, rows = plain(users_promotion(self.loss_fn), batch)
-        return dataclasses.replace(self, loss_fn=loss_fn), rows
+        fresh = lambda params, example: loss_fn(params, example)  # noqa: E731
+        return dataclasses.replace(self, loss_fn=fresh), rows
 
     @own_promotion
     def _checked_sum(

@@ -120,13 +120,15 @@ def test_a_loop_in_the_loss_compiles_once_in_a_single_batch_too():
 
 
 def test_no_parameters_batches_or_losses_are_kept_and_few_programs():
-    params, held = parameters(), jnp.ones(3)
-    one = lambda p, x: loss(p, x) + jnp.sum(held * p["b"])  # noqa: E731
-    seen = weakref.ref(one), weakref.ref(params["a"]), weakref.ref(held)
-    grad_fn = dp_ilg.clipped_grad(one, l2_clip_norm=1.0, microbatch_size=5)
-    found = grad_fn(params, rows(0), geometry=GEOMETRY)
-    assert found.gradients["a"].shape == (4, 3)
-    del params, held, one, grad_fn
+    def called():
+        params, held = parameters(), jnp.ones(3)
+        one = lambda p, x: loss(p, x) + jnp.sum(held * p["b"])  # noqa: E731
+        grad_fn = dp_ilg.clipped_grad(one, l2_clip_norm=1.0, microbatch_size=5)
+        found = grad_fn(params, rows(0), geometry=GEOMETRY)
+        assert found.gradients["a"].shape == (4, 3)
+        return weakref.ref(one), weakref.ref(params["a"]), weakref.ref(held)
+
+    seen = called()
     gc.collect()
     assert [x() for x in seen] == [None] * 3
     for k in range(eager.MOST_PROGRAMS + 3):

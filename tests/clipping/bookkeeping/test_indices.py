@@ -8,14 +8,14 @@ import pytest
 import dp_ilg
 from dp_ilg.clipping.engine_table import ENGINES
 
-ROWS, WIDTH = 300, 3
-EDGES = [0, 1, 127, 128, 255, 256, 299, 300, 301, 1000, 2**15, 2**16 - 1, 2**31 - 1]
+WIDTH = 3
+EDGES = [0, 1, 99, 100, 101, 127, 128, 255, 256, 299, 300, 301, 1000, 2**15]
+EDGES += [2**16 - 1, 2**31 - 1]
 EDGES += [2**31, 2**31 + 5, 2**32 - 1, 2**40, 2**63 - 1, 2**63, 2**64 - 1]
-EDGES += [-1, -2, -128, -129, -300, -301, -1000, -(2**31), -(2**63)]
+EDGES += [-1, -2, -100, -101, -128, -129, -300, -301, -1000, -(2**31), -(2**63)]
 NARROW = ["int8", "uint8", "int16", "uint16", "int32", "uint32"]
-TYPES = [(name, False) for name in NARROW] + [
-    (name, True) for name in [*NARROW, "int64", "uint64"]
-]
+TYPES = [(name, False) for name in NARROW]
+TYPES += [(name, True) for name in ("uint32", "int64", "uint64")]
 
 
 def looked_up(mode):
@@ -36,18 +36,9 @@ FORMS = {
 }
 
 
-def usable(dtype):
-    """The forms that JAX itself takes for a type of so many rows."""
-    index = jax.ShapeDtypeStruct((), dtype)
-    table = jax.ShapeDtypeStruct((ROWS, WIDTH), jnp.float32)
-    found = {}
-    for name, form in FORMS.items():
-        try:
-            jax.eval_shape(form, table, index)
-        except OverflowError:
-            continue
-        found[name] = form
-    return found
+def number_of_rows(dtype):
+    """As many as the type can count: beyond, JAX's own scatter loses rows."""
+    return 100 if dtype.endswith("int8") else 300
 
 
 def edges(dtype):
@@ -60,16 +51,15 @@ def edges(dtype):
 )
 def test_rows_of_any_index_type_are_those_of_jax(dtype, wide):
     with jax.enable_x64(wide):
-        forms, ids = usable(dtype), edges(dtype)
-        assert len(forms) >= 5
-        rng = np.random.default_rng(0)
-        table = jnp.asarray(rng.normal(size=(ROWS, WIDTH)), jnp.float32)
-        params = dict.fromkeys(forms, table)
+        ids, rng = edges(dtype), np.random.default_rng(0)
+        shape = number_of_rows(dtype), WIDTH
+        table = jnp.asarray(rng.normal(size=shape), jnp.float32)
+        params = dict.fromkeys(FORMS, table)
         scale = jnp.asarray(rng.uniform(1, 2, len(ids)), jnp.float32)
 
         def loss(params, example):
             index, factor = example
-            sums = [jnp.sum(f(params[name], index)) for name, f in forms.items()]
+            sums = [jnp.sum(f(params[name], index)) for name, f in FORMS.items()]
             return factor * sum(sums)
 
         groups = dp_ilg.Geometry.uniform(params, "leaf").groups
@@ -85,6 +75,6 @@ def test_rows_of_any_index_type_are_those_of_jax(dtype, wide):
 
         got, wanted = both(params, (jnp.asarray(ids), scale))
         jax.tree.map(
-            lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), got, wanted
+            lambda x, y: np.testing.assert_allclose(x, y, 1e-5, 1e-6), got, wanted
         )
         assert float(jnp.max(wanted[0])) > 1.0
