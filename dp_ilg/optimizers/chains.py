@@ -163,7 +163,10 @@ def dp_adam_ilg(
 
     Privacy: (epsilon, delta) of the plan for adding or removing one example (or as the
     plan says), if batches are the plan's Poisson samples and at most ``plan.num_steps``
-    updates are made; each further update is NaN.
+    updates are made; each further update is NaN. One update a state: its noise is drawn
+    from key and step in there, so that two updates on one state with different data
+    share their noise, and their difference shows the data. Keep the state that each
+    update returns; ``dp-ilg audit`` looks for it.
 
     Example:
         >>> import dp_ilg, jax, jax.numpy as jnp, optax

@@ -197,7 +197,8 @@ def _load_adult(data_dir: Path | None) -> Dataset:
     train = slice(test.stop, None)
     note = (
         f"From {source}; the first third is the test part, as UCI has it. Nothing is "
-        "computed from the data: categories are UCI's list and scales are fixed."
+        "computed from the data: categories are those of the census form, countries "
+        "are hashed and scales are fixed."
     )
     return Dataset(
         "adult",

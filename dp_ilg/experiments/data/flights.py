@@ -11,7 +11,6 @@ aircraft hold those that fly in its table and no others, so neither is read.
 """
 
 import csv
-import hashlib
 import importlib.util
 import io
 import string
@@ -22,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dp_ilg.experiments.data.files import DataError
+from dp_ilg.experiments.data.files import DataError, hashed_place
 
 AIRPORTS = ("EWR", "JFK", "LGA")
 MONTHS, WEEKDAYS, HOURS, FLIGHT_NUMBERS = 12, 7, 24, 9_999
@@ -81,8 +80,9 @@ def read(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, .
     Returns:
         int32[N, 7] ids of month, weekday, hour, airline, destination, aircraft and
         flight number (0 is none or unknown; two aircraft may share one); float32[N, 2]
-        scheduled times of departure and arrival in units of 6 hours from noon; int32[N] positions in `AIRPORTS`; and
-        the number of ids of each of the seven columns.
+        scheduled times of departure and arrival in units of 6 hours from noon;
+        int32[N] positions in `AIRPORTS`; and the number of ids of each of the seven
+        columns.
 
     Raises:
         DataError: for a file that is absent or damaged, or a value out of its range.
@@ -134,16 +134,13 @@ def airline_id(code: str) -> int:
 
 
 def aircraft_id(number: str) -> int:
-    """One of `AIRCRAFT` places for a tail number: BLAKE2b, keyed by nothing.
+    """One of `AIRCRAFT` places for a tail number, 0 for none.
 
     Example:
         >>> aircraft_id("N14228") == aircraft_id("N14228") > 0, aircraft_id("NA")
         (True, 0)
     """
-    if number in _NONE:
-        return 0
-    digest = hashlib.blake2b(number.encode(), digest_size=8, person=b"aircraft")
-    return 1 + int.from_bytes(digest.digest(), "little") % AIRCRAFT
+    return 0 if number in _NONE else hashed_place(number, AIRCRAFT)
 
 
 def _ids(row: dict[str, str], airports: dict[str, int]) -> list[int]:

@@ -10,6 +10,7 @@ import pytest
 
 from dp_ilg.experiments.data import adult as data_adult
 from dp_ilg.experiments.data.datasets import Dataset, load_dataset
+from dp_ilg.experiments.data.files import DataError, hashed_place
 from tests.experiments.data.test_datasets import check_whole, fails, savez
 
 ROWS = """\
@@ -38,10 +39,11 @@ def check_adult(adult: Dataset) -> None:
     test_ids, test_numbers = adult.x_test
     assert ids.dtype == np.int32 and ids.shape == (2, 8) and numbers.shape == (2, 5)
     assert ids[0, [0, 3, 7]].tolist() == [0, 0, 0]  # what is missing is 0
-    assert test_ids[0].tolist() == [1, 3, 3, 8, 2, 5, 2, 1]  # UCI's order, from 1
-    assert ids[1, 7] == 41  # the last country of the list
+    country = hashed_place("United-States", 256)  # the others in UCI's order, from 1
+    assert test_ids[0].tolist() == [1, 3, 3, 8, 2, 5, 2, country]
+    assert ids[1, 7] == hashed_place("Holand-Netherlands", 256)
     assert (ids < adult.num_categories).all()
-    assert adult.num_categories == (9, 17, 8, 15, 7, 6, 3, 42)
+    assert adult.num_categories == (9, 17, 8, 15, 7, 6, 3, 257)
     expected = [(44 - 40) / 20, 0, np.log1p(7688) / 10, np.log1p(1902) / 10, 1]
     np.testing.assert_allclose(numbers[1], expected, rtol=1e-6)
     np.testing.assert_allclose(test_numbers[0], [-0.75, -1, 0, 0, 0], rtol=1e-6)
@@ -226,4 +228,20 @@ def test_adult_tables_are_complete_and_encode_each_row_alone():
         table = {k: np.repeat(columns[k][:1], len(values)) for k in data_adult._COLUMNS}
         ids, _, _ = data_adult.encode(table | {name: np.array(values)}, "test")
         column = list(data_adult.CATEGORIES).index(name)
-        assert ids[:, column].tolist() == list(range(1, len(values) + 1))
+        places = list(range(1, len(values) + 1))
+        if name in data_adult.HASHED:
+            places = [hashed_place(v, data_adult.HASHED[name]) for v in values]
+        assert ids[:, column].tolist() == places
+
+
+def test_no_list_of_countries_is_made_from_the_people():
+    """A country that nobody else comes from gets its place, and moves no other's."""
+    columns = _columns()
+    more = {k: np.append(v, v[:1]) for k, v in columns.items()}
+    more["native-country"] = np.append(columns["native-country"], "Iceland")
+    ids, few = (data_adult.encode(c, "test")[0] for c in (more, columns))
+    column = list(data_adult.CATEGORIES).index("native-country")
+    assert np.array_equal(ids[:-1], few)
+    assert ids[-1, column] == hashed_place("Iceland", 256) > 0
+    with pytest.raises(DataError, match="UCI does not list"):
+        data_adult.encode(more | {"race": more["native-country"]}, "test")
