@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array
 
 from dp_ilg.base import Example, LossFn, Params, PerExampleGrads, PyTree
-from dp_ilg.clipping.sums import over_examples, wide, widened
+from dp_ilg.clipping.sums import Weighted, over_examples, wide, widened
 from dp_ilg.geometry.groups import Groups, LeafGroups, check_batch_axis
 
 
@@ -114,38 +114,42 @@ def from_gradients(
     def weighted_sum(coefficients: Array, steps: Any = None) -> Params:
         cut = steps is not None and truncated
         units = groups.expand(steps) if cut else [None] * len(leaves)
+        taken = [k for k, leaf in enumerate(groups.leaves) if leaf.groups]
         with wide():
-            sums = [
-                leaf_sum(leaf, value, coefficients, unit)
-                for leaf, value, unit in zip(groups.leaves, leaves, units, strict=True)
-            ]
+            sums = [jnp.zeros(leaf.shape, np.float64) for leaf in groups.leaves]
+            found = over_examples(
+                *[
+                    leaf_terms(groups.leaves[k], leaves[k], coefficients, units[k])
+                    for k in taken
+                ]
+            )
+        for k, total in zip(taken, found, strict=True):
+            sums[k] = total
         return jax.tree.unflatten(treedef, sums)
 
     return PerExampleGrads(norms, weighted_sum, norms)
 
 
-def leaf_sum(
+def leaf_terms(
     leaf: LeafGroups, value: Array, coefficients: Array, step: Any = None
-) -> Array:
-    """Float64 sum over examples of coefficient times gradient, for one leaf.
+) -> Weighted:
+    """Coefficients times gradients of one leaf that is not frozen, to be added up.
 
     Args:
         leaf: the leaf's groups.
         value: its gradients, ``[examples, ...]``.
         coefficients: ``[examples]`` or ``[examples, groups]``.
-        step: None, or to what each example is rounded, see `sums.over_examples`.
+        step: None, or to what each example is rounded.
 
     Returns:
-        The sum; call this in the context `sums.wide`.
+        What `sums.over_examples` adds up; call this in the context `sums.wide`.
     """
-    if not leaf.groups:
-        return jnp.zeros(leaf.shape, np.float64)
     weights = widened(coefficients)
     if weights.ndim == 1:
-        return over_examples(weights, value, step)
+        return Weighted(weights, value, step)
     if not leaf.edges:
-        return over_examples(weights[:, leaf.groups[0]], value, step)
+        return Weighted(weights[:, leaf.groups[0]], value, step)
     shape = [1] * len(leaf.shape)
     shape[leaf.axis] = leaf.shape[leaf.axis]
     owners = np.repeat(np.array(leaf.groups), np.diff(leaf.edges))
-    return over_examples(weights[:, owners].reshape(-1, *shape), value, step)
+    return Weighted(weights[:, owners].reshape(-1, *shape), value, step)

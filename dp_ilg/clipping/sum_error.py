@@ -14,14 +14,14 @@ from dp_ilg.geometry.grid import RANGE_BITS, STEP_BITS
 
 GRID_ERROR = 2.0**-STEP_BITS
 """Both sums are rounded to the grid once: half a step an entry each."""
-BLOCK_ERROR = 2.0**-19
+BLOCK_ERROR = 2.0**-20
 """All blocks of both sums are rounded to ``2^-22`` steps."""
-ADDING_ERROR = 2.0**-19
+ADDING_ERROR = 2.0**-20
 """What float64 rounds by in the blocks of both sums."""
-LOOKED_UP_ERROR = 2.0**-20
+LOOKED_UP_ERROR = 2.0**-22
 """What an example's looked-up rows are rounded by before they are added."""
 SUM_ERROR = GRID_ERROR + BLOCK_ERROR + ADDING_ERROR + LOOKED_UP_ERROR
-"""All of it, as a part of C: 8.6e-6."""
+"""All of it, as a part of C: 4.1e-6."""
 MOST_BLOCKS = 2**21
 """Blocks, of one micro-batch each, of all batches of a lot."""
 ARGUMENTS = ("none", "exact", "formed", "one term", "rows", "terms")
@@ -59,7 +59,7 @@ def largest_lot(parameters: int, has_terms: bool = True) -> int:
 
     Example:
         >>> largest_lot(10**6), largest_lot(10**4, has_terms=False)
-        (123361, 2097152)
+        (61680, 1342174)
     """
     ratio = CANCELLATION if has_terms else 1.0
     longest = LONGEST if has_terms else MOST_ROWS
@@ -83,8 +83,8 @@ def looked_up_error(terms: int, width: int, examples: int) -> float:
         >>> looked_up_error(512, 768, 64) < LOOKED_UP_ERROR
         True
     """
-    # Units are at most 2^(1 - bits) CANCELLATION 2^20 sqrt(n) examples steps, and a
-    # step C w 2^-18 / sqrt(n).
+    # Units are at most 2^(1 - bits) CANCELLATION 2^21 sqrt(n) examples steps, and a
+    # step C w 2^-19 / sqrt(n).
     unit = CANCELLATION * examples * 2.0 ** (3 - LOOKED_UP_BITS)
     return terms * math.sqrt(width) * unit / 2
 

@@ -10,7 +10,7 @@ what leaves `clip_sum` is float32 on the public grid.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -70,61 +70,87 @@ def narrowed(tree: Any, like: Any) -> Any:
         )
 
 
-def over_examples(weights: Array, value: Array, step: Any = None) -> Array:
-    """``sum_i weights_i value_i``, where a weight of 0 removes even NaN.
+class Weighted(NamedTuple):
+    """What is to be added up over examples: ``sum_i weights_i value_i``.
 
-    Args:
-        weights: float64 ``[examples, ...]``, broadcastable against `value`.
+    Attributes:
+        weights: float64 ``[examples, ...]``, broadcastable against `value` when axes
+            are added at the end; a weight of 0 removes even NaN.
         value: ``[examples, ...]``.
         step: None, or float32, broadcastable against one example: each example's
             product is rounded towards zero to a multiple of it before it is added.
+    """
+
+    weights: Array
+    value: Array
+    step: Any = None
+
+
+def over_examples(*terms: Weighted) -> list[Array]:
+    """Adds up over the examples of one batch, several leaves in one loop.
+
+    Args:
+        *terms: one a leaf, all of one batch.
 
     Returns:
-        float64; call this in the context `wide`.
+        float64, one a leaf; call this in the context `wide`.
 
     Example:
         >>> with wide():
-        ...     weights = jnp.array([[0.5], [0.0]], "float64")
+        ...     weights = jnp.array([0.5, 0.0], "float64")
         ...     value = jnp.array([[3.0, 5.0], [jnp.nan, 1.0]], "float32")
-        ...     whole = over_examples(weights, value, jnp.float32(1.0))
-        ...     over_examples(weights, value).tolist(), whole.tolist()
-        ([1.5, 2.5], [1.0, 2.0])
+        ...     both = over_examples(
+        ...         Weighted(weights, value), Weighted(weights, value, jnp.float32(1)))
+        ...     [x.tolist() for x in both]
+        [[1.5, 2.5], [1.0, 2.0]]
     """
-    weights = weights.reshape(*weights.shape, *[1] * (value.ndim - weights.ndim))
-    unit = None if step is None else widened(step)
-
-    def product(weight: Array, own: Array) -> Array:
-        clean = jnp.where(weight != 0, own, jnp.zeros((), own.dtype))
-        found = weight * widened(clean)
-        return found if unit is None else jnp.trunc(found / unit) * unit
-
+    if not terms:
+        return []
+    filled = [_filled(*term) for term in terms]
     if jax.default_backend() != "cpu":
-        return jnp.sum(product(weights, value), axis=0)
-    return _added_in_turn(product, weights, value)
+        return [jnp.sum(_products(*term), axis=0) for term in filled]
+    return _added_in_turn(filled)
 
 
-def _added_in_turn(product: Any, weights: Array, value: Array) -> Array:
-    """A sum over the first axis, eight at a time: XLA:CPU reduces it slowly."""
-    count = value.shape[0]
-    many = count > 2 * _TOGETHER
-    pad = -count % _TOGETHER if many else 0
-    if pad:
-        filled = [(0, pad), *[(0, 0)] * (value.ndim - 1)]
-        weights, value = jnp.pad(weights, filled), jnp.pad(value, filled)
-    together = _TOGETHER if many else max(1, count)
+def _filled(weights: Array, value: Array, step: Any) -> Weighted:
+    """Weights with the axes of the values."""
+    shape = (*weights.shape, *[1] * (value.ndim - weights.ndim))
+    return Weighted(weights.reshape(shape), value, step)
 
-    def body(total: Array, pieces: Any) -> tuple[Array, None]:
-        for k in range(pieces[1].shape[0]):
-            total = total + product(pieces[0][k], pieces[1][k])
-        return total, None
 
-    start = jnp.zeros(value.shape[1:], np.float64)
-    if not count:
-        return start
-    if not many:
-        return body(start, (weights, value))[0]
-    pieces = [x.reshape(-1, together, *x.shape[1:]) for x in (weights, value)]
-    return lax.scan(body, start, tuple(pieces))[0]
+def _products(weights: Array, value: Array, step: Any) -> Array:
+    clean = jnp.where(weights != 0, value, jnp.zeros((), value.dtype))
+    found = weights * widened(clean)
+    if step is None:
+        return found
+    unit = widened(step)
+    return jnp.trunc(found / unit) * unit
+
+
+def _added_in_turn(terms: list[Weighted]) -> list[Array]:
+    """Sums over the first axis, some rows at a time: XLA:CPU reduces it slowly."""
+    count = terms[0].value.shape[0]
+    start = [jnp.zeros(term.value.shape[1:], np.float64) for term in terms]
+
+    def body(totals: list[Array], pieces: Any) -> tuple[list[Array], None]:
+        for k in range(pieces[0][0].shape[0]):
+            own = [
+                _products(weights[k], value[k], term.step)
+                for (weights, value), term in zip(pieces, terms, strict=True)
+            ]
+            totals = [a + b for a, b in zip(totals, own, strict=True)]
+        return totals, None
+
+    arrays = [(term.weights, term.value) for term in terms]
+    if count <= _TOGETHER:
+        return body(start, arrays)[0] if count else start
+
+    def cut(x: Array) -> Array:
+        pad = -count % _TOGETHER
+        x = jnp.pad(x, [(0, pad), *[(0, 0)] * (x.ndim - 1)]) if pad else x
+        return x.reshape(-1, _TOGETHER, *x.shape[1:])
+
+    return lax.scan(body, start, jax.tree.map(cut, arrays))[0]
 
 
 def outer(first: Array, second: Array) -> Array:
@@ -179,10 +205,10 @@ def looked_up_unit(step: Any, examples: int, parameters: int) -> Array:
 
     Example:
         >>> with wide():
-        ...     looked_up_unit(jnp.float32(1.0), 16, 10_000).item() == 2.0**-16
+        ...     looked_up_unit(jnp.float32(1.0), 16, 10_000).item() == 2.0**-14
         True
     """
-    # An example's terms are within CANCELLATION C w < CANCELLATION 2^20 sqrt(n) steps.
-    reach = CANCELLATION * 2.0**20 * math.sqrt(parameters) * max(1, examples)
+    # An example's terms are within CANCELLATION C w < CANCELLATION 2^21 sqrt(n) steps.
+    reach = CANCELLATION * 2.0**21 * math.sqrt(parameters) * max(1, examples)
     spare = LOOKED_UP_BITS - math.ceil(math.log2(reach))
     return widened(step) * np.float64(2.0**-spare)

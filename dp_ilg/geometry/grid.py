@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-STEP_BITS = 18
-"""The step of a group is at most ``C w_j 2^-18 / sqrt(parameters)``: rounding a sum to
-it moves the sum by at most ``C 2^-19`` in the geometry's norm."""
+STEP_BITS = 19
+"""The step of a group is at most ``C w_j 2^-19 / sqrt(parameters)``: rounding a sum to
+it moves the sum by at most ``C 2^-20`` in the geometry's norm."""
 FINE_BITS = 22
 """What lies below the step is held in multiples of ``2^-22`` steps."""
 SHARE_STEP = 2.0**-24
@@ -54,15 +54,15 @@ def grid_steps(geometry: Any, l2_clip_norm: Any) -> Float[Array, " groups"]:
 
     Returns:
         float32 ``[groups]``, the largest powers of two up to
-        ``C w_j 2^-18 / sqrt(n)`` with n the parameters of all groups. NaN where C or
-        a weight is not finite and positive, or so small (below ``2^-86 sqrt(n)``) that
+        ``C w_j 2^-19 / sqrt(n)`` with n the parameters of all groups. NaN where C or
+        a weight is not finite and positive, or so small (below ``2^-84 sqrt(n)``) that
         float32 does not hold the multiples.
 
     Example:
         >>> import jax.numpy as jnp
         >>> from dp_ilg.geometry.geometry import Geometry
         >>> geometry = Geometry.uniform({"w": jnp.zeros((4, 4))})
-        >>> (grid_steps(geometry, 1.0) * 2**21).tolist()
+        >>> (grid_steps(geometry, 1.0) * 2**22).tolist()
         [1.0]
     """
     count = max(1, sum(geometry.groups.sizes))

@@ -21,8 +21,8 @@ from dp_ilg.clipping.bookkeeping import cost, factors, magnitudes, parts, pool, 
 from dp_ilg.clipping.bookkeeping.program import flat
 from dp_ilg.clipping.bookkeeping.rules import Direct
 from dp_ilg.clipping.bookkeeping.views import Digits, whole
-from dp_ilg.clipping.per_example import leaf_sum
-from dp_ilg.clipping.sums import looked_up_unit, wide, widened
+from dp_ilg.clipping.per_example import leaf_terms
+from dp_ilg.clipping.sums import looked_up_unit, over_examples, wide, widened
 from dp_ilg.geometry.groups import (
     Groups,
     cut_batch,
@@ -296,7 +296,9 @@ class _General(NamedTuple):
 
     def sums(self, coefficients: Array) -> dict[int, Array]:
         small = self.small.sums(coefficients, self.groups) if self.small else {}
-        return small | {
-            k: leaf_sum(self.groups.leaves[k], value, coefficients)
+        leaves = self.groups.leaves
+        terms = [
+            leaf_terms(leaves[k], value, coefficients)
             for k, value in self.large.items()
-        }
+        ]
+        return small | dict(zip(self.large, over_examples(*terms), strict=True))

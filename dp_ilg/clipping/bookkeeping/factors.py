@@ -20,7 +20,7 @@ from dp_ilg.clipping.bookkeeping.few import GUARD, SPARE_SIZE, squares_of_few
 from dp_ilg.clipping.bookkeeping.parts import Part, Square
 from dp_ilg.clipping.bookkeeping.rows import FEWEST, squares_of_rows
 from dp_ilg.clipping.bookkeeping.rules import Rows
-from dp_ilg.clipping.sums import outer, over_examples, widened
+from dp_ilg.clipping.sums import Weighted, outer, over_examples, widened
 
 _EXACT = jax.lax.Precision.HIGHEST
 _UNLIKE = 8.0
@@ -252,7 +252,7 @@ def sum_of_gradients(part: Part, values: Array, weights: Array) -> Array:
         weights = weights[:, part.side.groups[0]]
     if weights.ndim == 2:
         weights = _spread(part, weights, True)
-    return over_examples(weights, values)
+    return over_examples(Weighted(weights, values))[0]
 
 
 def sum_of_factors(

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from dp_ilg.clipping.sums import over_examples, widened
+from dp_ilg.clipping.sums import Weighted, over_examples, widened
 from dp_ilg.geometry.groups import Groups, LeafGroups, accumulator, pieces_of
 
 LARGEST = 8192
@@ -58,7 +58,7 @@ class Pool(NamedTuple):
         weights = jnp.where(present, widened(coefficients) * widened(scale), zero)
         if weights.ndim == 2:
             weights = weights[:, self.owners]
-        total = over_examples(weights, self.values)
+        (total,) = over_examples(Weighted(weights, self.values))
         shapes = [groups.leaves[k].shape for k in self.leaves]
         ends = np.cumsum([math.prod(shape) for shape in shapes])[:-1]
         parts = jnp.split(total, ends)
