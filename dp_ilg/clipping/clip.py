@@ -22,6 +22,7 @@ from dp_ilg.geometry.coordinates import enter_gradients
 from dp_ilg.geometry.geometry import Geometry
 from dp_ilg.geometry.groups import weighted_norm
 from dp_ilg.geometry.layers import group
+from dp_ilg.geometry.rounding import weighted_norm_rounding
 
 ROUNDING_SLACK = 2e-6
 """Relative margin left under C, so that the bound holds after float32 rounding."""
@@ -174,7 +175,8 @@ def clip_sum(
     present = present & jnp.isfinite(length)
     bound = jnp.asarray(l2_clip_norm, norms.dtype)
     bound = jnp.where(jnp.isfinite(bound) & (bound > 0), bound, jnp.nan)
-    raw = mode.coefficients(norms, geometry.weights, bound * (1 - ROUNDING_SLACK))
+    slack = ROUNDING_SLACK + weighted_norm_rounding(norms.shape[-1], norms.dtype)
+    raw = mode.coefficients(norms, geometry.weights, bound * (1 - slack))
     keep = present.reshape(-1, *[1] * (raw.ndim - 1))
     sums = per_example.weighted_sum(jnp.where(keep, raw, 0))
     shares = _shares(norms, overall, present)
@@ -202,7 +204,8 @@ def _shares(
     """Sum over examples of the unit vector of group norms; 0 where all are 0."""
     usable = present & (overall > 0) & jnp.isfinite(overall)
     units = norms / jnp.where(usable, overall, 1)[:, None]
-    units = jnp.where(usable[:, None], units, 0) * (1 - ROUNDING_SLACK)
+    slack = ROUNDING_SLACK + weighted_norm_rounding(norms.shape[-1], norms.dtype)
+    units = jnp.where(usable[:, None], units, 0) * (1 - slack)
     return jnp.sum(units, axis=0).astype(jnp.float32)
 
 
