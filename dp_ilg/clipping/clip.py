@@ -29,6 +29,7 @@ from dp_ilg.geometry.coordinates import enter_gradients
 from dp_ilg.geometry.geometry import Geometry
 from dp_ilg.geometry.groups import accumulator, weighted_norm
 from dp_ilg.geometry.layers import group
+from dp_ilg.geometry.rounding import weighted_norm_rounding
 
 ROUNDING_SLACK = 2e-6
 """Relative margin left under the bound of the shares, for float32 rounding."""
@@ -258,7 +259,8 @@ def _shares(
     """
     usable = present & (overall > 0) & jnp.isfinite(overall)
     units = norms / jnp.where(usable, overall, 1)[:, None]
-    units = jnp.where(usable[:, None], units, 0) * (1 - ROUNDING_SLACK)
+    slack = ROUNDING_SLACK + weighted_norm_rounding(norms.shape[-1], norms.dtype)
+    units = jnp.where(usable[:, None], units, 0) * (1 - slack)
     with wide():
         step = np.float64(grid.SHARE_STEP)
         total = jnp.sum(jnp.floor(widened(units) / step) * step, axis=0)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from dp_ilg.clipping.sums import CANCELLATION, LONGEST, LOOKED_UP_BITS, MOST_ROWS
 from dp_ilg.geometry.grid import RANGE_BITS, STEP_BITS
+from dp_ilg.geometry.rounding import weighted_norm_rounding
 
 GRID_ERROR = 2.0**-STEP_BITS
 """Both sums are rounded to the grid once: half a step an entry each."""
@@ -37,13 +38,13 @@ def coefficient_error(groups: int) -> float:
         groups: how many norms are added up.
 
     Returns:
-        The bound: half the additions' rounding, and sixteen single ones.
+        The bound: that of the weighted norm, and sixteen roundings beside it.
 
     Example:
         >>> coefficient_error(8) < 2e-6
         True
     """
-    return (groups / 2 + 16) * 2.0**-24
+    return weighted_norm_rounding(groups) + 16 * 2.0**-24
 
 
 def largest_lot(parameters: int, has_terms: bool = True) -> int:
