@@ -1,9 +1,11 @@
-"""Lines of JSON that say whether they are whole, in folders made durable."""
+"""JSON: fields of a plan, lines that say whether they are whole, durable folders."""
 
+import dataclasses
 import json
 import os
 import re
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,3 +59,47 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def fields_of(cls: Any, text: str, later: Sequence[str]) -> dict[str, Any]:
+    """The fields of a `dp_ilg.accounting.plan.PrivacyPlan` from its JSON.
+
+    Args:
+        cls: the dataclass.
+        text: a JSON object.
+        later: fields that may be absent.
+
+    Returns:
+        The fields, pairs as tuples.
+
+    Raises:
+        ValueError: if the text is not JSON, or a field is unknown or missing.
+
+    Example:
+        >>> from dp_ilg.accounting.plan import PrivacyPlan
+        >>> fields_of(PrivacyPlan, "[]", ())
+        Traceback (most recent call last):
+        ValueError: The plan must be a JSON object with one entry a field.
+    """
+    try:
+        fields = json.loads(text)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"The plan is not valid JSON: {error}.") from None
+    if not isinstance(fields, dict):
+        raise ValueError("The plan must be a JSON object with one entry a field.")
+    known = [field.name for field in dataclasses.fields(cls)]
+    for name in fields:
+        if name not in known:
+            raise ValueError(
+                f"The plan has an unknown field {name!r}; the fields are "
+                f"{', '.join(known)}."
+            )
+    for name in known:
+        if name not in fields and name not in later:
+            raise ValueError(f"The plan lacks the field {name!r}; write it again.")
+    for name in ("stages", "prior_releases"):
+        if isinstance(fields.get(name), list):
+            fields[name] = tuple(
+                tuple(pair) if isinstance(pair, list) else pair for pair in fields[name]
+            )
+    return fields
