@@ -32,7 +32,8 @@ from dp_ilg.noise.table import GRID_BITS
 BITS = 40  # of x: a standard deviation is 2^40
 _WHOLE_BITS = 512  # of the law of k, of which 64 decide but once in 10^18
 _MOST = 24  # largest k; more has a probability below 10^-125
-_CHUNK = 1 << 16  # words drawn from the stream at once
+_LARGEST = 2_100_000_000  # 15.6 standard deviations; more has a probability of 1e-54
+_CHUNK = 1 << 12  # words drawn from the stream at once
 
 Words = Callable[[int], np.ndarray]
 
@@ -89,7 +90,8 @@ class ExactNoise(SecureNoise):
     def _drawn(self, place: tuple[int, int, int], count: int) -> np.ndarray:
         wide = discrete_gaussians(self._words(place), count)
         drop = BITS - GRID_BITS
-        return ((wide + (1 << (drop - 1))) >> drop).astype(np.int32)
+        rounded = (wide + (1 << (drop - 1))) >> drop
+        return np.clip(rounded, -_LARGEST, _LARGEST).astype(np.int32)
 
     def _words(self, place: tuple[int, int, int]) -> Words:
         """A function that hands out the next 64-bit words of a place's stream."""

@@ -157,7 +157,7 @@ class SecureNoise:
         words = np.frombuffer(stream, "<u4").reshape(WORDS, count)
         return steps_of(tuple(words), np)
 
-    def _stream(self, place: tuple[int, int, int]) -> Any:
+    def _stream(self, place: tuple[int, ...]) -> Any:
         """The bits of (step, leaf, start): as many as are asked for."""
         where = b"".join(n.to_bytes(16, "little") for n in place)
         return hashlib.shake_256(self._domain + self._secret + where)
