@@ -24,6 +24,8 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dp_ilg.noise.secure import ExactDraws, SecureNoise
@@ -109,6 +111,27 @@ class ExactNoise(SecureNoise):
             return found
 
         return more
+
+
+def nothing(params: Any, geometry: Any) -> ExactDraws:
+    """Draws of zero for no step, of which NaN is released: to trace a step with.
+
+    Args:
+        params: the parameters, perhaps traced.
+        geometry: as in `ExactNoise.draws`.
+
+    Returns:
+        `ExactDraws` of step -1.
+
+    Example:
+        >>> import dp_ilg
+        >>> params = {"w": jnp.zeros((2, 3))}
+        >>> int(nothing(params, dp_ilg.Geometry.uniform(params)).step)
+        -1
+    """
+    leaves = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.int32), params)
+    scores = jnp.zeros(len(geometry.groups.names), jnp.int32)
+    return ExactDraws(jnp.int32(-1), leaves, scores)
 
 
 def discrete_gaussians(words: Words, count: int) -> np.ndarray:

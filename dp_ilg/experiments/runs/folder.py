@@ -25,7 +25,7 @@ from dp_ilg.experiments.data.shards import ShardedArray
 from dp_ilg.experiments.runs import projection
 from dp_ilg.experiments.runs.checkpoints import save_checkpoint
 from dp_ilg.experiments.runs.environment import environment
-from dp_ilg.experiments.runs.job import Job
+from dp_ilg.experiments.runs.job import Job, noise_secret
 from dp_ilg.experiments.runs.trainer import Position
 from dp_ilg.geometry.layers import paths
 from dp_ilg.projection.factor_pca import FactorPca
@@ -147,6 +147,8 @@ to go on with it.
         self.metrics.touch()
         PrivacyLedger(self.ledger, job.plan, key=position.sampler_key).close()
         facts: dict[str, Any] = dict(identity(job), seed_fixed=seed_fixed)
+        if job.plan.exact_noise:
+            facts["noise_secret"] = noise_secret(job.config.run.seed)
         if job.raw is not None:
             chosen = job.config.data.projection
             basis = projection.fit(job.raw, chosen, position.sampler_key)

@@ -5,6 +5,7 @@ no step of the budget.
 """
 
 import dataclasses
+import hashlib
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from dp_ilg.experiments.runs.recipe import (
     method_options,
 )
 from dp_ilg.geometry.rules import RULES
+from dp_ilg.noise.exact import nothing
 from dp_ilg.projection.factor_pca import FactorPca
 from dp_ilg.training.memory_limits import budgeted
 
@@ -129,6 +131,27 @@ def run_keys(seed: int | None) -> RunKeys:
     words = np.array([seed >> 32, seed & 0xFFFFFFFF], np.uint32)
     key = jax.random.wrap_key_data(jax.numpy.asarray(words), impl="threefry2x32")
     return RunKeys(*(jax.random.fold_in(key, use) for use in range(3)))
+
+
+def noise_secret(seed: int | None) -> str:
+    """The secret of a run's exact noise: from the operating system, or from a seed.
+
+    Args:
+        seed: a whole number below 2**64, or None.
+
+    Returns:
+        64 hexadecimal digits: 256 bits.
+
+    Privacy: as `run_keys`; with a seed it is as guessable as that.
+
+    Example:
+        >>> len(noise_secret(None)), noise_secret(1) == noise_secret(1)
+        (64, True)
+    """
+    if seed is None:
+        return secrets.token_hex(32)
+    words = b"dp_ilg.noise_secret" + seed.to_bytes(8, "little")
+    return hashlib.shake_256(words).hexdigest(32)
 
 
 def load_data(config: Config, data_dir: Path | None = None) -> Dataset:
@@ -281,8 +304,10 @@ def _rehearse(job: Job) -> None:
         params = job.model.init(jax.random.key(0))
         tx = job.make_optimizer(jax.random.key(0))
         state = tx.init(params)
-        clipped = job.grad_fn(params, (x, y), geometry=tx.geometry(state))
-        return tx.update(clipped, state, params)
+        geometry = tx.geometry(state)
+        clipped = job.grad_fn(params, (x, y), geometry=geometry)
+        given = {"noise": nothing(params, geometry)} if job.plan.exact_noise else {}
+        return tx.update(clipped, state, params, **given)
 
     rows = lambda a: jax.ShapeDtypeStruct((2, *a.shape[1:]), a.dtype)  # noqa: E731
     jax.eval_shape(step, jax.tree.map(rows, job.data.x_train), rows(job.data.y_train))
