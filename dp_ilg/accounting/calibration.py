@@ -46,6 +46,8 @@ class Calibration:
     num_stages: Any
     prior_releases: Any
     max_batch_size: Any
+    num_parameters: Any
+    exact_noise: Any
 
     def template(self) -> PrivacyPlan:
         """Returns the plan with noise 1 throughout."""
@@ -82,6 +84,8 @@ def plan_privacy(
     num_stages: SupportsIndex = 16,
     prior_releases: PriorReleases = (),
     max_batch_size: SupportsIndex | None = None,
+    num_parameters: SupportsIndex | None = None,
+    exact_noise: bool = False,
 ) -> PrivacyPlan:
     """Plans a run: finds the noise for a target epsilon, or takes it as given.
 
@@ -109,6 +113,9 @@ def plan_privacy(
         max_batch_size: cut larger draws to this size, so that every batch fits one
             compiled shape; costs little where cuts are rare
             (`dp_ilg.accounting.truncation`).
+        num_parameters: the most coordinates that noise is drawn for in a step, scores
+            included; None for a billion, or as many as 1 % of delta pays for.
+        exact_noise: draw from an exact sampler only (`dp_ilg.noise.exact`); slower.
 
     Returns:
         The plan.
@@ -139,7 +146,9 @@ def plan_privacy(
     _warn_of_delta(asked.template())
     plan = asked.shaped()
     if epsilon is None:
-        return _scaled(plan, _noise(noise_multiplier))
+        if noise_multiplier != 0:
+            validation.positive("noise_multiplier", noise_multiplier)
+        return _scaled(plan, noise_multiplier)
     _check_useful(epsilon)
     _check_left(plan)
     scale = search.furthest_plan(
@@ -168,6 +177,8 @@ def steps_for_epsilon(
     num_stages: SupportsIndex = 16,
     prior_releases: PriorReleases = (),
     max_batch_size: SupportsIndex | None = None,
+    num_parameters: SupportsIndex | None = None,
+    exact_noise: bool = False,
 ) -> PrivacyPlan:
     """Plans the longest run that a target epsilon allows at a given noise.
 
@@ -185,6 +196,8 @@ def steps_for_epsilon(
         num_stages: as in `plan_privacy`.
         prior_releases: as in `plan_privacy`.
         max_batch_size: as in `plan_privacy`.
+        num_parameters: as in `plan_privacy`.
+        exact_noise: as in `plan_privacy`.
 
     Returns:
         The plan; its `num_steps` is the answer, to about 0.1 %.
@@ -227,6 +240,8 @@ def batch_size_for_epsilon(
     num_stages: SupportsIndex = 16,
     prior_releases: PriorReleases = (),
     max_batch_size: SupportsIndex | None = None,
+    num_parameters: SupportsIndex | None = None,
+    exact_noise: bool = False,
 ) -> PrivacyPlan:
     """Plans the largest expected batch that a target epsilon allows at a given noise.
 
@@ -245,6 +260,8 @@ def batch_size_for_epsilon(
         num_stages: as in `plan_privacy`.
         prior_releases: as in `plan_privacy`.
         max_batch_size: as in `plan_privacy`.
+        num_parameters: as in `plan_privacy`.
+        exact_noise: as in `plan_privacy`.
 
     Returns:
         The plan; its `batch_size` is the answer, to about 0.1 %, at most
@@ -341,9 +358,3 @@ def _check_left(plan: PrivacyPlan) -> None:
             f"epsilon is {target:g}, but {names} alone costs {spent:.4g}, so the budget"
             " is too small for one step; give it more noise or choose a larger epsilon."
         )
-
-
-def _noise(noise_multiplier: Any) -> float:
-    if noise_multiplier != 0:
-        validation.positive("noise_multiplier", noise_multiplier)
-    return float(noise_multiplier)

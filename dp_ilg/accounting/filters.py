@@ -96,10 +96,11 @@ class PrivacyFilter:
         validation.positive("epsilon", epsilon)
         _check_plan("planned", planned)
         self.epsilon, self.delta = float(epsilon), planned.delta
+        self._accounted = planned.accounted_delta  # beside what the noise's law costs
         self.neighboring_relation = planned.neighboring_relation
         self.num_examples = planned.num_examples
         self.order = self._best_order(planned)
-        self.budget = _budget(self.epsilon, self.delta, self.order)
+        self.budget = _budget(self.epsilon, self._accounted, self.order)
         self._spent = 0.0
 
     def __reduce__(self) -> NoReturn:
@@ -219,7 +220,7 @@ class PrivacyFilter:
 
     def _best_order(self, planned: PrivacyPlan) -> float:
         """Where the planned steps take the smallest part of the budget."""
-        budgets = {a: _budget(self.epsilon, self.delta, a) for a in _ORDERS}
+        budgets = {a: _budget(self.epsilon, self._accounted, a) for a in _ORDERS}
         parts = {
             a: self._divergence(planned, a) / budget
             for a, budget in budgets.items()

@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 import numpy as np
 
 from dp_ilg import validation
-from dp_ilg.accounting import accountants, truncation
+from dp_ilg.accounting import accountants, sealing, truncation
+from dp_ilg.accounting.charges import noise_law
 from dp_ilg.accounting.statement import Statement, describe
 
 if TYPE_CHECKING:
     import dp_accounting
 
 _MOST = 2**53  # above, floating point cannot tell a count from the next
-_LATER_FIELDS = ("prior_releases", "max_batch_size")
+_LATER_FIELDS = ("prior_releases", "max_batch_size", "num_parameters", "exact_noise")
 _WHOLE = ("num_examples", "batch_size", "num_steps", "max_batch_size")
 _REAL = ("delta", "l2_clip_norm", "score_budget", "target_epsilon")
 
@@ -52,6 +53,10 @@ class PrivacyPlan:
             `event`, `epsilon`, statement and ledger charge them from the start.
         max_batch_size: a draw of more examples is cut to so many, at random; None cuts
             none. What that costs is charged, see `dp_ilg.accounting.truncation`.
+        num_parameters: the most coordinates that noise is drawn for in a step; None for
+            as many as 1 % of delta pays for, at most 10^9 (`most_parameters`).
+        exact_noise: whether noise comes from an exact sampler only, so that no distance
+            of its law is charged (`dp_ilg.noise.exact`).
 
     Raises:
         ValueError: on construction, for any value that makes no valid plan.
@@ -86,6 +91,8 @@ class PrivacyPlan:
     target_epsilon: float | None = None
     prior_releases: tuple[tuple[str, float], ...] = ()
     max_batch_size: int | None = None
+    num_parameters: int | None = None
+    exact_noise: bool = False
 
     def __post_init__(self):
         _check(self)
@@ -102,6 +109,21 @@ class PrivacyPlan:
     def sampling_prob(self) -> float:
         """The probability with which an example takes part in a step."""
         return self.batch_size / self.num_examples
+
+    @property
+    def most_parameters(self) -> int:
+        """The most coordinates a step may draw noise for; noise refuses larger ones."""
+        return noise_law.most_parameters(self)
+
+    @property
+    def noise_charge(self) -> noise_law.Charge:
+        """What the noise's law costs beside a Gaussian's, in epsilon and delta."""
+        return noise_law.charge(self)
+
+    @property
+    def accounted_delta(self) -> float:
+        """The delta that is left for the accountant: less than `delta` by a little."""
+        return self.delta - self.noise_charge.delta
 
     @property
     def noise_multipliers(self) -> np.ndarray:
@@ -171,8 +193,8 @@ class PrivacyPlan:
 
         Returns:
             Epsilon at the plan's delta, accountant and neighbouring relation, prior
-            releases included even before the first step; infinite if a step has no
-            noise.
+            releases and the noise's law (`noise_charge`) included; infinite if a step
+            has no noise.
 
         Raises:
             ValueError: for a negative number of steps or one past the plan.
@@ -184,12 +206,13 @@ class PrivacyPlan:
             >>> plan.epsilon(0), plan.epsilon()
             (0.0, inf)
         """
-        return accountants.epsilon(
+        found = accountants.epsilon(
             self.event(steps),
-            self.delta,
+            self.accounted_delta,
             accountant=self.accountant,
             neighboring_relation=self.neighboring_relation,
         )
+        return found + (self.noise_charge.epsilon if found else 0.0)
 
     def statement(self) -> Statement:
         """Returns the guarantee of the whole plan in words and as JSON.
@@ -224,8 +247,8 @@ class PrivacyPlan:
         """Reads what `to_json` wrote.
 
         Args:
-            text: a JSON object with exactly the plan's fields; prior releases and the
-                largest batch may be absent.
+            text: a JSON object with exactly the plan's fields; those that came later
+                may be absent.
 
         Returns:
             A plan equal to the one written.
@@ -239,7 +262,7 @@ class PrivacyPlan:
             Traceback (most recent call last):
             ValueError: The plan has an unknown field 'epsilon'; ...
         """
-        return cls(**_fields_from_json(cls, text))
+        return cls(**sealing.fields_of(cls, text, _LATER_FIELDS))
 
     def digest(self) -> str:
         """Returns 16 hexadecimal digits that name the plan, the same on any machine."""
@@ -281,6 +304,7 @@ def _check(plan: PrivacyPlan) -> None:
     if plan.target_epsilon is not None:
         validation.positive("target_epsilon", plan.target_epsilon)
     accountants.check_names(plan.accountant, plan.neighboring_relation)
+    noise_law.check(plan)
     _check_stages(plan)
     _check_prior(plan.prior_releases)
 
@@ -323,28 +347,3 @@ def _check_stages(plan: PrivacyPlan) -> None:
             f"The stages have {total} steps but num_steps is {plan.num_steps}; they "
             "must agree."
         )
-
-
-def _fields_from_json(cls: type, text: str) -> dict[str, Any]:
-    try:
-        fields = json.loads(text)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"The plan is not valid JSON: {error}.") from None
-    if not isinstance(fields, dict):
-        raise ValueError("The plan must be a JSON object with one entry a field.")
-    known = [field.name for field in dataclasses.fields(cls)]
-    for name in fields:
-        if name not in known:
-            raise ValueError(
-                f"The plan has an unknown field {name!r}; the fields are "
-                f"{', '.join(known)}."
-            )
-    for name in known:
-        if name not in fields and name not in _LATER_FIELDS:
-            raise ValueError(f"The plan lacks the field {name!r}; write it again.")
-    for name in ("stages", "prior_releases"):
-        if isinstance(fields.get(name), list):
-            fields[name] = tuple(
-                tuple(pair) if isinstance(pair, list) else pair for pair in fields[name]
-            )
-    return fields

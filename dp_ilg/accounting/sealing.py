@@ -1,5 +1,6 @@
-"""Lines of JSON that say whether they are whole, in files and folders made durable."""
+"""JSON: fields of a plan, sealed lines, in files and folders made durable."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -7,6 +8,7 @@ import re
 import stat
 import string
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -249,3 +251,47 @@ class SealedLog:
         reason = error.strerror or str(error)
         message = f"The ledger {self.path} could not be {verb} ({reason}); {remedy}."
         raise type(error)(error.errno, message) from error
+
+
+def fields_of(cls: Any, text: str, later: Sequence[str]) -> dict[str, Any]:
+    """The fields of a `dp_ilg.accounting.plan.PrivacyPlan` from its JSON.
+
+    Args:
+        cls: the dataclass.
+        text: a JSON object.
+        later: fields that may be absent.
+
+    Returns:
+        The fields, pairs as tuples.
+
+    Raises:
+        ValueError: if the text is not JSON, or a field is unknown or missing.
+
+    Example:
+        >>> from dp_ilg.accounting.plan import PrivacyPlan
+        >>> fields_of(PrivacyPlan, "[]", ())
+        Traceback (most recent call last):
+        ValueError: The plan must be a JSON object with one entry a field.
+    """
+    try:
+        fields = json.loads(text)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"The plan is not valid JSON: {error}.") from None
+    if not isinstance(fields, dict):
+        raise ValueError("The plan must be a JSON object with one entry a field.")
+    known = [field.name for field in dataclasses.fields(cls)]
+    for name in fields:
+        if name not in known:
+            raise ValueError(
+                f"The plan has an unknown field {name!r}; the fields are "
+                f"{', '.join(known)}."
+            )
+    for name in known:
+        if name not in fields and name not in later:
+            raise ValueError(f"The plan lacks the field {name!r}; write it again.")
+    for name in ("stages", "prior_releases"):
+        if isinstance(fields.get(name), list):
+            fields[name] = tuple(
+                tuple(pair) if isinstance(pair, list) else pair for pair in fields[name]
+            )
+    return fields

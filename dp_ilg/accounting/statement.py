@@ -26,8 +26,8 @@ NOT_COVERED = (
     "unless it is named above",
     "results of evaluating the model on test data, which speak of that data",
     "further releases computed from the same data, whose costs add up",
-    "attacks on rounding (floating-point attacks): norms of gradients, sums of very "
-    "large batches and the tails of the noise are computed with rounded numbers",
+    "attacks on rounding (floating-point attacks): norms of gradients and sums of very "
+    "large batches are computed with rounded numbers",
 )
 
 
@@ -82,6 +82,7 @@ def describe(plan: Any) -> Statement:
         _scores(plan),
         *_prior(plan),
         _accounting(plan),
+        _noise(plan),
         "The guarantee does not cover: " + "; ".join(NOT_COVERED) + ".",
     ]
     text = " ".join(sentences)
@@ -168,6 +169,21 @@ def _accounting(plan) -> str:
     )
 
 
+def _noise(plan) -> str:
+    if plan.exact_noise:
+        return (
+            "Noise is drawn by an exact sampler of whole numbers from a cryptographic "
+            "generator, and added without rounding, so its law is the one accounted."
+        )
+    paid = plan.noise_charge
+    return (
+        "Noise is drawn as whole numbers of a public grid from a table of 96 bits and "
+        "added without rounding; its law differs from the normal one by what epsilon "
+        f"and delta include: {paid.epsilon:.1g} of epsilon and {paid.delta:.1g} of "
+        f"delta, for at most {plan.most_parameters:,} numbers a step."
+    )
+
+
 def _facts(plan, epsilon: float, text: str) -> dict[str, Any]:
     return {
         "epsilon": None if math.isinf(epsilon) else epsilon,
@@ -188,6 +204,10 @@ def _facts(plan, epsilon: float, text: str) -> dict[str, Any]:
         "largest_noise_multiplier": float(plan.noise_multipliers.max()),
         "score_budget": plan.score_budget,
         "prior_releases": plan.prior_releases,
+        "most_parameters": plan.most_parameters,
+        "exact_noise": plan.exact_noise,
+        "noise_epsilon": plan.noise_charge.epsilon,
+        "noise_delta": plan.noise_charge.delta,
         "accountant": plan.accountant,
         "amplification_by_sampling": plan.accountant != "zcdp",
         "dp_accounting_version": _version(),

@@ -29,6 +29,7 @@ from dp_ilg.baselines.claims import (
     claimed_rho,
 )
 from dp_ilg.noise.add_noise import fresh_key
+from dp_ilg.noise.normal import standard_normal
 
 __all__ = [
     "READINGS",
@@ -201,7 +202,7 @@ def _clip_and_noise(
     norm = jnp.linalg.norm(gradient.astype(jnp.float32).ravel())
     bound = clip_factor * norm / math.sqrt(max(gradient.size, 1))
     clipped = jnp.clip(gradient.astype(jnp.float32), -bound, bound)
-    noise = jax.random.normal(key, gradient.shape, jnp.float32)
+    noise = standard_normal(key, gradient.shape)
     noisy = clipped + clip_factor * norm * scale * noise
     return noisy.astype(gradient.dtype)
 

@@ -24,7 +24,7 @@ from dp_ilg.geometry.seal import sound
 from dp_ilg.noise.add_noise import fresh_key, multiplier_at
 from dp_ilg.noise.normal import normal_steps
 from dp_ilg.noise.release import grid_of, noised
-from dp_ilg.noise.secure import given_scores
+from dp_ilg.noise.secure import check_draws, given_scores
 
 _COUNT_TAG = 0xC0047
 
@@ -152,6 +152,7 @@ def _released(
     tau = multiplier_at(plan.score_noise_multipliers, state.step)
     key = jax.random.fold_in(jax.random.fold_in(state.key, _COUNT_TAG), state.step)
     draw = None
+    check_draws(noise, plan.exact_noise)
     if noise is not None:
         draw, right = given_scores(noise, state.step, counts.shape)
         tau = jnp.where(right, tau, jnp.nan)
@@ -181,22 +182,20 @@ def noisy_counts(
             drawing under the key.
 
     Returns:
-        The release, float32; NaN unless the multiplier is positive and finite.
+        The release, float32; NaN unless the multiplier is 0 or positive and finite.
 
     Privacy: a Gaussian with this multiplier, added on a public grid
     (`dp_ilg.noise.release`).
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> counts = noisy_counts(jnp.ones(4), 1e-3, jax.random.key(0))
-        >>> counts.round(1).tolist()
+        >>> noisy_counts(jnp.ones(4), 0.0, jax.random.key(0)).tolist()
         [1.0, 1.0, 1.0, 1.0]
     """
     sensitivity = np.float32(math.sqrt(counts.size) / 2)
     if draw is None:
         draw = normal_steps(key, [counts])[0]
-    multiplier = jnp.asarray(noise_multiplier, jnp.float32)
-    grid = grid_of(multiplier * sensitivity, multiplier, counts.size)
+    grid = grid_of(sensitivity, noise_multiplier, counts.size)
     return noised(counts, None, grid, draw)
 
 

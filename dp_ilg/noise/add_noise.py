@@ -24,7 +24,7 @@ from dp_ilg.geometry.layers import group
 from dp_ilg.geometry.seal import sound
 from dp_ilg.noise.normal import normal_steps
 from dp_ilg.noise.release import Grid, check_multiplier, grid_of, noised
-from dp_ilg.noise.secure import given_leaves
+from dp_ilg.noise.secure import check_draws, given_leaves
 
 
 class AddImportanceNoiseState(NamedTuple):
@@ -112,33 +112,21 @@ def gaussian_noise(
     if not isinstance(noise_multiplier, Tracer):
         check_multiplier(float(noise_multiplier), count)
     sigma = jnp.where(sound(clipped), jnp.float32(noise_multiplier), jnp.nan)
-    bare = sigma == 0  # of a plan that says NO PRIVACY
-    grid = _grid(clipped, jnp.where(bare, 1, sigma), count)
+    reach = jnp.float32(clipped.l2_clip_norm) * geometry.weights
+    grid = grid_of(reach, sigma, count)
+    valid = jnp.all(grid.valid)
     if draws is None:
-        draws = normal_steps(key, wanted, jnp.all(grid.valid))
+        draws = normal_steps(key, wanted, valid)
     parts = [geometry.groups.expand(x) for x in (grid.stddev, grid.step)]
-    noised = [
+    noise = [
         value
         if draw is None
-        else _released(value, low, Grid(*own, grid.valid), draw, bare)
+        else noised(value, low, Grid(*own, valid, grid.bare), draw)
         for value, low, draw, *own in zip(
             leaves, _remainders(clipped), draws, *parts, strict=True
         )
     ]
-    return jax.tree.unflatten(treedef, noised)
-
-
-def _grid(clipped: ClippedGrad, sigma: Any, count: int) -> Grid:
-    """One standard deviation a group, valid if all are."""
-    reach = jnp.float32(clipped.l2_clip_norm) * clipped.geometry.weights
-    grid = grid_of(sigma * reach, sigma, count)
-    return grid._replace(valid=jnp.all(grid.valid & jnp.isfinite(reach) & (reach > 0)))
-
-
-def _released(value: Any, low: Any, grid: Grid, draw: Any, bare: Any) -> Any:
-    """The noised sum, or the sum itself where the plan has no noise."""
-    plain = jnp.where(grid.valid, value, jnp.nan).astype(value.dtype)
-    return jnp.where(bare, plain, noised(value, low, grid, draw))
+    return jax.tree.unflatten(treedef, noise)
 
 
 def _remainders(clipped: ClippedGrad) -> list[Any]:
@@ -166,7 +154,9 @@ def released_mean(noised: Params, geometry: Geometry, batch_size: float) -> Para
     return jax.tree.unflatten(treedef, means)
 
 
-def add_importance_noise(plan: PrivacyPlan, *, key: Any) -> PrivateTransformation:
+def add_importance_noise(
+    plan: PrivacyPlan, *, key: Any, noise: str | None = None
+) -> PrivateTransformation:
     """Adds the plan's noise to a clipped sum and divides by the expected batch size.
 
     Noise of step t is a function of (key, t) and the leaf: a resumed run repeats a
@@ -176,6 +166,9 @@ def add_importance_noise(plan: PrivacyPlan, *, key: Any) -> PrivateTransformatio
     Args:
         plan: sigma_t, number of steps and expected batch size.
         key: PRNG key, secret; not used for anything else.
+        noise: "default" draws in the compiled step; "exact" takes nothing but the
+            draws of `dp_ilg.noise.exact.ExactNoise`, given to every update. None does
+            what the plan says (`exact_noise`).
 
     Returns:
         A transformation from `ClippedGrad` to an ordinary gradient: the release. Its
@@ -184,8 +177,9 @@ def add_importance_noise(plan: PrivacyPlan, *, key: Any) -> PrivateTransformatio
 
     Raises:
         TypeError: for a bad key, or an update that was not clipped.
-        ValueError: for a clipped sum that ``jax.lax.psum`` or other arithmetic was
-            done on; a bound that is not positive and finite releases NaN.
+        ValueError: for more coordinates than the plan pays for, and for a clipped sum
+            that ``jax.lax.psum`` or other arithmetic was done on; a bound that is not
+            positive and finite releases NaN.
 
     Privacy: with a clip of the plan's Poisson sample before it, each step is one
     Poisson-subsampled Gaussian with multiplier ``plan.gradient_noise_multipliers[t]``
@@ -214,6 +208,7 @@ def add_importance_noise(plan: PrivacyPlan, *, key: Any) -> PrivateTransformatio
     """
     key = validation.key("key", key)
     _check_plan(plan)
+    exact = _exact(plan, noise)
 
     def init(params: Params) -> AddImportanceNoiseState:
         group(params)
@@ -233,7 +228,9 @@ def add_importance_noise(plan: PrivacyPlan, *, key: Any) -> PrivateTransformatio
                 f"add_importance_noise got {type(updates).__name__}, not a ClippedGrad;"
                 " put clip_per_example before it in the chain."
             )
+        check_draws(noise, exact)
         geometry = updates.geometry
+        _check_size(plan, updates)
         sigma = multiplier_at(plan.gradient_noise_multipliers, state.step)
         step_key = jax.random.fold_in(state.key, state.step)
         draws = None
@@ -245,6 +242,30 @@ def add_importance_noise(plan: PrivacyPlan, *, key: Any) -> PrivateTransformatio
         return release, AddImportanceNoiseState(state.key, state.step + 1)
 
     return PrivateTransformation(init, update, role="noise", key=key, plan=plan)
+
+
+def _exact(plan: PrivacyPlan, noise: str | None) -> bool:
+    """Whether only exact draws will do."""
+    if noise not in (None, "default", "exact"):
+        raise ValueError(f"noise is {noise!r}, but must be 'default' or 'exact'.")
+    if noise == "default" and plan.exact_noise:
+        raise ValueError(
+            "noise is 'default', but the plan was made with exact_noise=True and pays "
+            "for no other; leave noise out."
+        )
+    return plan.exact_noise or noise == "exact"
+
+
+def _check_size(plan: PrivacyPlan, clipped: ClippedGrad) -> None:
+    """Raises for more numbers a step than the plan's delta has paid for."""
+    wanted = [x.size for x in _noised_leaves(clipped) if x is not None]
+    count = sum(wanted) + len(clipped.geometry.groups.names)
+    if count > plan.most_parameters and plan.noise_multipliers.any():
+        raise ValueError(
+            f"A step draws {count:,} numbers (parameters and scores), but the plan "
+            f"pays for {plan.most_parameters:,}; plan with num_parameters={count} or "
+            "exact_noise=True."
+        )
 
 
 def fresh_key(key: Array) -> Array:

@@ -37,12 +37,14 @@ class Grid(NamedTuple):
         stddev: the standard deviation drawn with, float32: 12 significant bits, at
             least what was asked and at most 0.06 % above it.
         step: the grid's step, ``stddev 2^-27``, exactly.
-        valid: whether the noise is positive and finite; else NaN is released.
+        valid: whether bound and noise are positive and finite; else NaN is released.
+        bare: whether the plan says that there is no noise at all.
     """
 
     stddev: Any
     step: Any
     valid: Any
+    bare: Any
 
 
 def largest_multiplier(count: int) -> float:
@@ -61,16 +63,17 @@ def largest_multiplier(count: int) -> float:
     return 2.0**GRID_BITS / (11 * ROUNDING * math.sqrt(max(count, 1)))
 
 
-def grid_of(stddev: Any, multiplier: Any, count: int) -> Grid:
-    """The grid for noise of a standard deviation, enlarged by what rounding costs.
+def grid_of(reach: Any, multiplier: Any, count: int) -> Grid:
+    """The grid for noise of a multiplier, enlarged by what rounding costs.
 
     Args:
-        stddev: asked for, in units of the sum; float32 of any shape, perhaps traced.
-        multiplier: its ratio to how far one example moves the sum, or more.
+        reach: how far one example moves the sum, in the sum's units (C w_j for a
+            group); float32 of any shape, perhaps traced.
+        multiplier: the noise multiplier sigma; 0 adds none.
         count: noised coordinates of the whole release.
 
     Returns:
-        The grid, shaped like `stddev`.
+        The grid, shaped like `reach`.
 
     Privacy: two neighbouring sums put on the grid differ, in standard deviations, by at
     most ``2.1 sqrt(count) 2^-27`` more than the sums; the standard deviation is
@@ -83,13 +86,15 @@ def grid_of(stddev: Any, multiplier: Any, count: int) -> Grid:
         (True, 1.0)
     """
     share = np.float32(ROUNDING * math.sqrt(count) * 2.0**-GRID_BITS)
-    left = 1 - jnp.asarray(multiplier, jnp.float32) * share
-    wanted = jnp.asarray(stddev, jnp.float32) * _HEADROOM / left
+    reach = jnp.asarray(reach, jnp.float32)
+    sigma = jnp.asarray(multiplier, jnp.float32)
+    bare, left = sigma == 0, 1 - sigma * share
+    wanted = jnp.where(bare, 1, sigma) * reach * (_HEADROOM / left)
     valid = (left > 0.9) & (wanted > _LEAST) & (wanted < _MOST)  # NaN is none of these
     bits = lax.bitcast_convert_type(jnp.where(valid, wanted, 1), jnp.uint32)
     upwards = (bits + _DROPPED) & ~_DROPPED
     used = lax.bitcast_convert_type(upwards, jnp.float32)
-    return Grid(used, used * np.float32(2.0**-GRID_BITS), valid)
+    return Grid(used, used * np.float32(2.0**-GRID_BITS), valid & (reach > 0), bare)
 
 
 def noised(value: Any, remainder: Any, grid: Grid, steps: Any) -> Float[Array, "..."]:
@@ -102,9 +107,9 @@ def noised(value: Any, remainder: Any, grid: Grid, steps: Any) -> Float[Array, "
         steps: the draw, int32 like the sum.
 
     Returns:
-        Float32, or the wider dtype; NaN where the sum is not finite or the noise is not
-        positive and finite. Sums of more than 2 million standard deviations are cut
-        there.
+        Float32, or the wider dtype. NaN where the sum is not finite, or its bound or
+        the noise is not positive and finite; the sum itself where the plan has no
+        noise. Sums of more than 2 million standard deviations are cut there.
 
     Privacy: a function of the integer ``q + steps``, where q depends on the sum and
     `steps` has the law that is accounted.
@@ -126,7 +131,8 @@ def noised(value: Any, remainder: Any, grid: Grid, steps: Any) -> Float[Array, "
     rest = (total & ((1 << _LOW) - 1)).astype(jnp.float32) + 0.5
     found = _scaled(upper.astype(jnp.float32), grid.step, _LOW) + rest * grid.step
     good = grid.valid & jnp.isfinite(high) & jnp.isfinite(low)
-    return jnp.where(good, found, jnp.nan).astype(value.dtype)
+    found = jnp.where(grid.bare, value, found.astype(value.dtype))
+    return jnp.where(good, found, jnp.nan)
 
 
 def _on_grid(high: Array, low: Array, step: Array) -> tuple[Array, Array]:

@@ -47,6 +47,22 @@ class NoiseDraws(NamedTuple):
     scores: Any
 
 
+class ExactDraws(NamedTuple):
+    """Draws of one step that `dp_ilg.noise.exact.ExactNoise` made.
+
+    Attributes:
+        step: as in `NoiseDraws`.
+        gradient: as in `NoiseDraws`.
+        scores: as in `NoiseDraws`.
+
+    Privacy: as secret as a key; who knows them can subtract the noise.
+    """
+
+    step: Any
+    gradient: Any
+    scores: Any
+
+
 class SecureNoise:
     """Draws the noise of any step from a secret, in any order, without state.
 
@@ -141,7 +157,7 @@ class SecureNoise:
         words = np.frombuffer(stream, "<u4").reshape(WORDS, count)
         return steps_of(tuple(words), np)
 
-    def _stream(self, place: tuple[int, int, int]) -> Any:
+    def _stream(self, place: tuple[int, ...]) -> Any:
         """The bits of (step, leaf, start): as many as are asked for."""
         where = b"".join(n.to_bytes(16, "little") for n in place)
         return hashlib.shake_256(self._domain + self._secret + where)
@@ -204,8 +220,34 @@ def given_scores(noise: Any, step: Any, shape: Sequence[int]) -> tuple[Array, An
     return noise.scores[:count].reshape(tuple(shape)), noise.step == step
 
 
+def check_draws(noise: Any, exact: bool) -> None:
+    """Raises unless an update was given the draws that its noise stage asks for.
+
+    Args:
+        noise: what the caller passed, or None.
+        exact: whether only an exact sampler's will do.
+
+    Raises:
+        TypeError: for anything but int32 draws of the kind that is needed.
+
+    Example:
+        >>> check_draws(None, exact=False)
+        >>> check_draws(None, exact=True)
+        Traceback (most recent call last):
+        TypeError: noise is NoneType, but exact noise needs ExactDraws; make them ...
+    """
+    if exact and not isinstance(noise, ExactDraws):
+        raise TypeError(
+            f"noise is {type(noise).__name__}, but exact noise needs ExactDraws; make "
+            "them with dp_ilg.noise.exact.ExactNoise(secret=...).draws(step, params, "
+            "geometry) and give them to update as noise=."
+        )
+    if noise is not None:
+        _check(noise)
+
+
 def _check(noise: Any) -> None:
-    if not isinstance(noise, NoiseDraws):
+    if not isinstance(noise, NoiseDraws | ExactDraws):
         raise TypeError(
             f"noise is {type(noise).__name__}, but must be NoiseDraws; make it with "
             "dp_ilg.noise.secure.SecureNoise(secret=...).draws(step, params, geometry)."

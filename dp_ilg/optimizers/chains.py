@@ -130,6 +130,7 @@ def dp_adam_ilg(
     floor: Any = 0.01,
     public_importance: Any = None,
     weight_decay: Any = None,
+    noise: str | None = None,
 ) -> PrivateTransformation:
     """Adam with differential privacy, its noise shaped by layer importance.
 
@@ -153,6 +154,7 @@ def dp_adam_ilg(
         floor: smallest importance, as a fraction of the whole.
         public_importance: for source "public": a number for each layer (None: equal).
         weight_decay: decoupled weight decay, or None.
+        noise: "default", "exact" or None, as in `add_importance_noise`.
 
     Returns:
         An Optax transformation with ``geometry(state)`` and ``importance(state)``.
@@ -187,8 +189,10 @@ def dp_adam_ilg(
     _check_numbers(learning_rate, weight_decay, b1=b1, b2=b2, eps=eps)
     layers, moments = as_layering(layers), dict(b1=b1, b2=b2, eps=eps)
     scored = dict(layers=layers, ema_decay=ema_decay, floor=floor)
+    score_key, noise_key = jax.random.split(fresh_key(key))
+    stage = add_importance_noise(plan, key=noise_key, noise=noise)
     release = _release(
-        source, as_rule(importance), plan, key, public_importance, **scored
+        source, as_rule(importance), score_key, stage, public_importance, **scored
     )
     return chain(
         clip_per_example(plan.l2_clip_norm, clip_mode=as_clip_mode(clip_mode)),
@@ -212,14 +216,13 @@ def _check_numbers(
 
 
 def _release(
-    source: str, rule: Rule, plan: PrivacyPlan, key: Any, public: Any, **scored: Any
+    source: str, rule: Rule, key: Any, noise: Any, public: Any, **scored: Any
 ) -> list[PrivateTransformation]:
     """The noise, and what sets the next geometry before or behind it."""
-    score_key, noise_key = jax.random.split(fresh_key(key))
-    noise = add_importance_noise(plan, key=noise_key)
+    plan = noise.plan
     rows: dict[str, Callable[[], list]] = {
         "scores": lambda: [
-            score_layer_importance(rule, plan, key=score_key, **scored),
+            score_layer_importance(rule, plan, key=key, **scored),
             noise,
         ],
         "released": lambda: [noise, score_released_gradients(rule, plan, **scored)],

@@ -25,7 +25,7 @@ from dp_ilg.geometry.seal import sound
 from dp_ilg.noise.add_noise import fresh_key, multiplier_at, noise_stddev
 from dp_ilg.noise.normal import normal_steps
 from dp_ilg.noise.release import grid_of, noised
-from dp_ilg.noise.secure import given_scores
+from dp_ilg.noise.secure import check_draws, given_scores
 
 _SCORE_TAG = 0x5C04E
 
@@ -121,11 +121,12 @@ def score_layer_importance(
             jax.random.fold_in(state.key, _SCORE_TAG), state.step
         )
         shape = updates.layer_shares.shape
+        check_draws(noise, plan.exact_noise)
         draw = normal_steps(step_key, [updates.layer_shares])[0]
         if noise is not None:
             draw, right = given_scores(noise, state.step, shape)
             tau = jnp.where(right, tau, jnp.nan)
-        grid = grid_of(tau, tau, updates.layer_shares.size)
+        grid = grid_of(1.0, tau, updates.layer_shares.size)
         low = updates.shares_remainder
         released = noised(updates.layer_shares, low, grid, draw) / plan.batch_size
         variance = jnp.square(tau / plan.batch_size)

@@ -17,7 +17,7 @@ from dp_ilg.base import ClippedGrad, Example, Params, PrivateTransformation
 from dp_ilg.clipping.lots import lot_accumulator
 
 Chunks = Iterable[tuple[Example, Any]]
-TrainStep = Callable[[Params, Any, Chunks], tuple[Params, Any]]
+TrainStep = Callable[..., tuple[Params, Any]]
 
 
 def make_train_step(
@@ -34,10 +34,12 @@ def make_train_step(
             `grad_fn` is what ``spread`` made of it; None on one device.
 
     Returns:
-        ``step(params, state, chunks) -> (params, state)``; `chunks` is any iterable
-        of (batch, is_padding_example), all of one size. One chunk, by far the most
-        frequent case, is one compiled call; more take one call each and one more, and
-        are asked for one at a time, so that a draw of any size takes constant memory.
+        ``step(params, state, chunks, noise=None) -> (params, state)``; `chunks` is any
+        iterable of (batch, is_padding_example), all of one size, and `noise` the draws
+        of a `dp_ilg.noise.secure.SecureNoise` or `ExactNoise`, on one device. One
+        chunk, by far the most frequent case, is one compiled call; more take one call
+        each and one more, and are asked for one at a time, so that a draw of any size
+        takes constant memory.
 
     Privacy:
         That of `tx` for one step: the chunks must be one Poisson draw of its plan,
@@ -63,27 +65,30 @@ def make_train_step(
         geometry = tx.geometry(state)
         return grad_fn(params, batch, geometry=geometry, is_padding_example=mask)
 
-    def finish(params: Params, state: Any, total: Any) -> tuple[Params, Any]:
+    def finish(params: Params, state: Any, total: Any, *noise: Any) -> Any:
+        given = {"noise": noise[0]} if noise else {}
         with nullcontext() if shardings is None else shardings.draws():
-            updates, state = tx.update(total, state, params)
+            updates, state = tx.update(total, state, params, **given)
         return optax.apply_updates(params, updates), state
 
-    def whole(params: Params, state: Any, batch: Example, mask: Any) -> Any:
-        return finish(params, state, clipped(params, state, batch, mask))
+    def whole(params: Params, state: Any, batch: Example, mask: Any, *noise: Any):
+        return finish(params, state, clipped(params, state, batch, mask), *noise)
 
     told = shardings.jit_options() if shardings else ({}, {})
     jit_whole = jax.jit(whole, donate_argnums=(0, 1), **told[0])
     jit_finish = jax.jit(finish, donate_argnums=(0, 1), **told[1])
     accumulate = lot_accumulator(grad_fn)
 
-    def step(params: Params, state: Any, chunks: Chunks) -> tuple[Params, Any]:
+    def step(params: Params, state: Any, chunks: Chunks, noise: Any = None) -> Any:
+        given = () if noise is None else (noise,)
         rest = iter(chunks)
         first, second = next(rest), next(rest, None)
         if second is None:
-            return jit_whole(params, state, *first)
+            return jit_whole(params, state, *first, *given)
         lot = chain(iter([first, second]), rest)
         del first, second  # or two chunks would be held to the end of the step
-        return jit_finish(params, state, accumulate(params, tx.geometry(state), lot))
+        total = accumulate(params, tx.geometry(state), lot)
+        return jit_finish(params, state, total, *given)
 
     return step
 

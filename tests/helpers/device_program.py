@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 import dp_ilg
-from dp_ilg.noise.normal import sharded_draws, standard_normals
+from dp_ilg.noise.normal import normal_steps, sharded_draws
 from dp_ilg.training import mesh as meshes
 from dp_ilg.training.step import make_train_step
 
@@ -105,7 +105,7 @@ def trained(shape, engine, quick):
 
 
 def noise(shards):
-    """Draws on a mesh, and those of `jax.random.normal`."""
+    """Draws on a mesh, and those of one device."""
     leaves = [jnp.zeros((16, 24)), jnp.zeros((3, 8, 40)), jnp.zeros(8), jnp.zeros(5)]
     mesh, key = meshes.make_mesh(1, shards), jax.random.key(7)
     lying = meshes.param_shardings(leaves, mesh)
@@ -113,14 +113,11 @@ def noise(shards):
 
     def draw(key):
         with sharded_draws(places):
-            return standard_normals(key, leaves)
+            return normal_steps(key, leaves)
 
     drawn = jax.jit(draw, out_shardings=lying)
     text = str(drawn.lower(key).compile().as_text())
-    plain = [
-        jax.random.normal(jax.random.fold_in(key, i), x.shape)
-        for i, x in enumerate(leaves)
-    ]
+    plain = normal_steps(key, leaves)
     same = [
         bool((np.asarray(a) == b).all()) for a, b in zip(drawn(key), plain, strict=True)
     ]

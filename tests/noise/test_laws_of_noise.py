@@ -15,8 +15,9 @@ from scipy import stats
 
 import dp_ilg
 from dp_ilg.experiments.audits.subject import release_of, tapped
-from dp_ilg.noise.normal import standard_normals
+from dp_ilg.noise.normal import normal_steps
 from dp_ilg.noise.secure import SecureNoise
+from dp_ilg.noise.steps import in_stddevs
 from tests.helpers.models import plan
 
 LEVEL = 1e-4  # of every test, after correction for what it looks at
@@ -25,14 +26,15 @@ SECRET = bytes(range(32))
 
 def threefry(shape, dtype=jnp.float32, seed=0):
     leaf = jax.ShapeDtypeStruct(shape, dtype)
-    return np.asarray(standard_normals(jax.random.key(seed), [leaf])[0], np.float64)
+    drawn = normal_steps(jax.random.key(seed), [leaf])[0]
+    return np.asarray(in_stddevs(drawn), np.float64)
 
 
 def shake(shape, dtype=jnp.float32, seed=0):
     params = {"w": jax.ShapeDtypeStruct(shape, dtype)}
     geometry = dp_ilg.Geometry.uniform({"w": jnp.zeros(1)})
     draws = SecureNoise(secret=SECRET).draws(seed, params, geometry)
-    return np.asarray(draws.gradient["w"], np.float64)
+    return np.asarray(in_stddevs(draws.gradient["w"]), np.float64)
 
 
 SOURCES = {"threefry": threefry, "secure": shake}

@@ -108,6 +108,7 @@ class PrivacyConfig:
     schedule: ScheduleConfig = ScheduleConfig()
     num_stages: int = 16
     max_batch_size: int | None = None
+    noise: Annotated[Literal["default", "exact"], flag("--noise")] = "default"
 
     def __post_init__(self):
         positive("privacy.epsilon", self.epsilon)

@@ -24,7 +24,7 @@ from dp_ilg.experiments.runs import projection
 from dp_ilg.experiments.runs.checkpoints import save_checkpoint
 from dp_ilg.experiments.runs.environment import code_digest, environment
 from dp_ilg.experiments.runs.job import Job
-from dp_ilg.experiments.runs.keys import SCHEME, identity
+from dp_ilg.experiments.runs.keys import SCHEME, identity, noise_secret
 from dp_ilg.experiments.runs.trainer import Position
 from dp_ilg.geometry.layers import paths
 from dp_ilg.projection.factor_pca import FactorPca
@@ -147,6 +147,8 @@ to go on with it.
         PrivacyLedger(self.ledger, job.plan, key=position.sampler_key).close()
         facts: dict[str, Any] = dict(identity(job), seed_fixed=seed_fixed)
         facts["keys"] = {"of": SCHEME, "code": code_digest()}
+        if job.plan.exact_noise:
+            facts["noise_secret"] = noise_secret(job, job.config.run.seed)
         if job.raw is not None:
             chosen = job.config.data.projection
             basis = projection.fit(job.raw, chosen, position.sampler_key)

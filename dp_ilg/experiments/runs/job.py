@@ -37,6 +37,7 @@ from dp_ilg.experiments.runs.recipe import (
     method_options,
 )
 from dp_ilg.geometry.rules import RULES
+from dp_ilg.noise.exact import nothing
 from dp_ilg.projection.factor_pca import FactorPca
 from dp_ilg.training.memory_limits import budgeted
 
@@ -253,8 +254,10 @@ def _rehearse(job: Job) -> None:
         params = job.model.init(jax.random.key(0))
         tx = job.make_optimizer(jax.random.key(0))
         state = tx.init(params)
-        clipped = job.grad_fn(params, (x, y), geometry=tx.geometry(state))
-        return tx.update(clipped, state, params)
+        geometry = tx.geometry(state)
+        clipped = job.grad_fn(params, (x, y), geometry=geometry)
+        given = {"noise": nothing(params, geometry)} if job.plan.exact_noise else {}
+        return tx.update(clipped, state, params, **given)
 
     rows = lambda a: jax.ShapeDtypeStruct((2, *a.shape[1:]), a.dtype)  # noqa: E731
     jax.eval_shape(step, jax.tree.map(rows, job.data.x_train), rows(job.data.y_train))

@@ -106,6 +106,31 @@ def run_keys(job: Job, seed: int | None, code: str | None = None) -> RunKeys:
     return derived_keys(seed, identity(job) | {"code": code or code_digest()})
 
 
+def noise_secret(job: Job, seed: int | None) -> str:
+    """The secret of a run's exact noise, derived as its keys are, or drawn.
+
+    Args:
+        job: the run, before its inputs are projected.
+        seed: as for `run_keys`.
+
+    Returns:
+        64 hexadecimal digits: 256 bits.
+
+    Raises:
+        ValueError: for a seed out of range.
+
+    Privacy: as `run_keys`; with a seed it is as guessable as that.
+
+    Example:
+        >>> from dp_ilg.experiments.runs.job import build_job
+        >>> job = build_job(Config())
+        >>> len(noise_secret(job, None)), noise_secret(job, 1) == noise_secret(job, 1)
+        (64, True)
+    """
+    facts = identity(job) | {"code": code_digest()}
+    return derived_secret(_secret(seed), "exact noise", facts).hex()
+
+
 def check_keys(
     job: Job, facts: Mapping[str, Any], sampler_key: Any, folder: Path
 ) -> None:
@@ -197,12 +222,7 @@ def derived_keys(seed: int | None, facts: Mapping[str, str]) -> RunKeys:
         >>> bool((derived_keys(None, {}).sampler == derived_keys(None, {}).sampler))
         False
     """
-    if seed is None:
-        secret = secrets.token_bytes(_SECRET_BYTES)
-    elif 0 <= seed < 2 ** (8 * _SECRET_BYTES):
-        secret = int(seed).to_bytes(_SECRET_BYTES, "little")
-    else:
-        raise ValueError(f"run.seed is {seed}, but must lie between 0 and 2**256 - 1.")
+    secret = _secret(seed)
     return RunKeys(
         _key(derived_secret(secret, "params", {})),
         _key(derived_secret(secret, "sampler", facts)),
@@ -231,6 +251,15 @@ def derived_secret(secret: bytes, use: str, facts: Mapping[str, str]) -> bytes:
     text = json.dumps([use, sorted(facts.items())], separators=(",", ":"))
     digest = hashlib.blake2b(text.encode(), digest_size=32, key=secret, person=_DOMAIN)
     return digest.digest()
+
+
+def _secret(seed: int | None) -> bytes:
+    """A seed as 32 bytes, or as many from the operating system."""
+    if seed is None:
+        return secrets.token_bytes(_SECRET_BYTES)
+    if not 0 <= seed < 2 ** (8 * _SECRET_BYTES):
+        raise ValueError(f"run.seed is {seed}, but must lie between 0 and 2**256 - 1.")
+    return int(seed).to_bytes(_SECRET_BYTES, "little")
 
 
 def _key(content: bytes) -> Any:

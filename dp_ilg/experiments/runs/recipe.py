@@ -168,6 +168,7 @@ def make_plan(config: Config, num_examples: int) -> PrivacyPlan:
         num_stages=privacy.num_stages,
         max_batch_size=privacy.max_batch_size,
         prior_releases=_prior(config),
+        exact_noise=privacy.noise == "exact",
     )
 
 

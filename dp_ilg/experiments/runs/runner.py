@@ -35,7 +35,13 @@ from dp_ilg.experiments.runs.folder import (
 from dp_ilg.experiments.runs.hosts import Devices, joined
 from dp_ilg.experiments.runs.job import Job, build_job, ready
 from dp_ilg.experiments.runs.keys import check_keys, derived_keys, identity, run_keys
-from dp_ilg.experiments.runs.trainer import Position, Watch, start, train
+from dp_ilg.experiments.runs.trainer import (
+    Position,
+    Watch,
+    start,
+    train,
+    with_exact_noise,
+)
 from dp_ilg.training.memory_limits import memory_advice
 
 _ONE_DEVICE = Devices()
@@ -98,6 +104,10 @@ def run_training(
         >>> list(inspect.signature(run_training).parameters)[:2]
         ['config', 'run_dir']
     """
+    if config.privacy.noise == "exact" and devices != _ONE_DEVICE:
+        raise ValueError(
+            "privacy.noise is 'exact', which needs one device; leave --noise out."
+        )
     stopped = None
     with joined(devices) as hosts:
         try:
@@ -148,10 +158,16 @@ def _follow(job: Job, team: Team) -> dict[str, Any]:
 
 
 def _steps(
-    job: Job, ledger: Any, team: Team, position: Position, watch: Watch
+    job: Job,
+    ledger: Any,
+    team: Team,
+    position: Position,
+    watch: Watch,
+    secret: str | None = None,
 ) -> Position:
     """Trains on the team's devices; the position that is returned is whole here."""
-    tools, records = team.tools(job, position), team.records(ledger)
+    tools = with_exact_noise(team.tools(job, position), job, position, secret)
+    records = team.records(ledger)
     return team.local(train(job, position, records, team.watch(watch), tools))
 
 
@@ -174,7 +190,8 @@ def _go_on(
         folder.tidy()
         folder.cut_metrics(position.step)
         with memory_advice(lambda: _microbatch(job, position)):
-            steps = partial(_steps, job, ledger, team)
+            secret = facts.get("noise_secret")
+            steps = partial(_steps, job, ledger, team, secret=secret)
             position = _train(folder, job, position, facts, progress, steps)
         if position.step < job.plan.num_steps:
             raise Interrupted(

@@ -23,9 +23,11 @@ from dp_ilg.experiments.runs.evaluation import (
 from dp_ilg.experiments.runs.job import Job
 from dp_ilg.experiments.runs.keys import program_digest
 from dp_ilg.noise.add_noise import noise_stddev
+from dp_ilg.noise.exact import ExactNoise
 from dp_ilg.noise.repeats import next_digest, release_digest
 from dp_ilg.optimizers.averaging import averaged_params
 from dp_ilg.sampling.poisson import PoissonSampler
+from dp_ilg.training.draws_ahead import DrawsAhead
 from dp_ilg.training.feeds import Feed
 from dp_ilg.training.step import TrainStep, make_train_step
 
@@ -134,6 +136,7 @@ class Tools(NamedTuple):
         rows: the sampler of a run -> that of the rows which are read here.
         place: puts a batch and its mask where the step wants them.
         local: a position -> the same one, whole on one device here.
+        draws: a step -> its noise, where the host draws it; else None.
 
     Example:
         >>> Tools._fields[:2]
@@ -145,6 +148,7 @@ class Tools(NamedTuple):
     rows: Callable[[PoissonSampler], PoissonSampler] = lambda sampler: sampler
     place: Callable[[Any], Any] = jax.device_put
     local: Callable[[Position], Position] = lambda position: position
+    draws: Callable[[int], Any] | None = None
 
 
 def make_tools(job: Job) -> Tools:
@@ -164,6 +168,42 @@ def make_tools(job: Job) -> Tools:
     """
     tx = job.make_optimizer(jax.random.key(0))  # the real keys are in the state
     return Tools(make_train_step(job.grad_fn, tx), _evaluator(job, tx))
+
+
+def with_exact_noise(
+    tools: Tools, job: Job, position: Position, secret: str | None
+) -> Tools:
+    """The tools with the draws that a plan of exact noise asks for.
+
+    Args:
+        tools: of the run.
+        job: the run.
+        position: of the run, for shapes.
+        secret: 64 hexadecimal digits, from the run's checkpoints.
+
+    Returns:
+        The same tools where noise is drawn in the compiled step.
+
+    Raises:
+        ValueError: without a secret for such a plan.
+
+    Privacy: the secret is as secret as the keys, and stays in the checkpoints.
+
+    Example:
+        >>> import inspect
+        >>> list(inspect.signature(with_exact_noise).parameters)[-1]
+        'secret'
+    """
+    if not job.plan.exact_noise:
+        return tools
+    if secret is None:
+        raise ValueError(
+            "The checkpoint holds no secret for exact noise; begin a new run folder."
+        )
+    geometry = job.make_optimizer(jax.random.key(0)).geometry(position.state)
+    shapes = jax.eval_shape(lambda params: params, position.params)
+    source = ExactNoise(secret=bytes.fromhex(secret))
+    return tools._replace(draws=lambda step: source.draws(step, shapes, geometry))
 
 
 def train(
@@ -199,19 +239,21 @@ def train(
         >>> list(inspect.signature(train).parameters)
         ['job', 'position', 'ledger', 'watch', 'tools']
     """
-    step_fn, evaluate, rows, place, local = tools or make_tools(job)
+    step_fn, evaluate, rows, place, local, draws = tools or make_tools(job)
     sized = dict(key=position.sampler_key, chunk_size=job.config.run.chunk_size)
     sampler = rows(PoissonSampler.for_plan(job.plan, **sized))
     every, save_every = job.config.run.eval_every, job.config.run.checkpoint_every
     program = program_digest(job)
     began = time.perf_counter() - position.seconds
     feed = Feed(job.rows(), sampler, first=position.step, ahead=_AHEAD, place=place)
-    with feed:
+    noise = DrawsAhead(draws or (lambda step: None), job.plan.num_steps)
+    with feed, noise:
         for t in range(position.step, job.plan.num_steps):
             chunks = feed.chunks(t)
             position = _followed(position, local, save_every)
             ledger.record(t, released_from=f"{position.trail} {program}")
-            params, state = step_fn(position.params, position.state, chunks)
+            given = () if draws is None else (noise.of(t),)
+            params, state = step_fn(position.params, position.state, chunks, *given)
             jax.block_until_ready(params)
             seconds = time.perf_counter() - began
             position = position._replace(
