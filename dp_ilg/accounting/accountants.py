@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dp_ilg.accounting import epsilon_cache, renyi, spectra
-from dp_ilg.accounting.kinds import Kind, kinds_of
+from dp_ilg.accounting import contour, epsilon_cache, renyi
+from dp_ilg.accounting.kinds import Kind, kinds_of, merged
 
 if TYPE_CHECKING:
     import dp_accounting
@@ -176,38 +176,12 @@ def _epsilon(kinds: _Kinds, delta: float, accountant: str, relation: str) -> flo
 
 # --- Privacy loss distributions -----------------------------------------------------
 
-_RELATIVE_ERROR = 2e-4
-_MAX_GRID = 2**19
-_FEW_KINDS, _FEW_STEPS = 16, 100_000
-
 
 def _pld_epsilon(kinds: _Kinds, delta: float, relation: str) -> float:
-    """Chooses who composes; the Renyi bound sets the grid.
-
-    Runs of few stages are dp_accounting's, which stores one distribution a stage. Many
-    stages, many steps and cut draws are composed as spectra. Where the range of losses
-    is beyond any grid (epsilon above about 1e6), the bound itself is the answer.
-    """
+    """Unsampled Gaussians have a closed form; all else is summed along a line."""
     if all(q == 1 and not truncated for q, _, truncated, _ in kinds):
         return _gaussian_epsilon(kinds, delta, relation)
-    bound = _estimate(kinds, delta, relation)
-    steps = sum(kind.count for kind in kinds)
-    cut = any(kind.truncated for kind in kinds)
-    if cut or len(kinds) > _FEW_KINDS or steps > _FEW_STEPS:
-        return spectra.epsilon(kinds, delta, NEIGHBORING_RELATIONS[relation], bound)
-    interval = _interval(kinds, bound, relation)
-    if interval is None:
-        return bound
-    import dp_accounting
-    from dp_accounting import pld
-
-    neighbors = dp_accounting.NeighboringRelation[relation.upper()]
-    accountant = pld.PLDAccountant(neighbors, interval)
-    for q, z, _, count in kinds:
-        gaussian = dp_accounting.GaussianDpEvent(z)
-        event = dp_accounting.PoissonSampledDpEvent(q, gaussian) if q < 1 else gaussian
-        accountant.compose(event, count)
-    return float(accountant.get_epsilon(delta))
+    return contour.epsilon(kinds, delta, NEIGHBORING_RELATIONS[relation])
 
 
 def _gaussian_epsilon(kinds: _Kinds, delta: float, relation: str) -> float:
@@ -217,27 +191,6 @@ def _gaussian_epsilon(kinds: _Kinds, delta: float, relation: str) -> float:
     z = sum(kind.count * kind.noise_multiplier**-2.0 for kind in kinds) ** -0.5
     relative = z / NEIGHBORING_RELATIONS[relation]
     return float(dp_accounting.get_epsilon_gaussian(relative, delta))
-
-
-def _interval(kinds: _Kinds, bound: float, relation: str) -> float | None:
-    """The coarsest grid with a relative error of about 2e-4 in epsilon.
-
-    Connecting the dots at interval d costs about 0.5 d^2 a step (measured, 0.3 to
-    0.6); too fine a grid for the range of losses is coarsened to bound memory.
-    """
-    steps = sum(kind.count for kind in kinds)
-    interval = math.sqrt(2 * _RELATIVE_ERROR * max(bound, 1e-3) / steps)
-    loss_range = max(_largest_loss(q, z, relation) for q, z, _, _ in kinds)
-    span = 2 * bound + 4 * loss_range
-    if span > 50 * _MAX_GRID:  # exp(interval) must stay far from overflow
-        return None
-    return max(interval, span * max(1, len(kinds) / 4) / _MAX_GRID)
-
-
-def _largest_loss(q: float, z: float, relation: str) -> float:
-    sensitivity = NEIGHBORING_RELATIONS[relation]
-    gaussian = sensitivity * (0.5 * sensitivity + 10 * z) / z**2
-    return float(np.logaddexp(np.log1p(-min(q, 1 - 1e-9)), np.log(q) + gaussian))
 
 
 # --- Renyi divergences --------------------------------------------------------------
@@ -255,14 +208,14 @@ _RDP_KINDS, _ROUGH_KINDS = 512, 16
 
 
 def _rdp_epsilon(kinds: _Kinds, delta: float, relation: str) -> float:
-    few = spectra.merged(kinds, _RDP_KINDS)
+    few = merged(kinds, _RDP_KINDS)
     return _renyi_epsilon(few, delta, relation, _ORDERS)
 
 
 def _estimate(kinds: _Kinds, delta: float, relation: str) -> float:
     if any(kind.noise_multiplier < _NO_NOISE for kind in kinds):
         return math.inf
-    few = spectra.merged(kinds, _ROUGH_KINDS)
+    few = merged(kinds, _ROUGH_KINDS)
     return _renyi_epsilon(few, delta, relation, _FEW_ORDERS)
 
 

@@ -58,7 +58,7 @@ def step_divergences(
 
 
 def run_divergences(
-    kinds: Iterable[tuple[float, float, float, int]],
+    kinds: Iterable[tuple[float, float, tuple[tuple[float, float], ...], int]],
     orders: tuple[float, ...],
     sensitivity: int,
 ) -> np.ndarray:
@@ -73,17 +73,20 @@ def run_divergences(
         The divergence at each order; steps that may be cut are charged as such.
 
     Example:
-        >>> run_divergences([(1.0, 2.0, 0.0, 3)], (2.0, 4.0), 1)
+        >>> run_divergences([(1.0, 2.0, (), 3)], (2.0, 4.0), 1)
         array([0.75, 1.5 ])
     """
-    total = np.zeros(len(orders))
+    totals = np.zeros((2, len(orders)))  # N - 1 others and N, see `truncation`
     for q, z, truncated, count in kinds:
         step = step_divergences(q, z, orders, sensitivity)
-        if truncated:
-            worse = step_divergences(q, z / 2, orders, sensitivity)
-            step = mixture(step, worse, truncated, orders)
-        total += count * step
-    return total
+        for law, total in enumerate(totals):
+            one = step
+            if truncated and truncated[law][0]:
+                cut, rate = truncated[law]
+                worse = step_divergences(rate, z / 2, orders, sensitivity)
+                one = mixture(step, worse, cut, orders)
+            total += count * one
+    return totals[0] if sensitivity == 2 else totals.max(axis=0)
 
 
 def mixture(

@@ -4,16 +4,29 @@ A draw of more than `b` examples loses some of them, chosen uniformly at random,
 one compiled size always suffices. A cut draw couples the examples: who enters pushes
 another one out. The cost is small if cuts are rare, and is charged in full.
 
-The proof. Take one example apart and let M be the number drawn among all others. M has
-one law whether that example is in the data or not, so it may be told. If M < b, nobody
-is cut on its account: the step is a Poisson-sampled Gaussian of rate q and multiplier
-z. If M >= b, then, for every set of b that would be kept without it, the example takes
-the place of a random one of them with a probability of at most q. The sum moves by at
-most 2 C instead of C: the step is a Poisson-sampled Gaussian of rate at most q and
-multiplier z / 2, for neighbours that differ by an example added, removed or replaced.
-The step is a mixture of the two with public weights, P(M < b) and P(M >= b); more of
-the second is easier to tell apart, so that a bound on P(M >= b) will do. It is taken
-for as many others as there are examples: the neighbour may have one more.
+The proof. Take one example x apart and let M be the number drawn among the n others. M
+has one law whether x is in the data or not, so whether M < b may be told. If M < b,
+nobody is cut on account of x: the step is a Poisson-sampled Gaussian of rate q and
+multiplier z. If M >= b, then without x what is kept is a uniformly random set of b of
+the n others, whatever M is. With x it is such a set too, or, with some probability r,
+x and a uniformly random set of b - 1 others: x is drawn with probability q, and of the
+M + 1 that are drawn then b are kept. Draw the set of b - 1 and one other, y, first:
+given them the sum is that of the set plus that of y, or, with probability r, of x. So
+the step is a mixture over such draws, of one law on both sides, of Gaussians that are
+sampled at rate r and move by x - y, of length at most 2 C: by joint convexity of every
+hockey-stick divergence it is no easier to tell apart than one of rate r and multiplier
+z / 2. Where x is replaced by x', ``x - y`` and ``x' - y`` are both at most 2 C long: the
+pair of the other relation at rate r and multiplier z / 2. Now
+
+    r = sum_{m >= b} P(M = m) q b / (m + 1) / P(M >= b)
+      = (b / (n + 1)) P(B > b) / P(M >= b),    B ~ Binomial(n + 1, q),
+
+since q P(M = m) / (m + 1) = P(B = m + 1) / (n + 1). There are N - 1 others where x is
+one of the N examples (removed or replaced), and N where it is added to them: both are
+accounted, and the larger epsilon counts.
+
+dp_accounting (arXiv 2508.15089) has the same rate, and takes the pair of a replaced
+example for every relation; for an example added or removed ours is the smaller one.
 """
 
 from __future__ import annotations
@@ -23,9 +36,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import dp_accounting
 
+_ROUNDING = 1e-11  # of binomial tails, relative; charged
 
-def cut_probability(num_examples: int, sampling_prob: float, largest: int) -> float:
-    """A bound on the probability that one more example would be cut, or cut another.
+
+def cut_laws(
+    num_examples: int, sampling_prob: float, largest: int
+) -> tuple[tuple[float, float], ...]:
+    """How likely one more example meets a full draw, and how likely it then gets in.
 
     Args:
         num_examples: N, the number of examples in the data.
@@ -33,25 +50,30 @@ def cut_probability(num_examples: int, sampling_prob: float, largest: int) -> fl
         largest: the size b above which a draw is cut, at least 1.
 
     Returns:
-        P(M >= b) for M ~ Binomial(N, q): above what it is among N - 1 others, and what
-        it is for a data set of one example more.
+        Pairs (P(M >= b), r) of this module, for N - 1 others and for N; empty where
+        that never happens.
 
     Privacy:
         What a step of truncated Poisson sampling is charged with, see this module.
 
     Example:
-        >>> round(cut_probability(1000, 0.1, 120), 4)
-        0.022
-        >>> cut_probability(1000, 0.1, 1001)
-        0.0
+        >>> [(round(cut, 4), round(rate, 4)) for cut, rate in cut_laws(1000, 0.1, 120)]
+        [(0.0215, 0.0971), (0.022, 0.0971)]
+        >>> cut_laws(1000, 0.1, 1001)
+        ()
 
     Reference:
-        The event is that of arXiv 2508.15089, which dp_accounting implements; its rates
-        are conditional ones, q is above them.
+        arXiv 2508.15089.
     """
     from scipy import stats  # slow to import, so only where it is needed
 
-    return float(stats.binom.sf(largest - 1, num_examples, sampling_prob))
+    found = []
+    for others in (num_examples - 1, num_examples):
+        cut = float(stats.binom.sf(largest - 1, others, sampling_prob))
+        kept = float(stats.binom.sf(largest, others + 1, sampling_prob))
+        rate = kept / cut * largest / (others + 1) * (1 + _ROUNDING) if cut else 0.0
+        found.append((min(cut * (1 + _ROUNDING), 1.0), min(rate, sampling_prob)))
+    return tuple(found) if found[-1][0] else ()
 
 
 def truncated_event(
