@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 _LENGTH = 64  # hexadecimal digits of SHA-256
 
@@ -88,7 +89,7 @@ def next_digest(digest: str) -> str:
 
 
 def _plain(path: Any, leaf: Any) -> np.ndarray:
-    if isinstance(leaf, jax.core.Tracer):
+    if isinstance(leaf, Tracer):
         raise TypeError(
             f"params{jax.tree_util.keystr(path)} is traced; call release_digest "
             "outside jit, once a step."

@@ -148,6 +148,27 @@ def columns_from_openml(bunch: Any) -> Columns:
     return columns
 
 
+def filled_note(source: str) -> str:
+    """What the note of the data set adds for a file whose makers filled it up.
+
+    Args:
+        source: where the columns come from.
+
+    Returns:
+        A sentence after a space, or nothing.
+
+    Example:
+        >>> filled_note("data/adult.npz")
+        ''
+    """
+    if not source.endswith(_ONE_HOT):
+        return ""
+    return (
+        " But for what was missing in three columns: its makers filled in the most "
+        "frequent value, which is not covered by the guarantee."
+    )
+
+
 def encode(columns: Columns, source: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Turns the raw columns into ids, numbers and labels.
 

@@ -199,6 +199,7 @@ def _load_adult(data_dir: Path | None) -> Dataset:
         f"From {source}; the first third is the test part, as UCI has it. Nothing is "
         "computed from the data: categories are those of the census form, countries "
         "are hashed and scales are fixed."
+        f"{adult.filled_note(source)}"
     )
     return Dataset(
         "adult",

@@ -234,6 +234,13 @@ def test_adult_tables_are_complete_and_encode_each_row_alone():
         assert ids[:, column].tolist() == places
 
 
+def test_a_file_that_was_filled_up_says_so():
+    assert "is not covered by the guarantee" in data_adult.filled_note(
+        "x/adult_old.csv"
+    )
+    assert data_adult.filled_note("OpenML") == ""
+
+
 def test_no_list_of_countries_is_made_from_the_people():
     """A country that nobody else comes from gets its place, and moves no other's."""
     columns = _columns()
