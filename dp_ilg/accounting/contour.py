@@ -58,7 +58,6 @@ _UNIT = moments.UNIT
 _Kinds = tuple[moments.TiltedLoss, int]
 
 
-
 class _Run(NamedTuple):
     """The steps of one run as one side of the neighbouring relation sees them."""
 

@@ -49,7 +49,9 @@ def panels(q, z, sensitivity, removed, tilt, frequency):
     slope = np.abs(np.gradient(losses, grid))
     steep = np.abs(np.gradient(tilted, grid))
     density = np.maximum(1 / 0.7, 1 / z) + frequency * slope / 6 + steep / 12
-    count = np.concatenate([[0], np.cumsum(0.5 * (density[1:] + density[:-1]) * np.diff(grid))])
+    count = np.concatenate(
+        [[0], np.cumsum(0.5 * (density[1:] + density[:-1]) * np.diff(grid))]
+    )
     edges = np.interp(np.linspace(0, count[-1], math.ceil(count[-1]) + 1), count, grid)
     half, middle = np.diff(edges) / 2, (edges[1:] + edges[:-1]) / 2
     x = (middle[:, None] + half[:, None] * _NODES).ravel()
@@ -70,9 +72,16 @@ class Exact:
     def __init__(self, steps, sensitivity, removed, epsilon, extra=3e-6):
         self.steps, self.side = steps, (sensitivity, removed)
         found = optimize.minimize_scalar(
-            lambda x: self._moment(math.exp(x)) - math.exp(x) * epsilon
-            - x - math.log1p(math.exp(x)),
-            bounds=self._bracket(epsilon), method="bounded", options={"xatol": 1e-3})
+            lambda x: (
+                self._moment(math.exp(x))
+                - math.exp(x) * epsilon
+                - x
+                - math.log1p(math.exp(x))
+            ),
+            bounds=self._bracket(epsilon),
+            method="bounded",
+            options={"xatol": 1e-3},
+        )
         tilts = (math.exp(found.x) * np.array([1, 0.9, 0.75, 0.5])).tolist()
         self.tilt = min(tilts, key=lambda t: self._period(t, epsilon))
         self.scale = self._moment(self.tilt)
@@ -93,14 +102,23 @@ class Exact:
         epsilon = self.epsilon if epsilon is None else epsilon
         size = self._moment(tilt) - tilt * epsilon
         wider = (tilt * np.array([1.05, 1.1, 1.2, 1.35, 1.6, 2.0, 3.0])).tolist()
-        right = [(self._moment(t) - t * epsilon - size + 30) / (t - tilt) for t in wider]
+        right = [
+            (self._moment(t) - t * epsilon - size + 30) / (t - tilt) for t in wider
+        ]
         return max(min(right), (30 + max(0.0, -size)) / tilt)
 
     def _bracket(self, epsilon):
         """Between two tilts the derivative changes its sign."""
         high = 1e-3
+
         def slope(t):
-            return (self._moment(t * 1.01) - self._moment(t)) / (0.01 * t) - epsilon - 1 / t - 1 / (1 + t)
+            return (
+                (self._moment(t * 1.01) - self._moment(t)) / (0.01 * t)
+                - epsilon
+                - 1 / t
+                - 1 / (1 + t)
+            )
+
         while slope(high) < 0 and high < 1e7:
             high *= 3
         return math.log(high / 4), math.log(high * 1.1)
@@ -116,14 +134,20 @@ class Exact:
             if nodes is None or block[-1] > top:
                 while block[-1] > top:
                     top *= 2
-                nodes = [(*mixture_panels(parts, *self.side, self.tilt, top), count) for parts, count in self.steps]
+                nodes = [
+                    (*mixture_panels(parts, *self.side, self.tilt, top), count)
+                    for parts, count in self.steps
+                ]
                 nodes = [self._prepared(*one) for one in nodes]
             values.append(self._terms(nodes, block))
             frequencies.append(block)
             done += _BLOCK
             if np.abs(values[-1]).max() < 1e-13 * abs(values[0][0]):
                 break
-        self.frequencies, self.values = np.concatenate(frequencies), np.concatenate(values)
+        self.frequencies, self.values = (
+            np.concatenate(frequencies),
+            np.concatenate(values),
+        )
 
     def _prepared(self, losses, logs, count):
         kept = logs > logs.max() - 38
@@ -146,7 +170,9 @@ class Exact:
 
     def deltas(self, epsilon):
         """Delta at an epsilon near the first one: too small, and too large."""
-        turned = (self.values * np.exp(1j * self.frequencies * (self.epsilon - epsilon))).real
+        turned = (
+            self.values * np.exp(1j * self.frequencies * (self.epsilon - epsilon))
+        ).real
         turned[0] *= 0.5
         factor = 2 * math.exp(self.scale - self.tilt * epsilon) / self.period
         return factor * turned[1::2].sum(), factor * turned[::2].sum()

@@ -137,6 +137,7 @@ def render_report(record: RunRecord) -> str:
         versions=_versions(record.summary),
         notes=_notes(record.summary),
         warning=_warning(record),
+        certificate=_certified(record.certificate),
     )
 
 
@@ -149,6 +150,34 @@ def _statement(plan: PrivacyPlan) -> dict[str, Any]:
     facts = plan.statement().as_dict()
     paragraph, _, _ = facts["text"].partition("The guarantee does not cover: ")
     return {**facts, "paragraph": paragraph.strip()}
+
+
+def _certified(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The sensitivity certificate in words."""
+    if found is None:
+        return None
+    noise, account = found["noise"], found["accounting"]
+    share = account["least_share_of_delta"]
+    lines = [
+        f"Noise: {noise['law']}, on a grid of {noise['grid']}. Its distance to the law "
+        f"that is accounted costs {_short(noise['charged_epsilon'])} of epsilon and "
+        f"{_short(noise['charged_delta'])} of delta; both are included.",
+        f"Epsilon was computed by {account['accountant']}."
+        + (
+            ""
+            if share is None
+            else " An independent lower bound needs "
+            f"{100 * share:.2f} % of delta at that epsilon; more than 100 % would "
+            "refute it."
+        ),
+        *(f"Assumed: {line}" for line in found["assumptions"]),
+    ]
+    return {
+        "margin": _short(found["margin"]),
+        "largest_lot": f"{found['largest_lot']:,}",
+        "leaves": found["leaves"],
+        "lines": lines,
+    }
 
 
 def _notes(summary: Mapping[str, Any] | None) -> list[str]:

@@ -85,6 +85,7 @@ class RunRecord:
         history: the evaluations; None before the first.
         shows_private_loss: whether a loss without noise was recorded.
         summary: what the run wrote at its end; None while it is unfinished.
+        certificate: which bounds hold for the run, and why; None where none was written.
     """
 
     folder: str
@@ -95,6 +96,7 @@ class RunRecord:
     history: History | None
     shows_private_loss: bool
     summary: Mapping[str, Any] | None
+    certificate: Mapping[str, Any] | None = None
 
     def epsilon_charged(self) -> float:
         """Returns the epsilon of every step in the ledger, evaluated or not."""
@@ -145,7 +147,25 @@ def read_run(run_dir: Path) -> RunRecord:
         history=history,
         shows_private_loss=bool(table.get("run", {}).get("show_private_loss")),
         summary=_object(summary_path) if summary_path.exists() else None,
+        certificate=_certificate(run_dir / "certificate.json"),
     )
+
+
+def _certificate(path: Path) -> dict[str, Any] | None:
+    """The sensitivity certificate; None in a folder that has none."""
+    if not path.exists():
+        return None
+    found = _object(path)
+    rows = found.get("leaves")
+    whole = isinstance(rows, list) and all(
+        isinstance(row, dict) and row.keys() >= {"leaf", "norm", "sum", "error"}
+        for row in rows
+    )
+    for name in ("margin", "largest_lot", "noise", "accounting", "assumptions"):
+        whole &= name in found
+    if not whole:
+        raise _damaged(path, "not a sensitivity certificate")
+    return found
 
 
 def _text(path: Path) -> str:

@@ -90,6 +90,7 @@ class RunFolder:
         self.summary = self.path / "summary.json"
         self.checkpoints = self.path / "checkpoints"
         self.projection = self.path / projection.FILE
+        self.certificate = self.path / "certificate.json"
 
     def check_absent(self) -> None:
         """Raises if something is there already.
@@ -176,6 +177,20 @@ to go on with it.
         for path in self.path.iterdir():
             if path.is_file() and _DRAFT.fullmatch(path.name):
                 path.unlink()
+
+    def add_certificate(self, job: Job, position: Position) -> None:
+        """Writes which bounds hold for the run, and why, unless that is there.
+
+        Args:
+            job: the run, ready to train.
+            position: of the run, for shapes.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
+        if not self.certificate.exists():
+            found = job.certificate(position.params).as_dict()
+            write_atomically(self.certificate, json.dumps(found, indent=1) + "\n")
 
     def saver(self, facts: Mapping[str, Any]) -> Callable[[Position], None]:
         """Returns a function that writes a position as a checkpoint.

@@ -32,6 +32,7 @@ from dp_ilg.experiments.runs import projection
 from dp_ilg.experiments.runs.recipe import (
     build_schedule,
     check_row,
+    layering,
     make_optimizer,
     make_plan,
     method_options,
@@ -39,6 +40,7 @@ from dp_ilg.experiments.runs.recipe import (
 from dp_ilg.geometry.rules import RULES
 from dp_ilg.noise.exact import nothing
 from dp_ilg.projection.factor_pca import FactorPca
+from dp_ilg.training.certificate import Certificate, sensitivity_certificate
 from dp_ilg.training.memory_limits import budgeted
 
 
@@ -68,6 +70,35 @@ class Job:
     grad_fn: Any
     make_optimizer: Callable[[Any], PrivateTransformation]
     raw: Dataset | None = None
+
+    def batch_shapes(self) -> Any:
+        """Shapes of a batch of the expected size.
+
+        Example:
+            >>> [x.shape for x in build_job(Config()).batch_shapes()]
+            [(256, 64), (256,)]
+        """
+        size = self.plan.batch_size
+        return jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype),
+            (self.data.x_train, self.data.y_train),
+        )
+
+    def certificate(self, params: Any) -> Certificate:
+        """Which bounds hold for this run, and why; see `sensitivity_certificate`.
+
+        Args:
+            params: the parameters; only shapes are read.
+
+        Example:
+            >>> job = build_job(Config())
+            >>> params = jax.eval_shape(job.model.init, jax.random.key(0))
+            >>> job.certificate(params).margin < 1e-5
+            True
+        """
+        by = layering(self.config.optimizer)
+        shapes = self.batch_shapes()
+        return sensitivity_certificate(self.grad_fn, params, shapes, self.plan, by)
 
     def rows(self) -> tuple[Any, Any]:
         """Returns inputs and labels to train on.

@@ -189,7 +189,9 @@ def _go_on(
         position = team.begin(position)
         folder.tidy()
         folder.cut_metrics(position.step)
-        with memory_advice(lambda: _microbatch(job, position)):
+        folder.add_certificate(job, position)
+        shapes = job.batch_shapes()
+        with memory_advice(lambda: job.grad_fn.microbatch(position.params, shapes)):
             secret = facts.get("noise_secret")
             steps = partial(_steps, job, ledger, team, secret=secret)
             position = _train(folder, job, position, facts, progress, steps)
@@ -233,16 +235,6 @@ def _check_ledger(
         )
     if ledger.steps > position.step:
         check_repeatable(facts.get("environment"), position.step, layout)
-
-
-def _microbatch(job: Job, position: Position) -> int:
-    """How many examples a step differentiates at once; traces, computes nothing."""
-    rows = job.plan.batch_size
-    shapes = jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct((rows, *a.shape[1:]), a.dtype),
-        (job.data.x_train, job.data.y_train),
-    )
-    return job.grad_fn.microbatch(position.params, shapes)
 
 
 def _train(
