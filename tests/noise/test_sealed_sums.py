@@ -76,7 +76,7 @@ def test_the_right_call_adds_devices_and_keeps_bound_and_weights():
     assert total.sensitivity() == 1.0
     assert on_devices(lambda c: sum_over_axis(c, "d")).shape == (4,)
     with pytest.raises(TypeError, match="dict, which is not clipped"):
-        sum_over_axis({"w": 1.0}, "d")
+        sum_over_axis({"w": 1.0}, "d")  # pyright: ignore
 
 
 ARITHMETIC = {
