@@ -45,7 +45,9 @@ def placed_by_xla(
         return jax.tree.leaves(found.gradients), rest
 
     def call(*args: Any) -> ClippedGrad:
-        inside = jax.sharding.auto_axes(parts, out_sharding=(specs, PartitionSpec()))
+        inside: Any = jax.sharding.auto_axes(
+            parts, out_sharding=(specs, PartitionSpec())
+        )
         leaves, rest = inside(*args)
         sums = jax.tree.unflatten(jax.tree.structure(params), leaves)
         return dataclasses.replace(rest, gradients=sums)

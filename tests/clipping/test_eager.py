@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +15,14 @@ from tests.helpers.models import trees_close
 
 GEOMETRY = dp_ilg.Geometry.uniform({"a": jnp.zeros((4, 3)), "b": jnp.zeros(3)})
 COMPILED = []
-jax.monitoring.register_event_duration_secs_listener(
-    lambda name, *_, **__: COMPILED.append(name) if "backend_compile" in name else None
-)
+
+
+def _note(event: str, duration_secs: float, **facts: Any) -> None:
+    if "backend_compile" in event:
+        COMPILED.append(event)
+
+
+jax.monitoring.register_event_duration_secs_listener(_note)
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +51,7 @@ def rows(seed, size=12):
     return np.random.default_rng(seed).normal(size=(size, 4)).astype(np.float32)
 
 
-def clipped(function, seed, engine="auto", size=5, **more):
+def clipped(function, seed, engine="auto", size: Any = 5, **more):
     """One call outside of jit, the function made anew."""
     grad_fn = dp_ilg.clipped_grad(
         function, l2_clip_norm=0.5, engine=engine, microbatch_size=size

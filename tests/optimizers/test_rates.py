@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import dp_ilg
+from dp_ilg.baselines.table import BASELINES
 from dp_ilg.clipping.clip import normalize
 from tests.helpers.baseline_cases import NAMES, examples, make, plan_for, zeros
 from tests.helpers.models import plan
@@ -32,7 +33,7 @@ def walk(tx, compiled):
 @pytest.mark.parametrize("name", RATES)
 def test_a_rate_injected_by_optax_is_the_schedule(name, compiled):
     the_plan, key = plan_for("dp_sgd"), jax.random.key(0)
-    row = dp_ilg.baselines.table.BASELINES["dp_sgd"]
+    row = BASELINES["dp_sgd"]
     wanted = walk(row(RATES[name], the_plan, key=key), compiled)
     make_it = lambda learning_rate: row(learning_rate, the_plan, key=key)  # noqa: E731
     injected = optax.inject_hyperparams(make_it)(learning_rate=RATES[name])
@@ -43,7 +44,7 @@ def test_a_rate_injected_by_optax_is_the_schedule(name, compiled):
 
 def test_other_numbers_may_be_injected_and_be_zero():
     the_plan, key = plan_for("dp_sgd"), jax.random.key(0)
-    row = dp_ilg.baselines.table.BASELINES["dp_sgd"]
+    row = BASELINES["dp_sgd"]
     plain = walk(row(0.1, the_plan, key=key), True)
     for momentum in (0.0, 0.9):
         make_it = lambda momentum: row(0.1, the_plan, key=key, momentum=momentum)  # noqa: E731
@@ -53,7 +54,7 @@ def test_other_numbers_may_be_injected_and_be_zero():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_method_takes_a_rate_of_zero_and_none_below(name):
-    make_it = dp_ilg.baselines.table.BASELINES[name]
+    make_it = BASELINES[name]
     key = jax.random.key(0)
     for rate in (0, 0.0, np.float32(0), jnp.zeros(())):
         make_it(rate, plan_for(name), key=key)

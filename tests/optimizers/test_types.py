@@ -1,5 +1,7 @@
 """A law over all methods: updates have the parameters' dtypes, states those of init."""
 
+from typing import Any
+
 import equinox
 import jax
 import jax.numpy as jnp
@@ -103,9 +105,9 @@ def test_equinox_keeps_bfloat16_parameters_in_one_trace_and_in_scan(name):
 
 def test_a_foreign_link_that_changes_its_types_is_put_right():
     """With x64 on, a transformation of somebody else's may compute in float64."""
-    wide = optax.GradientTransformation(
+    wide: Any = optax.GradientTransformation(
         lambda params: jnp.zeros((), jnp.float32),
-        lambda u, s, p=None: (u, s + np.float64(1.0)),
+        lambda updates, state, params=None: (updates, state + np.float64(1.0)),  # pyright: ignore
     )
     with jax.enable_x64(True):
         tx = dp_ilg.chain(

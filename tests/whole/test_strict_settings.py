@@ -5,6 +5,7 @@ watched while steps run.
 """
 
 import contextlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -109,7 +110,7 @@ def test_every_clip_and_lot_is_summed(mode, engine, setting):
             assert grad_fn.microbatch(params, batch) and grad_fn.explain(params, batch)
 
             def sums(params, batch, f=grad_fn):
-                more = dict(geometry=geometry, is_padding_example=padding)
+                more: Any = dict(geometry=geometry, is_padding_example=padding)
                 lot = clipped_lot(f, params, batch, 3, **more)
                 return sum_lot([lot, f(params, batch, **more)])
 
@@ -193,7 +194,7 @@ def test_no_nan_and_no_key_is_met_twice_in_three_steps(name):
 
         @jax.jit
         def step(params, state, batch, padding):
-            more = dict(geometry=tx.geometry(state), is_padding_example=padding)
+            more: Any = dict(geometry=tx.geometry(state), is_padding_example=padding)
             updates, state = tx.update(grad_fn(params, batch, **more), state, params)
             return jax.tree.map(jnp.add, params, updates), state
 
