@@ -21,7 +21,7 @@ from dp_ilg.clipping.clip import ClipMode, as_clip_mode, clip_sum
 from dp_ilg.clipping.engine_table import ENGINES
 from dp_ilg.clipping.leaf_paths import Explanation
 from dp_ilg.clipping.purity import check_loss
-from dp_ilg.clipping.sum_error import SumError, sum_error
+from dp_ilg.clipping.sum_error import SumError, check_lot, sum_error
 from dp_ilg.clipping.sums import MOST_ROWS
 from dp_ilg.geometry.coordinates import enter_loss
 from dp_ilg.geometry.geometry import Geometry
@@ -63,13 +63,15 @@ class ClippedGradFn:
             The `ClippedGrad`.
 
         Raises:
-            ValueError: for a batch without common batch axis, a loss that
-                `purity.check_loss` refuses, or a geometry of another model.
+            ValueError: for a batch without common batch axis or with more examples
+                than the public grid holds, a loss that `purity.check_loss` refuses, or
+                a geometry of another model.
             TypeError: for parameters, a batch or a geometry of the wrong type, and
                 for a missing geometry.
         """
         size = batch_length(batch)
         geometry = self._check(params, batch, geometry)
+        check_lot(size, sum(geometry.groups.sizes))
         padding = jnp.zeros(size, bool)
         if is_padding_example is not None:
             padding = jnp.asarray(is_padding_example)
