@@ -32,7 +32,7 @@ from dp_ilg.clipping.explicit import placed_by_xla
 from dp_ilg.clipping.leaf_paths import Explanation
 from dp_ilg.clipping.purity import check_loss
 from dp_ilg.clipping.sparse import plain
-from dp_ilg.clipping.sum_error import SumError, sum_error
+from dp_ilg.clipping.sum_error import SumError, check_lot, sum_error
 from dp_ilg.clipping.sums import MOST_ROWS
 from dp_ilg.geometry.coordinates import enter_loss
 from dp_ilg.geometry.geometry import Geometry
@@ -74,8 +74,9 @@ class ClippedGradFn:
             The `ClippedGrad`.
 
         Raises:
-            ValueError: for a batch without common batch axis, a loss that
-                `purity.check_loss` refuses, or a geometry of another model.
+            ValueError: for a batch without common batch axis or with more examples
+                than the public grid holds, a loss that `purity.check_loss` refuses, or
+                a geometry of another model.
             TypeError: for parameters, a batch or a geometry of the wrong type, and
                 for a missing geometry.
         """
@@ -104,6 +105,7 @@ class ClippedGradFn:
         """The sum, compiled if a call outside of ``jax.jit`` would compile anyway."""
         size = batch_length(batch)
         geometry = self._check(params, batch, geometry)
+        check_lot(size, sum(geometry.groups.sizes))
         padding = jnp.zeros(size, bool) if mask is None else jnp.asarray(mask)
         if padding.shape != (size,) or padding.dtype != bool:
             raise ValueError(

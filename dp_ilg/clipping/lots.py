@@ -13,10 +13,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from dp_ilg import validation
 from dp_ilg.base import ClippedGrad, Example, Params
+from dp_ilg.clipping.sum_error import check_lot
 from dp_ilg.clipping.sums import wide, widened
 from dp_ilg.geometry import grid
 from dp_ilg.geometry.geometry import Geometry
@@ -85,7 +87,8 @@ def lot_accumulator(
         the others are two compiled programs.
 
     Raises:
-        ValueError: for no batch at all, and as `grad_fn`.
+        ValueError: for no batch at all, for more examples than the public grid holds,
+            and as `grad_fn`.
 
     Privacy: as `sum_lot`. How many batches a lot has follows from the size of the
     draw, which who can time a step may learn.
@@ -112,7 +115,8 @@ def lot_accumulator(
 
     def accumulate(params: Params, geometry: Geometry, batches: Iterable) -> Any:
         total = None
-        for batch, mask in batches:
+        for count, (batch, mask) in enumerate(batches, 1):
+            check_lot(count * len(mask), sum(geometry.groups.sizes))
             if total is None:
                 total = jit_first(params, geometry, batch, mask)
                 continue
@@ -152,7 +156,8 @@ def clipped_lot(
         without rounding.
 
     Raises:
-        ValueError: for a batch size that does not divide the lot, and as `grad_fn`.
+        ValueError: for a batch size that does not divide the lot, for more examples
+            than the public grid holds, and as `grad_fn`.
 
     Privacy: as `sum_lot`. Noise is not drawn here.
 
@@ -172,6 +177,7 @@ def clipped_lot(
     """
     validation.whole("batch_size", batch_size)
     size = _length(lot)
+    check_lot(size, sum(geometry.groups.sizes))
     if size % batch_size:
         raise ValueError(
             f"The lot has {size} examples, which batches of {batch_size} do not divide;"
@@ -221,11 +227,11 @@ def sum_over_axis(clipped: ClippedGrad, axis_name: Any) -> ClippedGrad:
 
     Example:
         >>> import dp_ilg
-        >>> from jax.sharding import PartitionSpec as P
+        >>> from jax.sharding import Mesh, PartitionSpec as P
         >>> params, loss = {"w": jnp.zeros(2)}, lambda p, x: p["w"] @ x
         >>> grad_fn = dp_ilg.clipped_grad(loss, l2_clip_norm=1.0)
         >>> geometry = dp_ilg.Geometry.uniform(params)
-        >>> mesh = jax.make_mesh((1,), ("rows",))
+        >>> mesh = Mesh(jax.devices()[:1], ("rows",))
         >>> one = lambda x: sum_over_axis(
         ...     grad_fn(params, x, geometry=geometry), "rows")
         >>> spread = jax.shard_map(one, mesh=mesh, in_specs=P("rows"), out_specs=P(),
@@ -244,31 +250,38 @@ def sum_over_axis(clipped: ClippedGrad, axis_name: Any) -> ClippedGrad:
     fits = None if clipped.fits is None else add(clipped.fits)
     bound = jnp.where(_alike(clipped, axis_name), clipped.l2_clip_norm, jnp.nan)
     shares = reduced_shares(clipped, add)
-    pairs = [reduced(x, add) for x in grid.of_clipped(clipped)]
+    steps = grid.leaf_steps(clipped.geometry, bound)
+    sums = zip(grid.of_clipped(clipped), steps, strict=True)
+    pairs = [reduced(parts, step, add) for parts, step in sums]
     fields = settled(pairs, treedef, clipped.geometry, bound)
     return dataclasses.replace(
         clipped, **fields, **shares, l2_clip_norm=bound, fits=fits
     )
 
 
-def reduced(parts: grid.Limbs, add: Callable[[Array], Array]) -> tuple[Array, Array]:
-    """One exact sum, reduced over devices in float64, where that does not round.
+def reduced(
+    parts: grid.Limbs, step: Array, add: Callable[[Array], Array]
+) -> tuple[Array, Array]:
+    """One exact sum, reduced over devices in types in which that does not round.
 
     Args:
         parts: of this device.
-        add: adds up over devices, such as a ``psum``.
+        step: of the public grid.
+        add: adds up over devices, such as a ``psum``; fewer than 1,024 of them.
 
     Returns:
-        The multiples of the step, and what is below it, in float64.
+        The multiples of the step in float64; what is below it in int32, of which
+        ``2^22`` are a step.
 
     Example:
         >>> one = grid.Limbs(*[jnp.float32(x) for x in (4.0, 1.0, 0.5)])
-        >>> [x.item() for x in reduced(one, lambda x: 2 * x)]
-        [10.0, 1.0]
+        >>> [x.item() for x in reduced(one, jnp.float32(1.0), lambda x: 2 * x)]
+        [10.0, 4194304]
     """
+    units = jnp.round(parts.fine / step.astype(parts.fine.dtype) * 2.0**grid.FINE_BITS)
     with wide():
         whole = add(widened(parts.high) + widened(parts.low))
-        return whole, add(widened(parts.fine))
+        return whole, add(jax.lax.convert_element_type(units, np.dtype(np.int32)))
 
 
 def reduced_shares(
@@ -290,11 +303,12 @@ def settled(pairs: Any, treedef: Any, geometry: Geometry, bound: Any) -> dict[st
     with wide():
         for leaf, step, (whole, below) in zip(facts, steps, pairs, strict=True):
             unit = widened(step)
-            carry = jnp.round(below / unit) * unit
+            fine = widened(below) * unit * np.float64(2.0**-grid.FINE_BITS)
+            carry = jnp.round(fine / unit) * unit
             dtype = accumulator(leaf.dtype)
             high, low, _ = grid.limbs(whole + carry, step, dtype)
-            fine = jax.lax.convert_element_type(below - carry, dtype)
-            sums.append(grid.Limbs(high, low, fine))
+            rest = jax.lax.convert_element_type(fine - carry, dtype)
+            sums.append(grid.Limbs(high, low, rest))
     return grid.as_fields(sums, treedef)
 
 

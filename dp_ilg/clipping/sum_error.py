@@ -69,6 +69,29 @@ def largest_lot(parameters: int, has_terms: bool = True) -> int:
     return int(min(adding, room * (1 - 2.0**-19), MOST_BLOCKS))
 
 
+def check_lot(examples: int, parameters: int) -> None:
+    """Raises where a lot is larger than the public grid holds.
+
+    Args:
+        examples: of the lot, padding included.
+        parameters: of the whole model.
+
+    Raises:
+        ValueError: above `largest_lot` of a model whose examples have one term a leaf.
+
+    Example:
+        >>> check_lot(10**5, 10**8)
+        Traceback (most recent call last):
+        ValueError: The lot has 100000 examples, but the public grid of a model of ...
+    """
+    most = largest_lot(parameters, has_terms=False)
+    if examples > most:
+        raise ValueError(
+            f"The lot has {examples} examples, but the public grid of a model of "
+            f"{parameters} parameters holds sums of {most}; make smaller lots."
+        )
+
+
 def looked_up_error(terms: int, width: int, examples: int) -> float:
     """What rounding an example's looked-up rows moves its gradient by, as a part of C.
 

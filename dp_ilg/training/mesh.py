@@ -192,9 +192,9 @@ def spread(grad_fn: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
 
     Every device runs `grad_fn` on its own rows, with its own micro-batches, and the
     sums are added up exactly, so that neither the number of devices nor their order
-    changes a bit: two float64 numbers a parameter, plus layer shares and counts
-    (``2 groups + 1`` numbers). Sums of parameters that are cut are added up where their
-    piece lies.
+    changes a bit: a float64 and an int32 number a parameter, three times the bytes of
+    ordinary data-parallel training, plus layer shares and counts. Sums of parameters
+    that are cut are added up where their piece lies.
 
     Args:
         grad_fn: what `dp_ilg.clipped_grad` returned, with any engine.
@@ -237,9 +237,13 @@ def spread(grad_fn: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
 
         def local(params: Any, geometry: Any, batch: Any, mask: Any) -> Any:
             own = grad_fn(params, batch, geometry=geometry, is_padding_example=mask)
+            steps = grid.leaf_steps(geometry, own.l2_clip_norm)
+            sums = zip(grid.of_clipped(own), steps, leaf_specs, strict=True)
             pairs = [
-                lots.reduced(parts, functools.partial(_added, spec=spec, mesh=mesh))
-                for spec, parts in zip(leaf_specs, grid.of_clipped(own), strict=True)
+                lots.reduced(
+                    parts, step, functools.partial(_added, spec=spec, mesh=mesh)
+                )
+                for parts, step, spec in sums
             ]
             everywhere = functools.partial(lax.psum, axis_name=AXES)
             small = lots.reduced_shares(own, everywhere), everywhere(own.fits)

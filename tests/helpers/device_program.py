@@ -44,7 +44,7 @@ def collectives(text):
     """Numbers that each kind of collective yields, summed over a compiled program."""
     found = {}
     for types, kind in COLLECTIVE.findall(text):
-        sizes = re.findall(r"(?:f32|u32|s32|u8|pred)\[([\d,]*)\]", types)
+        sizes = re.findall(r"(?:f64|f32|u32|s32|u8|pred)\[([\d,]*)\]", types)
         total = sum(int(np.prod([int(n) for n in s.split(",") if n])) for s in sizes)
         found[kind] = found.get(kind, 0) + total
     return found

@@ -70,7 +70,7 @@ def noiseless(**changes):
         batch_size=12,
         num_steps=20,
         delta=1e-5,
-        l2_clip_norm=1e9,
+        l2_clip_norm=1e6,
         score_budget=0.0,
         stages=((20, 0.0),),
         accountant="pld",

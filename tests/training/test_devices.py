@@ -43,14 +43,14 @@ def check(got):
 
 
 def check_volume(got, engine):
-    """One all-reduce of every gradient, as for ordinary training, plus the scores."""
+    """Two numbers a gradient, where ordinary training sends one, plus the scores."""
     assert got["ordinary"] == {"all-reduce": NUMBERS}
-    assert got[f"replicated {engine}"] == {"all-reduce": NUMBERS + GROUPS}
+    assert got[f"replicated {engine}"] == {"all-reduce": 2 * NUMBERS + GROUPS}
     pieces = (NUMBERS - KEPT_WHOLE) // 8
     assert got[f"cut {engine}"] == {
         "all-gather": NUMBERS - KEPT_WHOLE,
-        "reduce-scatter": pieces,
-        "all-reduce": KEPT_WHOLE + GROUPS,
+        "reduce-scatter": 2 * pieces,
+        "all-reduce": 2 * KEPT_WHOLE + GROUPS,
     }
 
 
@@ -68,4 +68,4 @@ def test_every_mesh_and_engine_gives_the_one_device_run():
     for engine in ("vmap", "bookkeeping"):
         check_volume(got, engine)
         pieces = (NUMBERS - KEPT_WHOLE) // 4  # added up over two replicas
-        assert got[f"both {engine}"]["all-reduce"] == pieces + KEPT_WHOLE + GROUPS
+        assert got[f"both {engine}"]["all-reduce"] == 2 * (pieces + KEPT_WHOLE) + GROUPS
