@@ -82,7 +82,9 @@ def test_the_release_is_a_function_of_the_integer_alone():
 
 def test_sum_and_draw_add_up():
     grid = grid_of(jnp.float32(2.0), 0.5, 10)
-    steps = jnp.asarray(np.random.default_rng(0).integers(-(2**31) + 2**25, 2**31 - 2**25, SIZE))
+    steps = jnp.asarray(
+        np.random.default_rng(0).integers(-(2**31) + 2**25, 2**31 - 2**25, SIZE)
+    )
     steps = steps.astype(jnp.int32)
     value = jnp.linspace(-1e4, 1e4, SIZE)
     found = noised(value, None, grid, steps)
