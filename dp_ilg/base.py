@@ -7,12 +7,15 @@ norm it was made with, so that noise can only be drawn to match (law: one geomet
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.core import Tracer
 from jaxtyping import Array, Float
@@ -25,6 +28,81 @@ else:
 Params = PyTree
 Example = PyTree
 LossFn = Callable[[Params, Example], Any]
+
+
+_LENIENT = ("allow", "standard")
+
+
+def own_promotion(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Lets the library's own arithmetic broadcast and promote, whatever a user set.
+
+    ``jax_numpy_rank_promotion="raise"`` and ``jax_numpy_dtype_promotion="strict"`` are
+    meant for the user's code, which `users_promotion` gives its settings back. Optax
+    does not run under them either.
+
+    Args:
+        function: of the library.
+
+    Returns:
+        The same function.
+
+    Example:
+        >>> add = own_promotion(lambda a, b: a + b)
+        >>> with jax.numpy_rank_promotion("raise"):
+        ...     add(jnp.ones((2, 3)), jnp.ones(3)).shape
+        (2, 3)
+    """
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with _promotion(_LENIENT):
+            return function(*args, **kwargs)
+
+    return call
+
+
+def users_promotion(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A user's function under the settings there are now, wherever it is called.
+
+    Args:
+        function: what the library will call within `own_promotion`.
+
+    Returns:
+        The same function.
+
+    Example:
+        >>> with jax.numpy_rank_promotion("raise"):
+        ...     loss = users_promotion(lambda a, b: a + b)
+        >>> own_promotion(loss)(jnp.ones((2, 3)), jnp.ones(3))
+        Traceback (most recent call last):
+        ValueError: Operands could not be broadcast together for add on shapes ...
+    """
+    settings = _settings()
+    if settings == _LENIENT:
+        return function
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with _promotion(settings):
+            return function(*args, **kwargs)
+
+    return call
+
+
+def _settings() -> tuple[str, str]:
+    config: Any = jax.config
+    return config.jax_numpy_rank_promotion, config.jax_numpy_dtype_promotion
+
+
+@contextlib.contextmanager
+def _promotion(settings: tuple[str, str]) -> Iterator[None]:
+    """Rank and dtype promotion for a while; nothing is touched where they hold."""
+    if settings == _settings():
+        yield
+        return
+    rank, dtype = settings
+    with jax.numpy_rank_promotion(rank), jax.numpy_dtype_promotion(dtype):
+        yield
 
 
 class PerExampleGrads(NamedTuple):
@@ -42,6 +120,11 @@ class PerExampleGrads(NamedTuple):
 
     norms: Float[Array, "batch groups"]
     weighted_sum: Callable[[Array], Params]
+
+
+SEAL = (np.bool_(True), np.int32(0x5EA1ED))
+"""What a sum carries untouched: a reduction over devices makes a number of the first,
+and other arithmetic changes the second; see `dp_ilg.geometry.seal`."""
 
 
 @jax.tree_util.register_dataclass
@@ -64,11 +147,14 @@ class ClippedGrad:
         fine: what the exact sum holds below that grid, at most half a step, or None;
             only adding another sum reads it.
         shares_remainder: what `layer_shares` were rounded by, float32 ``[groups]``.
+        seal: two constants, by which arithmetic on the whole tree is found out.
 
     Privacy: adding or removing one example moves `gradients` by at most
     `l2_clip_norm` in the geometry's norm, `layer_shares` by at most 1 in L2, and
     every entry of `fits` by 1/2.
-    The values are not private themselves: noise has still to be added.
+    The values are not private themselves: noise has still to be added. ``jax.lax.psum``
+    or any other arithmetic on the whole tree would change bound and weights with the
+    sum: noise refuses what has been through it.
 
     Example:
         >>> import jax.numpy as jnp, dp_ilg
@@ -91,6 +177,7 @@ class ClippedGrad:
     remainder: Any = None
     fine: Any = None
     shares_remainder: Any = None
+    seal: Any = SEAL
 
     def __contains__(self, name: object) -> bool:
         """Whether the parameter tree has a top-level entry `name` (Flax asks)."""
@@ -99,6 +186,7 @@ class ClippedGrad:
         except TypeError:
             return False
 
+    @own_promotion
     def __add__(self, other: ClippedGrad) -> ClippedGrad:
         """Joins two chunks of the same step, clipped in the same geometry.
 
@@ -118,13 +206,15 @@ class ClippedGrad:
         fits = None
         if self.fits is not None and other.fits is not None:
             fits = self.fits + other.fits
+        (kind, mark), (their_kind, their_mark) = self.seal, other.seal
+        seal = jnp.minimum(kind, their_kind), jnp.where(mark == their_mark, mark, 0)
         if self.remainder is None and other.remainder is None:
             add = jax.tree.map(lambda a, b: a + b, self.gradients, other.gradients)
             shares = self.layer_shares + other.layer_shares
-            return ClippedGrad(add, shares, self.geometry, bound, fits)
+            return ClippedGrad(add, shares, self.geometry, bound, fits, seal=seal)
         sums = self.geometry.joined(self, other)
         return ClippedGrad(
-            **sums, geometry=self.geometry, l2_clip_norm=bound, fits=fits
+            **sums, geometry=self.geometry, l2_clip_norm=bound, fits=fits, seal=seal
         )
 
     def sensitivity(self, neighboring_relation: str = "add_or_remove_one") -> float:
@@ -198,7 +288,7 @@ class PrivateTransformation(optax.GradientTransformationExtraArgs):
         links: tuple[Any, ...] = (),
     ) -> PrivateTransformation:
         """Makes the (init, update) pair and hangs the facts on it."""
-        self = super().__new__(cls, init, update)
+        self = super().__new__(cls, own_promotion(init), own_promotion(update))
         self.role, self.key, self.plan = role, key, plan
         self.geometry, self.importance = geometry, importance
         self.links = links

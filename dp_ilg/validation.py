@@ -42,6 +42,34 @@ def positive(name: str, value: Any) -> None:
         )
 
 
+def rate(name: str, value: Any) -> None:
+    """Raises unless `value` is a finite number of at least zero.
+
+    A learning rate or a weight decay of exactly 0 is one: warm-ups start there, and
+    decays end there.
+
+    Args:
+        name: what the caller calls it.
+        value: the number to check; traced arrays pass.
+
+    Raises:
+        ValueError: for negative, NaN, infinite or non-numeric values.
+
+    Example:
+        >>> rate("learning_rate", 0.0)
+        >>> rate("learning_rate", -1)
+        Traceback (most recent call last):
+        ValueError: learning_rate is -1, but must be a finite number of at least 0.
+    """
+    if isinstance(value, Tracer):
+        return
+    value = _plain(value)
+    if not (_is_number(value) and 0 <= value < math.inf):
+        raise ValueError(
+            f"{name} is {shown(value)}, but must be a finite number of at least 0."
+        )
+
+
 def fraction(name: str, value: Any, *, include_zero: bool = False) -> None:
     """Raises unless `value` lies strictly between 0 and 1 (0 if allowed).
 

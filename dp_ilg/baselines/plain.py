@@ -270,24 +270,25 @@ def scale_by_adam(b1: Any, b2: Any, eps: Any) -> optax.GradientTransformation:
 
 
 def heavy_ball(momentum: Any) -> tuple[optax.GradientTransformation, ...]:
-    """Momentum on the releases, or nothing for 0.
+    """Momentum on the releases, or nothing for 0 (of an array: a momentum of 0).
 
     Raises:
         ValueError: for a momentum outside [0, 1).
     """
     validation.fraction("momentum", momentum, include_zero=True)
-    return (optax.trace(momentum),) if momentum else ()
+    is_array = isinstance(momentum, jax.Array)  # of optax.inject_hyperparams, say
+    return (optax.trace(momentum),) if is_array or momentum else ()
 
 
 def descend(learning_rate: Any) -> optax.GradientTransformation:
     """Minus the learning rate, a checked number or a schedule.
 
     Raises:
-        ValueError: for a number that is not positive.
+        ValueError: for a negative number.
     """
     rate: Any = learning_rate
     if not callable(learning_rate):
-        validation.positive("learning_rate", learning_rate)
+        validation.rate("learning_rate", learning_rate)
     return optax.scale_by_learning_rate(rate)
 
 

@@ -176,7 +176,7 @@ def dp_adam_ilg_without_guarantee(
 
 def _check_rate(learning_rate: Any) -> None:
     if not callable(learning_rate):
-        validation.positive("learning_rate", learning_rate)
+        validation.rate("learning_rate", learning_rate)
 
 
 def _zero_after(steps: int) -> optax.GradientTransformation:

@@ -20,6 +20,7 @@ from dp_ilg import validation
 from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.base import ClippedGrad, Params, PrivateTransformation
 from dp_ilg.geometry.geometry import LARGEST_RATIO, Geometry
+from dp_ilg.geometry.seal import sound
 from dp_ilg.noise.add_noise import fresh_key, multiplier_at
 from dp_ilg.noise.normal import normal_steps
 from dp_ilg.noise.release import grid_of, noised
@@ -116,7 +117,9 @@ def adapt_clip_norm(
     ) -> tuple[ClippedGrad, AdaptClipNormState]:
         del params, extra
         counts = _counts(updates, state, each_group)
-        fitting = 0.5 + _released(counts, plan, state, noise) / plan.batch_size
+        released = _released(counts, plan, state, noise)
+        released = jnp.where(sound(updates), released, jnp.nan)
+        fitting = 0.5 + released / plan.batch_size
         factor = jnp.exp(-step_size * (fitting - quantile))
         geometry = _moved(state.geometry, updates.geometry.weights * factor)
         return updates, AdaptClipNormState(state.key, state.step + 1, fitting, geometry)

@@ -7,12 +7,15 @@ accounting do not depend on the mode.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from dp_ilg import validation
@@ -25,6 +28,8 @@ from dp_ilg.geometry.layers import group
 
 ROUNDING_SLACK = 2e-6
 """Relative margin left under C, so that the bound holds after float32 rounding."""
+
+_SMALLEST = float(np.finfo(np.float32).smallest_normal)
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,8 @@ def normalize(gamma: float = 1e-4) -> ClipMode:
         The mode, also called automatic clipping.
 
     Raises:
-        ValueError: unless `gamma` is positive.
+        ValueError: unless `gamma` is a positive number that float32 holds in full:
+            one below 1.2e-38 is flushed to 0, and a gradient of 0 would be NaN.
 
     Example:
         >>> import jax.numpy as jnp
@@ -80,9 +86,16 @@ def normalize(gamma: float = 1e-4) -> ClipMode:
     Reference: Bu et al. 2022 (automatic clipping, AUTO-S).
     """
     validation.positive("gamma", gamma)
+    if not isinstance(gamma, Tracer) and gamma < _SMALLEST:
+        raise ValueError(
+            f"gamma is {float(gamma)}, which float32 flushes to 0; make it at least "
+            f"{_SMALLEST:.2g}, the smallest normal number."
+        )
 
     def coefficients(norms: Array, weights: Array, bound: Any) -> Array:
-        return bound / (weighted_norm(norms, weights) + gamma)
+        away = weighted_norm(norms, weights) + jnp.maximum(gamma, _SMALLEST)
+        # A large C over a tiny gamma is infinite, and that times 0 is NaN.
+        return jnp.minimum(bound / away, float(jnp.finfo(jnp.float32).max))
 
     return ClipMode("normalize", coefficients)
 
@@ -128,6 +141,12 @@ def as_clip_mode(mode: str | ClipMode) -> ClipMode:
             f"clip_mode is {validation.shown(mode)}, but must be one of "
             f"{sorted(CLIP_MODES)}."
         )
+    return _named(mode)
+
+
+@functools.cache
+def _named(mode: str) -> ClipMode:
+    """One object a name, so that equal calls compile one program."""
     return CLIP_MODES[mode]()
 
 

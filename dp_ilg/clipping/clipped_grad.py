@@ -16,11 +16,22 @@ import numpy as np
 from jaxtyping import Array
 
 from dp_ilg import validation
-from dp_ilg.base import ClippedGrad, Example, LossFn, Params
+from dp_ilg.base import (
+    SEAL,
+    ClippedGrad,
+    Example,
+    LossFn,
+    Params,
+    own_promotion,
+    users_promotion,
+)
+from dp_ilg.clipping import eager
 from dp_ilg.clipping.clip import ClipMode, as_clip_mode, clip_sum
 from dp_ilg.clipping.engine_table import ENGINES
+from dp_ilg.clipping.explicit import placed_by_xla
 from dp_ilg.clipping.leaf_paths import Explanation
 from dp_ilg.clipping.purity import check_loss
+from dp_ilg.clipping.sparse import plain
 from dp_ilg.geometry.coordinates import enter_loss
 from dp_ilg.geometry.geometry import Geometry
 from dp_ilg.geometry.groups import Groups, accumulator
@@ -66,16 +77,63 @@ class ClippedGradFn:
             TypeError: for parameters, a batch or a geometry of the wrong type, and
                 for a missing geometry.
         """
+        own, rows = self._settled(batch)
+
+        def total(*arrays: Any) -> ClippedGrad:
+            return own._checked_sum(*arrays, self.loss_fn)
+
+        total = placed_by_xla(total, params)
+        return total(params, rows, geometry, is_padding_example)
+
+    def _settled(self, batch: Example) -> tuple[ClippedGradFn, Example]:
+        """The same for plain arrays, its loss under the user's promotion of types.
+
+        And a new function at every call: JAX keeps what it traced by the function, and
+        would not see what has changed in a loss that closes over it.
+        """
+        loss_fn, rows = plain(users_promotion(self.loss_fn), batch)
+        fresh = lambda params, example: loss_fn(params, example)  # noqa: E731
+        return dataclasses.replace(self, loss_fn=fresh), rows
+
+    @own_promotion
+    def _checked_sum(
+        self, params: Params, batch: Example, geometry: Any, mask: Any, owner: LossFn
+    ) -> ClippedGrad:
+        """The sum, compiled if a call outside of ``jax.jit`` would compile anyway."""
         size = batch_length(batch)
         geometry = self._check(params, batch, geometry)
-        padding = jnp.zeros(size, bool)
-        if is_padding_example is not None:
-            padding = jnp.asarray(is_padding_example)
+        padding = jnp.zeros(size, bool) if mask is None else jnp.asarray(mask)
         if padding.shape != (size,) or padding.dtype != bool:
             raise ValueError(
                 f"is_padding_example has shape {padding.shape} and dtype "
                 f"{padding.dtype}, but must be bool of shape ({size},)."
             )
+        inputs = params, batch, geometry, padding, self.l2_clip_norm
+        if not eager.is_eager(inputs):
+            return self._sum(*inputs)
+        closed = eager.traced(self.loss_fn, params, batch)
+        chunk, _ = self._prepared(self.loss_fn, params, batch, geometry.groups)
+        fits = size <= chunk and geometry.coordinates is None
+        if not eager.is_eager(closed.consts) or (fits and not eager.has_loops(closed)):
+            return self._sum(*inputs)
+        facts = self.clip_mode, ENGINES[self.engine], self.microbatch_size
+        bare = dataclasses.replace(self, loss_fn=_no_loss, l2_clip_norm=None)
+
+        def total(loss_fn: LossFn, *inputs: Any) -> ClippedGrad:
+            return dataclasses.replace(bare, loss_fn=loss_fn)._sum(*inputs)
+
+        found = eager.compiled(closed, owner, facts, total)(*inputs)
+        return dataclasses.replace(found, seal=SEAL)
+
+    def _sum(
+        self,
+        params: Params,
+        batch: Example,
+        geometry: Geometry,
+        padding: Array,
+        l2_clip_norm: Any,
+    ) -> ClippedGrad:
+        """The sum itself, micro-batch by micro-batch."""
         loss_fn, point = self.loss_fn, params
         if geometry.coordinates is not None:
             loss_fn, point = enter_loss(geometry.coordinates, loss_fn, params)
@@ -83,12 +141,12 @@ class ClippedGradFn:
 
         def one(rows: Example, mask: Array) -> ClippedGrad:
             found = run(point, rows)
-            return clip_sum(found, geometry, self.l2_clip_norm, self.clip_mode, mask)
+            return clip_sum(found, geometry, l2_clip_norm, self.clip_mode, mask)
 
-        if size <= chunk:
+        if len(padding) <= chunk:
             return one(batch, padding)
         pieces = (_split(batch, chunk), ~_split(~padding, chunk))
-        return self._many(one, pieces, self._zero(params, geometry))
+        return self._many(one, pieces, _zero(params, geometry, l2_clip_norm))
 
     def explain(self, params: Params, batch: Example, layers: Any = "module") -> Any:
         """Says for each leaf which path is taken, why, and what it costs.
@@ -101,13 +159,13 @@ class ClippedGradFn:
         Returns:
             An `Explanation`: one `LeafPlan` a leaf; ``print`` shows a table.
         """
+        own, batch = self._settled(batch)
         groups = group(params, layers)
         batch_length(batch)
-        self._check(params, batch, Geometry.uniform(params, layers))
-        held, _ = self._prepared(self.loss_fn, params, batch, groups)
-        found: Explanation = ENGINES[self.engine].explain(
-            self.loss_fn, params, batch, groups, held
-        )
+        own._check(params, batch, Geometry.uniform(params, layers))
+        held, _ = own._prepared(own.loss_fn, params, batch, groups)
+        explain = own_promotion(ENGINES[self.engine].explain)
+        found: Explanation = explain(own.loss_fn, params, batch, groups, held)
         found.microbatch = held
         return found
 
@@ -121,8 +179,10 @@ class ClippedGradFn:
         Returns:
             `microbatch_size` where given, else what the engine picks, at most a batch.
         """
-        return self._prepared(self.loss_fn, params, batch, group(params))[0]
+        own, rows = self._settled(batch)
+        return own._prepared(own.loss_fn, params, rows, group(params))[0]
 
+    @own_promotion
     def _prepared(
         self, loss_fn: LossFn, params: Params, batch: Example, groups: Groups
     ) -> tuple[int, Callable[..., Any]]:
@@ -145,15 +205,7 @@ class ClippedGradFn:
         unroll = ENGINES[self.engine].unroll(count, asked)
         return jax.lax.scan(body, start, pieces, unroll=unroll)[0]
 
-    def _zero(self, params: Params, geometry: Geometry) -> ClippedGrad:
-        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, accumulator(p.dtype)), params)
-        trained = [leaf.dtype for leaf in geometry.groups.leaves if leaf.groups]
-        widest = jnp.result_type(*[accumulator(dtype) for dtype in trained])
-        shares = jnp.zeros(len(geometry.groups.names), jnp.float32)
-        bound = jnp.asarray(self.l2_clip_norm, widest)
-        fits = jnp.zeros(1 + len(geometry.groups.names), jnp.float32)
-        return ClippedGrad(zeros, shares, geometry, bound, fits)
-
+    @own_promotion
     def _check(self, params: Params, batch: Example, geometry: Any) -> Geometry:
         group(params)
         if not isinstance(geometry, Geometry):
@@ -231,6 +283,21 @@ def clipped_grad(
         )
     mode = as_clip_mode(clip_mode)
     return ClippedGradFn(loss_fn, l2_clip_norm, mode, chosen, microbatch_size)
+
+
+def _zero(params: Params, geometry: Geometry, l2_clip_norm: Any) -> ClippedGrad:
+    zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, accumulator(p.dtype)), params)
+    trained = [leaf.dtype for leaf in geometry.groups.leaves if leaf.groups]
+    widest = jnp.result_type(*[accumulator(dtype) for dtype in trained])
+    shares = jnp.zeros(len(geometry.groups.names), jnp.float32)
+    bound = jnp.asarray(l2_clip_norm, widest)
+    fits = jnp.zeros(1 + len(geometry.groups.names), jnp.float32)
+    return ClippedGrad(zeros, shares, geometry, bound, fits)
+
+
+def _no_loss(params: Params, example: Example) -> Any:
+    """Stands where a loss will."""
+    raise NotImplementedError("No loss was given yet; dp_ilg.clipped_grad sets one.")
 
 
 def batch_length(batch: Example) -> int:

@@ -62,6 +62,47 @@ def sum_lot(batches: Iterable[Any]) -> ClippedGrad:
     return total
 
 
+def sum_over_axis(clipped: ClippedGrad, axis_name: Any) -> ClippedGrad:
+    """Adds the clipped sums of devices inside ``jax.shard_map``, ``pmap`` or ``vmap``.
+
+    ``jax.lax.psum`` of the whole would add clip norms and weights too, and with them
+    the noise.
+
+    Args:
+        clipped: this device's sum, in the same geometry and clip norm on all.
+        axis_name: the mapped axis, or several, as for ``jax.lax.psum``.
+
+    Returns:
+        The sum over the axis, the same on every device.
+
+    Raises:
+        TypeError: for anything that was not clipped.
+
+    Privacy: sensitivity C, as on one device, if every example lies on one device only.
+
+    Example:
+        >>> import dp_ilg
+        >>> params, loss = {"w": jnp.zeros(2)}, lambda p, x: p["w"] @ x
+        >>> grad_fn = dp_ilg.clipped_grad(loss, l2_clip_norm=1.0)
+        >>> geometry = dp_ilg.Geometry.uniform(params)
+        >>> devices = jnp.array([[[3.0, 4.0]], [[0.0, 0.5]]])
+        >>> total = jax.vmap(lambda x: sum_over_axis(
+        ...     grad_fn(params, x, geometry=geometry), "d"), axis_name="d")(devices)
+        >>> [round(float(x), 3) for x in total.gradients["w"][0]]
+        [0.6, 1.3]
+    """
+    if not isinstance(clipped, ClippedGrad):
+        raise TypeError(
+            f"sum_over_axis got {type(clipped).__name__}, which is not clipped; give "
+            "it what a dp_ilg.clipped_grad function returned."
+        )
+    sums = clipped.gradients, clipped.layer_shares, clipped.fits
+    gradients, shares, fits = jax.lax.psum(sums, axis_name)
+    return dataclasses.replace(
+        clipped, gradients=gradients, layer_shares=shares, fits=fits
+    )
+
+
 def lot_accumulator(
     grad_fn: Callable[..., ClippedGrad],
 ) -> Callable[..., ClippedGrad]:

@@ -82,7 +82,7 @@ def _traced(loss_fn: LossFn, params: Params, example: Example) -> tuple[Any, Any
             raise
         raise _mixing(str(error).split(".")[0]) from None
     _refuse_effects(closed)
-    if any(map(_has_own_derivative, _equations(closed.jaxpr))):
+    if any(map(has_own_derivative, equations(closed.jaxpr))):
         whole = lambda *args: sum(map(jnp.sum, jax.tree.leaves(loss_fn(*args))), 0.0)  # noqa: E731
         _refuse_effects(jax.make_jaxpr(jax.grad(whole))(params, example))
     return closed.jaxpr, out
@@ -93,7 +93,7 @@ def _refuse_effects(closed: Any) -> None:
     effects = closed.effects
     if any("NamedAxis" in type(effect).__name__ for effect in effects):
         raise _mixing("it names a mapped axis")
-    names = {equation.primitive.name for equation in _equations(closed.jaxpr)}
+    names = {equation.primitive.name for equation in equations(closed.jaxpr)}
     for name in sorted(names & set(_REFUSED)):
         raise ValueError(f"The loss contains {name}, which {_REFUSED[name]}.")
     kinds = sorted({type(effect).__name__ for effect in effects})
@@ -117,7 +117,7 @@ def _mixing(found: str) -> ValueError:
     )
 
 
-def _has_own_derivative(equation: Any) -> bool:
+def has_own_derivative(equation: Any) -> bool:
     """Whether an equation's derivative is not JAX's: it is no part of the program."""
     name = equation.primitive.name
     if name.startswith("custom_jvp"):
@@ -126,11 +126,11 @@ def _has_own_derivative(equation: Any) -> bool:
     return name.startswith("custom_vjp")
 
 
-def _equations(jaxpr: Any) -> Iterator[Any]:
+def equations(jaxpr: Any) -> Iterator[Any]:
     """Every equation of a program, the ones within others included."""
     for equation in jaxpr.eqns:
         yield equation
         for value in jax.tree.leaves(list(equation.params.values())):
             inner = getattr(value, "jaxpr", value)
             if hasattr(inner, "eqns"):
-                yield from _equations(inner)
+                yield from equations(inner)

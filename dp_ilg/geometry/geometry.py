@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dp_ilg.base import PyTree
+from dp_ilg.base import PyTree, own_promotion
 from dp_ilg.geometry import grid
 from dp_ilg.geometry.groups import Groups, weighted_norm
 from dp_ilg.geometry.layers import group
@@ -89,6 +89,7 @@ class Geometry:
         groups = group(params, layers)
         return cls(public_values("weights", weights, groups), groups)
 
+    @own_promotion
     def norm(self, norms: Float[Array, "... groups"]) -> Float[Array, "..."]:
         """The geometry's norm of a gradient whose groups have these L2 norms."""
         return weighted_norm(norms, self.weights)

@@ -21,6 +21,7 @@ from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.base import ClippedGrad, Params, PrivateTransformation
 from dp_ilg.geometry.geometry import Geometry
 from dp_ilg.geometry.layers import group
+from dp_ilg.geometry.seal import sound
 from dp_ilg.noise.normal import normal_steps
 from dp_ilg.noise.release import Grid, check_multiplier, grid_of, noised
 from dp_ilg.noise.secure import check_draws, given_leaves
@@ -97,12 +98,14 @@ def gaussian_noise(
     Returns:
         The noised sum, in float32 or wider; frozen leaves stay exactly 0. All NaN where
         multiplier, clip norm or a weight is not positive and finite: whatever came
-        before, no sum without noise is released.
+        before, no sum without noise is released (`dp_ilg.geometry.seal`).
 
     Raises:
-        ValueError: for a multiplier too large for so many coordinates
+        ValueError: for a sum that arithmetic was done on after it was clipped, or a
+            multiplier too large for so many coordinates
             (`dp_ilg.noise.release.largest_multiplier`).
     """
+    whole = sound(clipped)
     geometry, wanted = clipped.geometry, _noised_leaves(clipped)
     leaves, treedef = jax.tree.flatten(clipped.gradients)
     geometry.groups.check(leaves)
@@ -111,7 +114,7 @@ def gaussian_noise(
         check_multiplier(float(noise_multiplier), count)
     reach = jnp.float32(clipped.l2_clip_norm) * geometry.weights
     grid = grid_of(reach, noise_multiplier, count)
-    valid = jnp.all(grid.valid)
+    valid = jnp.all(grid.valid) & whole
     if draws is None:
         draws = normal_steps(key, wanted, valid)
     parts = [geometry.groups.expand(x) for x in (grid.stddev, grid.step)]
@@ -175,6 +178,8 @@ def add_importance_noise(
     Raises:
         TypeError: for a bad key, or an update that was not clipped.
         ValueError: for more coordinates than the plan pays for.
+        ValueError: for a clipped sum that ``jax.lax.psum`` or other arithmetic was
+            done on; a bound that is not positive and finite releases NaN.
 
     Privacy: with a clip of the plan's Poisson sample before it, each step is one
     Poisson-subsampled Gaussian with multiplier ``plan.gradient_noise_multipliers[t]``

@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from dp_ilg import validation
 from dp_ilg.accounting.plan import PrivacyPlan
-from dp_ilg.base import Params, PrivateTransformation
+from dp_ilg.base import Params, PrivateTransformation, own_promotion
 from dp_ilg.geometry.geometry import Geometry
 from dp_ilg.geometry.groups import accumulator
 from dp_ilg.geometry.layers import group
@@ -54,7 +54,7 @@ def scale_by_wide_adam(
     def update(updates: Params, state: Any, params: Any = None) -> tuple[Any, Any]:
         return inner.update(jax.tree.map(wide, updates), state, params)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformation(own_promotion(init), own_promotion(update))
 
 
 class ScaleByNoiseCorrectedAdamState(NamedTuple):

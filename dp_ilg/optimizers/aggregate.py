@@ -62,8 +62,7 @@ def differentially_private_aggregate(
     Reference: Abadi et al. 2016, Algorithm 1.
     """
     key = validation.key("key", key)
-    if noise_multiplier != 0:
-        validation.positive("noise_multiplier", noise_multiplier)
+    validation.rate("noise_multiplier", noise_multiplier)
     validation.positive("batch_size", batch_size)
     clip = clip_per_example(l2_norm_clip)
 

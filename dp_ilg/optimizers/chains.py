@@ -24,6 +24,7 @@ from dp_ilg.optimizers.importance import (
     score_released_gradients,
     set_layer_importance,
 )
+from dp_ilg.optimizers.types import like_before, like_parameters
 from dp_ilg.optimizers.wrappers import refuse_wrappers
 
 
@@ -43,7 +44,8 @@ def chain(*transformations: optax.GradientTransformation) -> PrivateTransformati
         A transformation with ``geometry(state)`` and ``importance(state)``. Its update
         takes per-example gradients or a `ClippedGrad`, and the extra arguments
         ``is_padding_example=``, ``clipped_grad=`` and ``geometry=``; the last overrides
-        the chain's own and must come from public facts or earlier releases.
+        the chain's own and must come from public facts or earlier releases. Updates
+        have the parameters' dtypes, and every state keeps the dtypes of `init`.
 
     Raises:
         ValueError: for a missing or repeated clip, geometry or noise, a wrong order,
@@ -92,12 +94,12 @@ def chain(*transformations: optax.GradientTransformation) -> PrivateTransformati
         extra.setdefault("geometry", own)
         new = []
         for link, part in zip(links, state, strict=True):
-            updates, part = link.update(updates, part, params, **extra)
-            new.append(part)
+            updates, after = link.update(updates, part, params, **extra)
+            new.append(like_before(after, part))
             if isinstance(updates, ClippedGrad):
                 extra["geometry"] = updates.geometry
                 extra["l2_clip_norm"] = updates.l2_clip_norm
-        return updates, tuple(new)
+        return like_parameters(updates, own.groups), tuple(new)
 
     def geometry(state: tuple[Any, ...]) -> Geometry:
         return source.geometry(state[holder])
@@ -202,12 +204,12 @@ def _check_numbers(
     learning_rate: Any, weight_decay: Any, *, b1: Any, b2: Any, eps: Any
 ) -> None:
     if not callable(learning_rate):
-        validation.positive("learning_rate", learning_rate)
+        validation.rate("learning_rate", learning_rate)
     validation.fraction("b1", b1, include_zero=True)
     validation.fraction("b2", b2, include_zero=True)
     validation.positive("eps", eps)
     if weight_decay is not None and not callable(weight_decay):
-        validation.positive("weight_decay", weight_decay)
+        validation.rate("weight_decay", weight_decay)
 
 
 def _release(

@@ -21,6 +21,7 @@ from dp_ilg.geometry.geometry import Geometry, public_values, scaled_to_profile
 from dp_ilg.geometry.groups import Groups, accumulator
 from dp_ilg.geometry.layers import group
 from dp_ilg.geometry.rules import Rule, as_rule, check_rule
+from dp_ilg.geometry.seal import sound
 from dp_ilg.noise.add_noise import fresh_key, multiplier_at, noise_stddev
 from dp_ilg.noise.normal import normal_steps
 from dp_ilg.noise.release import grid_of, noised
@@ -115,6 +116,7 @@ def score_layer_importance(
         if plan.score_budget == 0:
             return updates, state._replace(step=state.step + 1)
         tau = multiplier_at(plan.score_noise_multipliers, state.step)
+        tau = jnp.where(sound(updates), tau, jnp.nan)
         step_key = jax.random.fold_in(
             jax.random.fold_in(state.key, _SCORE_TAG), state.step
         )
@@ -201,7 +203,7 @@ def score_released_gradients(
         sizes = jnp.array(groups.sizes, jnp.float32)
         energy = sizes * jnp.square(stddev / plan.batch_size)
         signal = jnp.square(groups.norms(leaves)).astype(jnp.float32) - energy
-        state = _averaged(state, signal, jnp.zeros(()), decay)
+        state = _averaged(state, signal, jnp.zeros((), jnp.float32), decay)
         squares, _ = _unbiased(state, decay)
         return updates, _weighted(state, squares, chosen, floor)
 
@@ -296,10 +298,12 @@ def _averaged(
     state: ScoreLayerImportanceState, released: Array, variance: Array, decay: Any
 ) -> ScoreLayerImportanceState:
     """Moves the running average, and the variance that noise alone gives it."""
+    average = decay * state.average + (1 - decay) * released
+    variance = decay**2 * state.variance + (1 - decay) ** 2 * variance
     return state._replace(
         step=state.step + 1,
-        average=decay * state.average + (1 - decay) * released,
-        variance=decay**2 * state.variance + (1 - decay) ** 2 * variance,
+        average=average.astype(state.average.dtype),
+        variance=variance.astype(state.variance.dtype),
     )
 
 

@@ -179,7 +179,7 @@ def _gather(eqn: Any, position: int, view: View) -> Linear | str:
     clips = "CLIP" in str(p["mode"])
 
     def factors(indices: Array, cotangent: Array) -> tuple[Rows, Array]:
-        ids = _signed(indices).reshape(1, terms)
+        ids = _within(indices, shape[axis]).reshape(1, terms)
         given = jnp.transpose(cotangent, (*outer, *numbers.offset_dims))
         given = given.reshape(1, terms, span(second))
         if not clips:
@@ -203,19 +203,27 @@ def _dynamic_slice(eqn: Any, position: int, view: View) -> Linear | str:
         return "rows that are not neighbours in the parameter"
 
     def factors(index: Array, cotangent: Array) -> tuple[Rows, Array]:
-        ids = _clipped(_signed(index).reshape(1, 1), shape[axis])
+        ids = _clipped(_within(index, shape[axis]).reshape(1, 1), shape[axis])
         return Rows(ids, shape[axis]), cotangent.reshape(1, 1, span(second))
 
     return Linear((), first, second, 1, 1 + axis, factors, None, True)
 
 
-def _signed(ids: Array) -> Array:
-    return ids.astype(jnp.promote_types(ids.dtype, jnp.int32))
+def _within(ids: Array, size: int) -> Array:
+    """Row numbers as int32, those outside of the rows as -1 or `size`.
+
+    Bounded in the ids' own type: a cast alone would make a large unsigned number
+    negative, and a wide one any number.
+    """
+    most = min(size, jnp.iinfo(ids.dtype).max)
+    least = max(-1, jnp.iinfo(ids.dtype).min)
+    low, high = (jnp.asarray(x, ids.dtype) for x in (least, most))
+    return jnp.clip(ids, low, high).astype(jnp.int32)
 
 
 def _clipped(ids: Array, size: int) -> Array:
-    """Row numbers as int32 within the rows there are."""
-    return jnp.clip(ids, 0, size - 1).astype(jnp.int32)
+    """Row numbers within the rows there are."""
+    return jnp.clip(ids, 0, size - 1)
 
 
 RULES: dict[str, Rule] = {

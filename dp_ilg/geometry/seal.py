@@ -1,0 +1,75 @@
+"""Whether a clipped sum still has the bound it says, before noise is drawn for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+
+from dp_ilg.base import SEAL, ClippedGrad
+
+
+def sealed(clipped: ClippedGrad) -> Any:
+    """Whether a sum is as clipping left it; raises where that is known to be false.
+
+    Args:
+        clipped: a sum.
+
+    Returns:
+        A bool array without axes, traced where the seal is.
+
+    Raises:
+        ValueError: for a sum that arithmetic was done on, as far as that is known
+            before values are.
+
+    Example:
+        >>> clipped = ClippedGrad({"w": jnp.ones(2)}, jnp.ones(1), None, 1.0)
+        >>> bool(sealed(clipped))
+        True
+        >>> sealed(jax.tree.map(lambda x: x / 2, clipped))
+        Traceback (most recent call last):
+        ValueError: Arithmetic was done on a whole ClippedGrad (jax.lax.psum, ...
+    """
+    parts = [jnp.asarray(x) for x in jax.tree.leaves(clipped.seal)]
+    whole: Any = [x.dtype for x in parts] == [x.dtype for x in SEAL]
+    if whole:
+        whole = jnp.all(parts[0]) & jnp.all(parts[1] == SEAL[1])
+    if not isinstance(whole, Tracer) and not bool(whole):
+        raise ValueError(
+            "Arithmetic was done on a whole ClippedGrad (jax.lax.psum, pmean, or a sum "
+            "by jax.tree.map), which changes its bound as well; add devices with "
+            "dp_ilg.clipping.lots.sum_over_axis(clipped, axis_name), and chunks with +."
+        )
+    return whole
+
+
+def sound(clipped: ClippedGrad) -> Any:
+    """Whether a sum has a bound that noise can be drawn for; if not, release NaN.
+
+    A clip norm or weight that is no positive number says that no bound is known, or
+    that something (``optax.zero_nans``) has overwritten the NaN that said so.
+
+    Args:
+        clipped: a sum.
+
+    Returns:
+        A bool array without axes.
+
+    Raises:
+        ValueError: as `sealed`.
+
+    Privacy: a function of public values only: bound, weights and seal.
+
+    Example:
+        >>> import dataclasses, dp_ilg
+        >>> geometry = dp_ilg.Geometry.uniform({"w": jnp.ones(2)})
+        >>> clipped = ClippedGrad({"w": jnp.ones(2)}, jnp.ones(1), geometry, 1.0)
+        >>> bool(sound(clipped)), bool(sound(dataclasses.replace(
+        ...     clipped, l2_clip_norm=0.0)))
+        (True, False)
+    """
+    facts = (clipped.geometry.weights, clipped.l2_clip_norm)
+    good = [jnp.all(jnp.isfinite(x) & (jnp.asarray(x) > 0)) for x in facts]
+    return sealed(clipped) & good[0] & good[1]
