@@ -135,6 +135,29 @@ def test_rooms_without_jax(room):
     assert files and not [path for path in files if "jax" in imports(path)]
 
 
+SHORT_TAILED = re.compile(r"random\.(normal|multivariate_normal|laplace)\b|erf_inv")
+DRAWS_NO_NOISE = {"training/lora.py", "experiments/papers/pca_network.py"}
+"""These draw initial parameters, from no data."""
+
+
+def short_tailed(root, code=None):
+    """Files that draw float32 normal numbers, which end at 5.42 deviations."""
+    found = set()
+    for path in [root] if root.is_file() else sorted(root.rglob("*.py")):
+        tree = ast.parse(path.read_text() if code is None else code)
+        names = {ast.unparse(n) for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
+        if any(SHORT_TAILED.search(name) and "np." not in name for name in names):
+            found.add(str(path.relative_to(PACKAGE)))
+    return found
+
+
+def test_no_noise_is_drawn_with_a_short_tail():
+    assert short_tailed(PACKAGE) <= DRAWS_NO_NOISE
+    planted = "import jax\ny = x + jax.random.normal(key, x.shape)"
+    assert short_tailed(PACKAGE / "base.py", planted) == {"base.py"}
+    assert short_tailed(PACKAGE / "base.py", "from jax import lax\nlax.erf_inv(u)")
+
+
 def test_at_most_two_modules_at_the_root():
     assert {p.stem for p in PACKAGE.glob("*.py")} == {"__init__", *FLOORS[0]}
     assert {p.stem for p in (PACKAGE / "experiments").glob("*.py")} == {"__init__"}

@@ -36,6 +36,7 @@ TABLES: dict[str, Table] = {
     "lots": costs.lots,
     "fine-tuning": costs.fine_tuning,
     "noise-cost": costs.noise_cost,
+    "noise-density": costs.noise_density,
     "embedding": costs.embedding,
     "waiting": costs.waiting,
     "scaling": costs.scaling,

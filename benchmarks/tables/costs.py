@@ -67,12 +67,25 @@ def noise_cost(lines: Lines) -> str:
         [
             r["model"],
             f"{r['draws']:,}",
-            f"{r['threefry_ms']:.1f}",
+            f"{r['short_tailed_ms']:.2f}",
+            f"{r['threefry_ms']:.2f}",
+            f"{r['ratio_of_least']:.2f}",
             f"{r['secure_ms']:.1f}",
+            f"{r['exact_ms']:.0f}",
         ]
         for r in lines("audit_noise_cost")
     ]
-    head = ["model", "normal numbers", "threefry, ms", "SHAKE-256, ms"]
+    head = ["model", "numbers", "23 bits, ms", "default, ms"]
+    return markdown([*head, "least over least", "SHAKE-256, ms", "exact, ms"], rows)
+
+
+def noise_density(lines: Lines) -> str:
+    """How far a draw's density is from a Gaussian's, by enumeration."""
+    rows = [
+        [f"{r['stddevs']}", f"{r['relative_error']:.1e}", r["float32"]]
+        for r in lines("noise_density")
+    ]
+    head = ["standard deviations", "largest relative error", "23 bits"]
     return markdown(head, rows)
 
 

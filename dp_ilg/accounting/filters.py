@@ -96,11 +96,12 @@ class PrivacyFilter:
         validation.positive("epsilon", epsilon)
         _check_plan("planned", planned)
         self.epsilon, self.delta = float(epsilon), planned.delta
-        self._accounted = planned.accounted_delta  # beside what the noise's law costs
+        paid = planned.noise_charge.epsilon  # for the law of the noise, and in delta
+        self._accounted = (self.epsilon - paid, planned.accounted_delta)
         self.neighboring_relation = planned.neighboring_relation
         self.num_examples = planned.num_examples
         self.order = self._best_order(planned)
-        self.budget = _budget(self.epsilon, self._accounted, self.order)
+        self.budget = _budget(*self._accounted, self.order)
         self._spent = 0.0
 
     def __reduce__(self) -> NoReturn:
@@ -220,7 +221,7 @@ class PrivacyFilter:
 
     def _best_order(self, planned: PrivacyPlan) -> float:
         """Where the planned steps take the smallest part of the budget."""
-        budgets = {a: _budget(self.epsilon, self._accounted, a) for a in _ORDERS}
+        budgets = {a: _budget(*self._accounted, a) for a in _ORDERS}
         parts = {
             a: self._divergence(planned, a) / budget
             for a, budget in budgets.items()

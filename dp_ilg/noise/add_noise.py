@@ -98,23 +98,23 @@ def gaussian_noise(
     Returns:
         The noised sum, in float32 or wider; frozen leaves stay exactly 0. All NaN where
         multiplier, clip norm or a weight is not positive and finite: whatever came
-        before, no sum without noise is released.
+        before, no sum without noise is released (`dp_ilg.geometry.seal`).
 
     Raises:
-        ValueError: for a multiplier too large for so many coordinates
-            (`dp_ilg.noise.release.largest_multiplier`), and for a sum that arithmetic
-            was done on after it was clipped.
+        ValueError: for a sum that arithmetic was done on after it was clipped, or a
+            multiplier too large for so many coordinates
+            (`dp_ilg.noise.release.largest_multiplier`).
     """
+    whole = sound(clipped)
     geometry, wanted = clipped.geometry, _noised_leaves(clipped)
     leaves, treedef = jax.tree.flatten(clipped.gradients)
     geometry.groups.check(leaves)
     count = sum(x.size for x in wanted if x is not None)
     if not isinstance(noise_multiplier, Tracer):
         check_multiplier(float(noise_multiplier), count)
-    sigma = jnp.where(sound(clipped), jnp.float32(noise_multiplier), jnp.nan)
     reach = jnp.float32(clipped.l2_clip_norm) * geometry.weights
-    grid = grid_of(reach, sigma, count)
-    valid = jnp.all(grid.valid)
+    grid = grid_of(reach, noise_multiplier, count)
+    valid = jnp.all(grid.valid) & whole
     if draws is None:
         draws = normal_steps(key, wanted, valid)
     parts = [geometry.groups.expand(x) for x in (grid.stddev, grid.step)]
@@ -177,9 +177,9 @@ def add_importance_noise(
 
     Raises:
         TypeError: for a bad key, or an update that was not clipped.
-        ValueError: for more coordinates than the plan pays for, and for a clipped sum
-            that ``jax.lax.psum`` or other arithmetic was done on; a bound that is not
-            positive and finite releases NaN.
+        ValueError: for more coordinates than the plan pays for.
+        ValueError: for a clipped sum that ``jax.lax.psum`` or other arithmetic was
+            done on; a bound that is not positive and finite releases NaN.
 
     Privacy: with a clip of the plan's Poisson sample before it, each step is one
     Poisson-subsampled Gaussian with multiplier ``plan.gradient_noise_multipliers[t]``

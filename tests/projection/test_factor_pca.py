@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 import dp_ilg
-from dp_ilg.projection import factor_pca
+from dp_ilg.projection import factor_pca, pca
 from dp_ilg.projection.factor_pca import FactorPca, factor_releases, private_factor_pca
 
 KEY = jax.random.key(11)
@@ -56,7 +56,12 @@ def frobenius_coordinates(matrix):
 def draws():
     keys = jax.random.split(KEY, 25)
     return np.concatenate(
-        [frobenius_coordinates(factor_pca._symmetric(key, 56)) for key in keys]
+        [
+            frobenius_coordinates(
+                pca.with_symmetric_noise(np.zeros((56, 56)), 1.0, key)
+            )
+            for key in keys
+        ]
     )
 
 

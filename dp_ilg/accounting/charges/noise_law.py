@@ -9,7 +9,7 @@ The accountant's theorem is about a Gaussian rounded to the grid. A draw of
   inequality up to 10 standard deviations, a count of draws beyond; the last part is
   what the middle cells pay for the others);
 - cells far out are rounded up, together by at most `EXCESS`;
-- beyond 15.78 standard deviations nothing is drawn, a probability below `BEYOND`.
+- beyond 15.7 standard deviations too little is drawn, a probability below `BEYOND`.
 
 So a mechanism that is (epsilon', delta')-private with Gaussians is, with these draws,
 (epsilon' + 2 t, exp(t) delta' + N EXCESS + exp(60) (N BEYOND + exp(-150)))-private for
@@ -25,7 +25,7 @@ from dp_ilg import validation
 
 SMOOTH = 1e-20  # relative error of the density, mean square under the Gaussian
 EXCESS = 4041 * 2.0**-96  # total rounding up of the table's cells
-BEYOND = 5e-56  # probability of a Gaussian outside the table's reach
+BEYOND = 1.2e-55  # probability of a Gaussian where the table does not reach
 MOST_PARAMETERS = 10**9  # of a step, and of a prior release, unless a plan says less
 MOST_DRAWS = 10**17  # of a run, for which the bounds above are derived
 _EXPONENT = 150.0  # of the probability with which the factor exp(t) fails

@@ -171,12 +171,12 @@ def make_tools(job: Job) -> Tools:
 
 
 def with_exact_noise(
-    tools: Tools, job: Job, position: Position, secret: str | None
-) -> Tools:
+    tools: Tools | None, job: Job, position: Position, secret: str | None
+) -> Tools | None:
     """The tools with the draws that a plan of exact noise asks for.
 
     Args:
-        tools: of the run.
+        tools: of the run; None for those that are made here.
         job: the run.
         position: of the run, for shapes.
         secret: 64 hexadecimal digits, from the run's checkpoints.
@@ -203,6 +203,7 @@ def with_exact_noise(
     geometry = job.make_optimizer(jax.random.key(0)).geometry(position.state)
     shapes = jax.eval_shape(lambda params: params, position.params)
     source = ExactNoise(secret=bytes.fromhex(secret))
+    tools = tools or make_tools(job)
     return tools._replace(draws=lambda step: source.draws(step, shapes, geometry))
 
 
