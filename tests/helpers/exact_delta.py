@@ -54,7 +54,9 @@ def panels(q, z, sensitivity, removed, tail, tilt, frequency):
     slope = np.abs(np.gradient(losses, grid))
     steep = np.abs(np.gradient(tilted, grid))
     density = np.maximum(1 / 0.7, 1 / z) + frequency * slope / 6 + steep / 12
-    count = np.concatenate([[0], np.cumsum(0.5 * (density[1:] + density[:-1]) * np.diff(grid))])
+    count = np.concatenate(
+        [[0], np.cumsum(0.5 * (density[1:] + density[:-1]) * np.diff(grid))]
+    )
     edges = np.interp(np.linspace(0, count[-1], math.ceil(count[-1]) + 1), count, grid)
     half, middle = np.diff(edges) / 2, (edges[1:] + edges[:-1]) / 2
     x = (middle[:, None] + half[:, None] * _NODES).ravel()
@@ -77,9 +79,16 @@ class Exact:
         self.steps, self.side = steps, (sensitivity, removed, tail)
         self.left_out = 1e-6 * delta
         found = optimize.minimize_scalar(
-            lambda x: self._moment(math.exp(x)) - math.exp(x) * epsilon
-            - x - math.log1p(math.exp(x)),
-            bounds=self._bracket(epsilon), method="bounded", options={"xatol": 1e-3})
+            lambda x: (
+                self._moment(math.exp(x))
+                - math.exp(x) * epsilon
+                - x
+                - math.log1p(math.exp(x))
+            ),
+            bounds=self._bracket(epsilon),
+            method="bounded",
+            options={"xatol": 1e-3},
+        )
         tilts = (math.exp(found.x) * np.array([1, 0.9, 0.75, 0.5, 2.0, 4.0])).tolist()
         size = {t: self._moment(t) - t * epsilon for t in tilts}
         tilts = [t for t in tilts if size[t] < size[tilts[0]] + 8]  # or it cancels
@@ -102,14 +111,23 @@ class Exact:
         epsilon = self.epsilon if epsilon is None else epsilon
         size = self._moment(tilt) - tilt * epsilon
         wider = (tilt * np.array([1.05, 1.1, 1.2, 1.35, 1.6, 2.0, 3.0])).tolist()
-        right = [(self._moment(t) - t * epsilon - size + 30) / (t - tilt) for t in wider]
+        right = [
+            (self._moment(t) - t * epsilon - size + 30) / (t - tilt) for t in wider
+        ]
         return max(min(right), (30 + max(0.0, -size)) / tilt)
 
     def _bracket(self, epsilon):
         """Between two tilts the derivative changes its sign."""
         high = 1e-3
+
         def slope(t):
-            return (self._moment(t * 1.01) - self._moment(t)) / (0.01 * t) - epsilon - 1 / t - 1 / (1 + t)
+            return (
+                (self._moment(t * 1.01) - self._moment(t)) / (0.01 * t)
+                - epsilon
+                - 1 / t
+                - 1 / (1 + t)
+            )
+
         while slope(high) < 0 and high < 1e7:
             high *= 3
         return math.log(high / 4), math.log(high * 1.1)
@@ -125,7 +143,10 @@ class Exact:
             if nodes is None or block[-1] > top:
                 while block[-1] > top:
                     top *= 2
-                nodes = [(*mixture_panels(parts, *self.side, self.tilt, top), count) for parts, count in self.steps]
+                nodes = [
+                    (*mixture_panels(parts, *self.side, self.tilt, top), count)
+                    for parts, count in self.steps
+                ]
                 nodes = [self._prepared(*one) for one in nodes]
             values.append(self._terms(nodes, block))
             frequencies.append(block)
@@ -134,7 +155,10 @@ class Exact:
                 break
         natural = block[-1] ** 2 * self.normal < 9  # the losses end it, not the extra
         self.converged = natural or self.tilt * self.epsilon > 5
-        self.frequencies, self.values = np.concatenate(frequencies), np.concatenate(values)
+        self.frequencies, self.values = (
+            np.concatenate(frequencies),
+            np.concatenate(values),
+        )
 
     def _prepared(self, losses, logs, count):
         kept = logs > logs.max() - 38
@@ -157,7 +181,9 @@ class Exact:
 
     def deltas(self, epsilon):
         """Delta at an epsilon near the first one: too small, and too large."""
-        turned = (self.values * np.exp(1j * self.frequencies * (self.epsilon - epsilon))).real
+        turned = (
+            self.values * np.exp(1j * self.frequencies * (self.epsilon - epsilon))
+        ).real
         turned[0] *= 0.5
         factor = 2 * math.exp(self.scale - self.tilt * epsilon) / self.period
         return (

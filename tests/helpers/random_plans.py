@@ -1,4 +1,4 @@
-"""Random runs over the whole domain of the accountant, and its verdict against an oracle.
+"""Random runs over the whole domain of the accountant, and an oracle's verdict.
 
 A run has one or a few kinds of steps. Rates, noise, steps and delta are log-uniform.
 """
@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 
-from dp_ilg.accounting import contour
+from dp_ilg.accounting.certified import accountant
 from dp_ilg.accounting.kinds import Kind
 from tests.helpers.exact_delta import Exact
 
@@ -27,7 +27,7 @@ def draw(rng):
         if rng.random() < 0.2:
             kinds.append(Kind(1.0, 10 ** rng.uniform(0.5, 3), (), 1))
         sensitivity = int(rng.choice([1, 2]))
-        rough = contour.rough_epsilon(kinds, delta, sensitivity)
+        rough = accountant.rough_epsilon(kinds, delta, sensitivity)
         if 1e-4 < rough < 120:
             return kinds, delta, sensitivity
 
@@ -40,7 +40,7 @@ def verdict(kinds, delta, sensitivity):
     1 the claim is loose. None where the oracle does not converge.
     """
     began = time.process_time()
-    epsilon = contour.epsilon(kinds, delta, sensitivity)
+    epsilon = accountant.epsilon(kinds, delta, sensitivity)
     seconds = time.process_time() - began
     facts = {"epsilon": epsilon, "seconds": seconds, "above": None, "within": None}
     if not 1e-4 <= epsilon <= 100:
@@ -48,7 +48,9 @@ def verdict(kinds, delta, sensitivity):
     steps = [([(1.0, k.sampling_prob, k.noise_multiplier)], k.count) for k in kinds]
     found = []
     for removed in (True, False) if sensitivity == 1 else (True,):
-        most = sum(-k.count * math.log1p(-min(k.sampling_prob, 1 - 1e-16)) for k in kinds)
+        most = sum(
+            -k.count * math.log1p(-min(k.sampling_prob, 1 - 1e-16)) for k in kinds
+        )
         if sensitivity == 1 and not removed and most <= epsilon:
             continue  # no loss is that large
         oracle = Exact(steps, sensitivity, removed, epsilon, delta)
