@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dp_ilg.accounting import contour, epsilon_cache, renyi
+from dp_ilg.accounting import epsilon_cache, renyi
+from dp_ilg.accounting.certified import accountant as certified
 from dp_ilg.accounting.kinds import Kind, kinds_of, merged
 
 if TYPE_CHECKING:
@@ -181,7 +182,7 @@ def _pld_epsilon(kinds: _Kinds, delta: float, relation: str) -> float:
     """Unsampled Gaussians have a closed form; all else is summed along a line."""
     if all(q == 1 and not truncated for q, _, truncated, _ in kinds):
         return _gaussian_epsilon(kinds, delta, relation)
-    return contour.epsilon(kinds, delta, NEIGHBORING_RELATIONS[relation])
+    return certified.epsilon(kinds, delta, NEIGHBORING_RELATIONS[relation])
 
 
 def _gaussian_epsilon(kinds: _Kinds, delta: float, relation: str) -> float:

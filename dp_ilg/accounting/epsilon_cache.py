@@ -22,7 +22,16 @@ from pathlib import Path
 
 VARIABLE = "DP_ILG_CACHE"
 _WORTH_SECONDS = 0.2  # what is faster is not kept
-_SOURCES = ("accountants", "kinds", "loss_pairs", "renyi", "spectra", "truncation")
+_SOURCES = (
+    "accountants",
+    "certified/accountant",
+    "certified/contour",
+    "certified/moments",
+    "certified/runs",
+    "kinds",
+    "renyi",
+    "truncation",
+)
 _PACKAGES = ("dp-accounting", "numpy", "scipy")
 
 

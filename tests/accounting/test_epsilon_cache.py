@@ -88,9 +88,9 @@ def imported(tree):
         if isinstance(node, ast.ImportFrom) and node.module:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
             for name in (node.module, *names):
-                room, _, last = name.rpartition(".")
-                if room == "dp_ilg.accounting" and (SOURCES / f"{last}.py").exists():
-                    yield last
+                path = name.removeprefix("dp_ilg.accounting.").replace(".", "/")
+                if (SOURCES / f"{path}.py").exists():
+                    yield path
 
 
 def damage(path, how):

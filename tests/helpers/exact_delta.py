@@ -11,7 +11,7 @@ themselves do not.
 import math
 
 import numpy as np
-from scipy import optimize, special
+from scipy import optimize, special, stats
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(16)
 _BLOCK = 128
@@ -36,11 +36,16 @@ def law(q, z, sensitivity, removed, x):
     return (normal + ours, ours) if removed else (normal, -ours)
 
 
-def panels(q, z, sensitivity, removed, tilt, frequency):
-    """Losses, logs of tilted densities and logs of weights of a step's nodes."""
-    far = min(14 + (1 + 2 * tilt) / z, 1e5)
-    outer = np.arange(14, far + 1, 0.3)
-    grid = np.concatenate([-outer[::-1], np.arange(-13.95, 13.98, 0.05), outer])
+def panels(q, z, sensitivity, removed, tail, tilt, frequency):
+    """Losses and logs of weighted tilted densities of a step's nodes.
+
+    Half of `tail` is the mass of P that is left out at each end.
+    """
+    low, high = stats.norm.ppf(tail / 2), stats.norm.isf(tail / 2)
+    if sensitivity == 2 or removed:
+        odd = special.ndtri(min(tail / 4 / q, 0.5))
+        high = max(stats.norm.isf(tail / 4), 1 / z - odd)
+    grid = np.linspace(low, high, 2001)
     logs, losses = law(q, z, sensitivity, removed, grid)
     tilted = logs + tilt * losses
     inside = np.flatnonzero(tilted > tilted.max() - 50)
@@ -69,8 +74,10 @@ def mixture_panels(parts, *facts):
 class Exact:
     """Delta of a run: `steps` are pairs of parts [(share, q, z)] and a count."""
 
-    def __init__(self, steps, sensitivity, removed, epsilon, extra=3e-6):
-        self.steps, self.side = steps, (sensitivity, removed)
+    def __init__(self, steps, sensitivity, removed, epsilon, delta, extra=3e-6):
+        tail = 1e-6 * delta / max(1, sum(count for _, count in steps))
+        self.steps, self.side = steps, (sensitivity, removed, tail)
+        self.left_out = 1e-6 * delta
         found = optimize.minimize_scalar(
             lambda x: (
                 self._moment(math.exp(x))
@@ -82,7 +89,9 @@ class Exact:
             method="bounded",
             options={"xatol": 1e-3},
         )
-        tilts = (math.exp(found.x) * np.array([1, 0.9, 0.75, 0.5])).tolist()
+        tilts = (math.exp(found.x) * np.array([1, 0.9, 0.75, 0.5, 2.0, 4.0])).tolist()
+        size = {t: self._moment(t) - t * epsilon for t in tilts}
+        tilts = [t for t in tilts if size[t] < size[tilts[0]] + 8]  # or it cancels
         self.tilt = min(tilts, key=lambda t: self._period(t, epsilon))
         self.scale = self._moment(self.tilt)
         self.normal = 2 * extra * epsilon / (1 + self.tilt)
@@ -144,6 +153,8 @@ class Exact:
             done += _BLOCK
             if np.abs(values[-1]).max() < 1e-13 * abs(values[0][0]):
                 break
+        natural = block[-1] ** 2 * self.normal < 9  # the losses end it, not the extra
+        self.converged = natural or self.tilt * self.epsilon > 5
         self.frequencies, self.values = (
             np.concatenate(frequencies),
             np.concatenate(values),
@@ -175,4 +186,7 @@ class Exact:
         ).real
         turned[0] *= 0.5
         factor = 2 * math.exp(self.scale - self.tilt * epsilon) / self.period
-        return factor * turned[1::2].sum(), factor * turned[::2].sum()
+        return (
+            factor * turned[1::2].sum(),
+            factor * turned[::2].sum() + self.left_out,
+        )

@@ -1,0 +1,61 @@
+"""Random runs over the whole domain of the accountant, and an oracle's verdict.
+
+A run has one or a few kinds of steps. Rates, noise, steps and delta are log-uniform.
+"""
+
+import math
+import time
+
+import numpy as np
+
+from dp_ilg.accounting.certified import accountant
+from dp_ilg.accounting.kinds import Kind
+from tests.helpers.exact_delta import Exact
+
+
+def draw(rng):
+    """Kinds, delta and sensitivity of a run whose epsilon is between 1e-4 and 100."""
+    while True:
+        delta = 10 ** rng.uniform(-30, -2)
+        stages = int(rng.choice([1, 1, 1, 2, 3]))
+        q, z = 10 ** rng.uniform(-6, 0), 10 ** rng.uniform(-0.7, 2.3)
+        steps = int(10 ** rng.uniform(0, 7))
+        kinds = [
+            Kind(q, z * float(rng.uniform(1, 2)), (), max(1, steps // stages))
+            for _ in range(stages)
+        ]
+        if rng.random() < 0.2:
+            kinds.append(Kind(1.0, 10 ** rng.uniform(0.5, 3), (), 1))
+        sensitivity = int(rng.choice([1, 2]))
+        rough = accountant.rough_epsilon(kinds, delta, sensitivity)
+        if 1e-4 < rough < 120:
+            return kinds, delta, sensitivity
+
+
+def verdict(kinds, delta, sensitivity):
+    """What the accountant says and how the oracle's delta at it compares.
+
+    `above` is the oracle's least delta at the epsilon claimed, over delta: above 1 the
+    claim is false. `within` is its largest at an epsilon smaller by a thousandth: below
+    1 the claim is loose. None where the oracle does not converge.
+    """
+    began = time.process_time()
+    epsilon = accountant.epsilon(kinds, delta, sensitivity)
+    seconds = time.process_time() - began
+    facts = {"epsilon": epsilon, "seconds": seconds, "above": None, "within": None}
+    if not 1e-4 <= epsilon <= 100:
+        return facts
+    steps = [([(1.0, k.sampling_prob, k.noise_multiplier)], k.count) for k in kinds]
+    found = []
+    for removed in (True, False) if sensitivity == 1 else (True,):
+        most = sum(
+            -k.count * math.log1p(-min(k.sampling_prob, 1 - 1e-16)) for k in kinds
+        )
+        if sensitivity == 1 and not removed and most <= epsilon:
+            continue  # no loss is that large
+        oracle = Exact(steps, sensitivity, removed, epsilon, delta)
+        if not oracle.converged:
+            return facts
+        found.append((min(oracle.deltas(epsilon)), max(oracle.deltas(epsilon / 1.001))))
+    above, within = np.max(found, axis=0) / delta
+    return facts | {"above": float(above), "within": float(within)}
