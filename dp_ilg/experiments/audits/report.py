@@ -99,6 +99,7 @@ CHECKS: dict[str, Callable[[Evidence], Finding]] = {
     "clipped sum": _step(promises.exact_sum),
     "sensitivity": _step(promises.sensitivity),
     "repeated terms": _step(last_bits.repeated_terms),
+    "rows apart": _step(last_bits.rows_apart),
     "any order": _step(last_bits.any_order),
     "absent examples": _step(promises.absent),
     "geometry of past releases": _step(promises.past_releases),

@@ -1,6 +1,7 @@
 """Every fault planted in a sound trainer is found, by the check meant for it."""
 
 import dataclasses
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from dp_accounting import pld
 
 import dp_ilg
 from dp_ilg.base import PrivateTransformation
+from dp_ilg.clipping.bookkeeping import factors
 from dp_ilg.experiments.audits.report import CHECKS, gather
 from dp_ilg.experiments.runs.keys import derived_keys
 from dp_ilg.noise.add_noise import (
@@ -359,6 +361,50 @@ def float32_lots():
     return replaced(clip=clip)
 
 
+def guard_of_a_quarter():
+    """Norms with the guessed allowance for rounding that they once had."""
+
+    def norms(squares, scale):
+        value, size = (
+            jnp.stack(
+                [
+                    x.value if k == 0 else 0 * x.value if x.size is None else x.size
+                    for x in squares
+                ],
+                axis=1,
+            )
+            for k in (0, 1)
+        )
+        slack = 0.25 * jnp.finfo(value.dtype).eps * size
+        root = jnp.sqrt(jnp.maximum(value, 0) + slack)
+        return jnp.where(scale == 0, 0, scale * root), 0 * root
+
+    def clip(loss):
+        sound = SOUND.clip(loss)
+
+        def run(*args, **facts):
+            with mock.patch.object(factors, "norms", norms):
+                return sound(*args, **facts)
+
+        return run
+
+    return replaced(clip=clip)
+
+
+def a_loss_that_sees_its_neighbours():
+    """A gradient that is scaled by what the whole batch holds, by very little."""
+
+    def clip(loss):
+        def run(params, batch, **facts):
+            top = sum(jnp.sum(jnp.abs(x)) for x in jax.tree.leaves(batch))
+            near = lambda p, e: loss(p, e) * (1 + 1e-6 * top)  # noqa: E731
+            return SOUND.clip(near)(params, batch, **facts)
+
+        return run
+
+    return replaced(clip=clip)
+
+
 class FftPlan(dp_ilg.PrivacyPlan):
     """A plan that asks dp_accounting's privacy loss distributions for any delta."""
 
@@ -487,6 +533,8 @@ FAULTS = {
         "end of the plan",
     ),
     "noise without tails": (short_tailed_noise, "tail of the noise"),
+    "a guard of a quarter": (guard_of_a_quarter, "repeated terms"),
+    "a loss that sees its neighbours": (a_loss_that_sees_its_neighbours, "rows apart"),
     "float32 lots": (float32_lots, "any order"),
     "accountant of round-off at a tiny delta": (fft_accountant, "claimed epsilon"),
 }
