@@ -22,7 +22,6 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 sys.path.insert(0, str(Path(__file__).parents[1] / "speed"))
 import step_records as records  # noqa: E402
 from common import RESULTS, machine  # noqa: E402
-
 from tests.helpers.random_plans import draw, verdict  # noqa: E402
 
 LINES = RESULTS / "accountant.jsonl"
