@@ -204,7 +204,8 @@ def norms(squares: list[Square], scale: Array) -> tuple[Array, Array]:
     root = upwards(jnp.sqrt(jnp.maximum(square + error, 0) + floor), 4)
     rough = [s.value if s.size is None else s.size for s in squares]
     size = jnp.maximum(jnp.sqrt(jnp.maximum(jnp.stack(rough, axis=1), 0)), root)
-    return tuple(jnp.where(scale == 0, 0, scale * x) for x in (root, size))
+    sizes = jnp.where(scale == 0, 0, scale * size)
+    return jnp.where(scale == 0, 0, scale * root), sizes
 
 
 def _gram(values: list[Any], index: np.ndarray | None = None) -> Gram:

@@ -58,7 +58,8 @@ def test_ordinary_terms_pay_less_than_a_hundred_thousandth():
 
 def test_the_record_holds_both_searches():
     lines = (ROOT / "results" / "norm_bounds.jsonl").read_text().splitlines()
-    found = {line["summary"]: line for line in map(json.loads, lines)}
+    rows = [line for line in map(json.loads, lines) if "summary" in line]
+    found = {line["summary"]: line for line in rows}
     assert found["proven"]["cases"] >= 100_000
     assert found["proven"]["largest_ratio"] <= 1
     assert set(found["proven"]["by_setting"]) == {*norm_bounds.SETTINGS}
@@ -96,7 +97,7 @@ def test_no_compiler_joins_the_stages():
     count = 100_000
     program = jax.jit(rounding.total).lower(jnp.ones((3, count))).compile().as_text()
     stages = len(rounding._widths(count))
-    assert program is not None and program.count(" reduce(") >= stages == 3
+    assert program is not None and program.count(" reduce(") >= stages == 4
 
 
 @pytest.mark.parametrize("width", [40, 64, 65, 130, 768])
@@ -114,7 +115,7 @@ def test_inner_products_keep_their_bound(width, terms):
 
 
 def test_powers_of_two_divide_without_rounding():
-    sizes = np.float32([0, 1e-45, 1e-38, 1.1754944e-38, 0.3, 1, 3.9, 3e38, np.inf])
+    sizes = np.array([0, 1e-45, 1e-38, 2.0**-126, 0.3, 1, 3.9, 3e38, np.inf], "f4")
     found = rounding.power_of_two(jnp.asarray(sizes))
     right = [0, 0, 0, 2.0**-126, 0.25, 1, 2, 2.0**127, np.inf]
     assert found.tolist() == right
