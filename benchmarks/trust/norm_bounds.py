@@ -202,7 +202,8 @@ def gradients(setting: Setting, batch: dict[str, Any]) -> Any:
     total = np.zeros((BATCH, setting.first, setting.second))
     if "ids" in wide:
         place = np.arange(BATCH)[:, None]
-        np.add.at(total, (place, wide["ids"]), wide["y"])
+        index: Any = (place, wide["ids"])
+        np.add.at(total, index, wide["y"])
     if "x" in wide:
         total += np.swapaxes(wide["x"], 1, 2) @ wide["z" if "z" in wide else "y"]
     return total
@@ -379,9 +380,8 @@ def main() -> None:
             name: max(x["largest_ratio"] for x in done if x["setting"] == name)
             for name in {line["setting"] for line in done}
         },
-        "command": f"{command} --rule {args.rule}",
-        **machine(),
     }
+    summary |= machine() | {"command": f"{command} --rule {args.rule}"}
     print(json.dumps(summary))
     _write(args.out, summary)
     if args.rule == "proven" and not worst["largest_ratio"] <= 1:
