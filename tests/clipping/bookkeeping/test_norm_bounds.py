@@ -64,6 +64,10 @@ def test_the_record_holds_both_searches():
     assert found["proven"]["largest_ratio"] <= 1
     assert set(found["proven"]["by_setting"]) == {*norm_bounds.SETTINGS}
     assert found["quarter"]["largest_ratio"] > 1.02
+    page = " ".join((ROOT.parent / "docs" / "rounding.md").read_text().split())
+    for name, digits in (("proven", 7), ("quarter", 2)):
+        assert f"{found[name]['cases']:,} cases" in page
+        assert f"{found[name]['largest_ratio']:.{digits}f}" in page
 
 
 # The sums that the bounds are about.
