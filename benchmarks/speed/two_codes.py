@@ -4,9 +4,9 @@
     python benchmarks/speed/two_codes.py --before . --toy --repeats 2
     python benchmarks/speed/two_codes.py --table
 
-Each tree gets a process that compiles the step and waits. The processes take turns on an
-otherwise idle machine, so that both see the same weather. Medians, and the ratio of the
-medians, go to benchmarks/results/two_codes_step.jsonl.
+Each tree gets a process that compiles the step and waits. The processes take turns, so
+that both see the same weather on the machine. Medians, and the ratio of the medians, go
+to benchmarks/results/two_codes_step.jsonl.
 """
 
 import argparse

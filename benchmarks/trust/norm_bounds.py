@@ -202,7 +202,8 @@ def gradients(setting: Setting, batch: dict[str, Any]) -> Any:
     total = np.zeros((BATCH, setting.first, setting.second))
     if "ids" in wide:
         place = np.arange(BATCH)[:, None]
-        np.add.at(total, (place, wide["ids"]), wide["y"])
+        index: Any = (place, wide["ids"])
+        np.add.at(total, index, wide["y"])
     if "x" in wide:
         total += np.swapaxes(wide["x"], 1, 2) @ wide["z" if "z" in wide else "y"]
     return total
@@ -331,28 +332,25 @@ def search(cases: int, rule: str = "proven", out: Path | None = None) -> list[di
 
     Args:
         cases: at least so many, those of `out` included.
-        rule: "proven" or "quarter", which has Gram products only.
+        rule: "proven" or "quarter", which has long Gram products only.
         out: a file of lines to continue.
 
     Returns:
         The blocks.
     """
-    done = [json.loads(x) for x in out.read_text().splitlines()] if _is(out) else []
+    text = out.read_text() if out is not None and out.exists() else ""
+    done = [json.loads(line) for line in text.splitlines()]
     done = [line for line in done if line.get("rule") == rule]
-    there = {(line["setting"], line["block"]) for line in done}
-    names = [n for n in SETTINGS if rule == "proven" or n.startswith(("gram", "few"))]
+    known = {(line["setting"], line["block"]) for line in done}
+    names = [n for n in SETTINGS if rule == "proven" or n.startswith("gram")]
     number = 0
     while sum(line["cases"] for line in done) < cases:
         for name in names:
-            if (name, number) not in there:
+            if (name, number) not in known:
                 done.append(block(name, number, rule))
                 _write(out, done[-1])
         number += 1
     return done
-
-
-def _is(path: Path | None) -> bool:
-    return path is not None and path.exists()
 
 
 def _write(out: Path | None, line: dict[str, Any]) -> None:
@@ -382,9 +380,8 @@ def main() -> None:
             name: max(x["largest_ratio"] for x in done if x["setting"] == name)
             for name in {line["setting"] for line in done}
         },
-        "command": f"{command} --rule {args.rule}",
-        **machine(),
     }
+    summary |= machine() | {"command": f"{command} --rule {args.rule}"}
     print(json.dumps(summary))
     _write(args.out, summary)
     if args.rule == "proven" and not worst["largest_ratio"] <= 1:

@@ -180,7 +180,7 @@ def _noise(plan: PrivacyPlan) -> dict[str, Any]:
     charge = plan.noise_charge
     return {
         "law": drawn,
-        "grid": "2^-27 of its standard deviation; sum and noise are added on it exactly",
+        "grid": "2^-27 standard deviations; sum and noise are added on it exactly",
         "proof": "noise_law.md",
         "most_parameters": plan.most_parameters,
         "charged_epsilon": charge.epsilon,

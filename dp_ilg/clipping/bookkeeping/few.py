@@ -170,7 +170,7 @@ def _lost(squares: Array, mix: Array, sizes: Array, width: int) -> Array:
     roots = _roots(squares, width)
     above = jnp.asarray(np.triu(np.ones((terms, terms)), 1), dtype)
     taken = jnp.sum(jnp.abs(mix) * above * roots[..., None], axis=2)
-    steps = np.arange(terms, dtype=dtype)
+    steps = jnp.arange(terms, dtype=dtype)
     largest = (1 + 2.0**-10) * (sizes + 4 * terms * flush)
     lost = step * (steps * largest + taken) + 4 * steps * flush
     return ERROR_MARGIN * (lost + jnp.where(sure, 0, roots))

@@ -85,7 +85,7 @@ class RunRecord:
         history: the evaluations; None before the first.
         shows_private_loss: whether a loss without noise was recorded.
         summary: what the run wrote at its end; None while it is unfinished.
-        certificate: which bounds hold for the run, and why; None where none was written.
+        certificate: which bounds hold for the run, and why; None where none is.
     """
 
     folder: str
