@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from dp_ilg.geometry.rounding import additions, power_of_two, total, upwards
+
 
 @dataclass(frozen=True)
 class LeafGroups:
@@ -104,16 +106,18 @@ def group_sizes(leaves: Sequence[LeafGroups], count: int) -> tuple[int, ...]:
 
 
 def scaled_norms(values: Sequence[Array]) -> Float[Array, "batch pieces"]:
-    """L2 norm of every example of every array, scaled against over- and underflow.
+    """L2 norm of every example of every array, and never below it (docs/rounding.md).
 
-    Where the largest entry exceeds about 8e37 (float32) the reciprocal would be flushed
-    to zero; the norm is then NaN, and the example absent.
+    Scaled by powers of two against over- and underflow, which rounds nothing. Where the
+    largest entry exceeds about 8e37 (float32) the reciprocal would be flushed to zero;
+    the norm is then NaN, and the example absent.
 
     Args:
         values: arrays with a leading batch axis.
 
     Returns:
-        One column an array; float32 or wider.
+        One column an array; float32 or wider. Above the norm by less than 1e-5 of it;
+        below it only where all entries are denormal, which count as zero.
 
     Example:
         >>> import jax.numpy as jnp
@@ -126,14 +130,14 @@ def scaled_norms(values: Sequence[Array]) -> Float[Array, "batch pieces"]:
         for x, size in zip(values, sizes, strict=True)
     ]
     tops = jnp.stack([jnp.max(jnp.abs(x), axis=1, initial=0) for x in flat], axis=1)
-    scale = nonzero(tops)
+    scale = nonzero(power_of_two(tops))
     factors = 1 / scale
-    squares = []
-    for k, x in enumerate(flat):
+    roots = []
+    for k, (x, (_, count)) in enumerate(zip(flat, sizes, strict=True)):
         unit = x * factors[:, k, None].astype(x.dtype)
-        exact = jax.lax.Precision.HIGHEST
-        squares.append(jnp.einsum("bi,bi->b", unit, unit, precision=exact))
-    return trusted(scale) * jnp.sqrt(jnp.stack(squares, axis=1))
+        root = jnp.sqrt(total(jnp.square(unit)))
+        roots.append(upwards(root, (additions(count) + 1) / 2 + 2))
+    return trusted(scale) * jnp.stack(roots, axis=1)
 
 
 def cut_batch(leaf: LeafGroups, value: Array) -> list[Array]:
@@ -151,6 +155,8 @@ def weighted_norm(
 ) -> Float[Array, "..."]:
     """``sqrt(sum_j norms_j^2 / weights_j^2)``, scaled against over- and underflow.
 
+    As computed: `rounding.weighted_norm_rounding` bounds what it may be too small by.
+
     Example:
         >>> import jax.numpy as jnp
         >>> float(weighted_norm(jnp.array([3.0, 8.0]), jnp.array([1.0, 2.0])))
@@ -158,14 +164,14 @@ def weighted_norm(
     """
     relative = norms / weights
     scale = nonzero(jnp.max(relative, axis=-1, keepdims=True))
-    squares = jnp.sum(jnp.square(relative / scale), axis=-1)
+    squares = total(jnp.square(relative / scale))
     return trusted(scale[..., 0]) * jnp.sqrt(squares)
 
 
 def join_norms(
     pieces: Float[Array, "*batch pieces"], owners: np.ndarray, count: int
 ) -> Float[Array, "*batch groups"]:
-    """Norm of each group from the norms of its pieces, scaled within the group.
+    """Norm of each group from the norms of its pieces, and never below it.
 
     Args:
         pieces: the norms.
@@ -177,7 +183,8 @@ def join_norms(
 
     Example:
         >>> import jax.numpy as jnp, numpy as np
-        >>> join_norms(jnp.array([3.0, 4.0, 2.0]), np.array([0, 0, 1]), 2).tolist()
+        >>> found = join_norms(jnp.array([3.0, 4.0, 2.0]), np.array([0, 0, 1]), 2)
+        >>> [round(x, 4) for x in found.tolist()]
         [5.0, 2.0]
     """
     if not len(owners):
@@ -187,9 +194,11 @@ def join_norms(
     index = np.array([np.resize(np.append(p, [0] * width), width) for p in places])
     there = np.arange(width) < np.array([[len(p)] for p in places])
     own = jnp.where(there, pieces[..., index], 0)
+    if width == 1:
+        return trusted(own[..., 0])
     scale = nonzero(jnp.max(own, axis=-1))
-    squares = jnp.sum(jnp.square(own / scale[..., None]), axis=-1)
-    return trusted(scale) * jnp.sqrt(squares)
+    root = jnp.sqrt(total(jnp.square(own / scale[..., None])))
+    return trusted(scale) * upwards(root, (additions(width) + 1) / 2 + 4)
 
 
 def nonzero(scale: Array) -> Array:

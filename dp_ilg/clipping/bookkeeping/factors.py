@@ -7,7 +7,6 @@ itself, formed once and used again for the sum: whichever is cheaper by static s
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any, NamedTuple
 
@@ -16,14 +15,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from dp_ilg.clipping.bookkeeping.few import GUARD, SPARE_SIZE, squares_of_few
-from dp_ilg.clipping.bookkeeping.parts import Part, Square
+from dp_ilg.clipping.bookkeeping.few import MOST, SPARE_SIZE, squares_of_few
+from dp_ilg.clipping.bookkeeping.parts import ERROR_MARGIN, Part, Square
 from dp_ilg.clipping.bookkeeping.rows import FEWEST, squares_of_rows
 from dp_ilg.clipping.bookkeeping.rules import Rows
-from dp_ilg.clipping.sums import Weighted, outer, over_examples, widened
+from dp_ilg.geometry.groups import accumulator
+from dp_ilg.geometry.rounding import (
+    additions,
+    gamma,
+    inner_products,
+    inner_roundings,
+    total,
+    upwards,
+)
 
 _EXACT = jax.lax.Precision.HIGHEST
-_UNLIKE = 8.0
 
 
 class Factors(NamedTuple):
@@ -40,11 +46,18 @@ class Factors(NamedTuple):
 
 def joined(uses: list[tuple[Any, Any]]) -> Factors:
     """The factors of all uses of a part, their terms in one where they are alike."""
-    firsts, seconds = ([pair[k] for pair in uses] for k in (0, 1))
+    firsts, seconds = ([_floating(pair[k]) for pair in uses] for k in (0, 1))
     one, other = _joined(firsts), _joined(seconds)
     if len(one) != len(other):
         return Factors(firsts, seconds)
     return Factors(one, other)
+
+
+def _floating(value: Any) -> Any:
+    """Numbers as floats: products of what a loss reads as integers may overflow."""
+    if isinstance(value, Rows):
+        return value
+    return value.astype(accumulator(value.dtype))
 
 
 def _joined(values: list[Any]) -> list[Any]:
@@ -73,8 +86,10 @@ def squares_of_gradients(part: Part, values: Array) -> list[Square]:
             axis = axes[part.side.name]
             own = _take(values, np.flatnonzero(part.side.labels == group), axis)
         flat = own.reshape(own.shape[0], math.prod(own.shape[1:]))
-        total = jnp.einsum("bi,bi->b", flat, flat, precision=_EXACT)
-        out.append(Square(total, jnp.zeros_like(total)))
+        square = total(jnp.square(flat))
+        width, tiny = flat.shape[1], float(jnp.finfo(flat.dtype).tiny)
+        error = gamma(additions(width) + 1, flat.dtype) * square + width * tiny
+        out.append(Square(square, ERROR_MARGIN * error))
     return out
 
 
@@ -84,18 +99,25 @@ def squares_of_factors(part: Part, factors: Factors) -> list[Square]:
     Where terms cancel, rounding may exceed what is left; a bound on it is added in
     `norms`, so that no norm comes out too small.
     """
-    return _lookup(part, factors) or _few(part, factors) or _grams(part, factors)
+    found = _lookup(part, factors) or _few(part, factors) or _grams(part, factors)
+    if 2 < part.terms <= MOST and not part.has_rows:
+        found = [
+            _smaller(*both) for both in zip(found, _grams(part, factors), strict=True)
+        ]
+    return found
 
 
 def _grams(part: Part, factors: Factors) -> list[Square]:
     """The squares of any part, from inner products of all pairs of its terms."""
     side = part.side
     if not side.name:
-        return [_total(_gram(factors.firsts), _gram(factors.seconds))]
+        return [_total(*_pairs(_gram(factors.firsts), _gram(factors.seconds)))]
     if side.name == "batch":
-        first, second = _gram(factors.firsts), _gram(factors.seconds)
+        value, error, sizes = _pairs(_gram(factors.firsts), _gram(factors.seconds))
         chosen = [np.flatnonzero(side.labels == g) for g in side.groups]
-        return [_total(_take(first, i, 1), _take(second, i, 1)) for i in chosen]
+        return [
+            _total(*(_take(x, i, 1) for x in (value, error, sizes))) for i in chosen
+        ]
     cut, other = factors.firsts, factors.seconds
     if side.name == "second":
         cut, other = other, cut
@@ -103,8 +125,16 @@ def _grams(part: Part, factors: Factors) -> list[Square]:
     if all(isinstance(x, Rows) for x in cut):
         return _by_row(part, cut, rest)
     return [
-        _total(_gram(cut, np.flatnonzero(side.labels == g)), rest) for g in side.groups
+        _total(*_pairs(_gram(cut, np.flatnonzero(side.labels == g)), rest))
+        for g in side.groups
     ]
+
+
+def _smaller(one: Square, other: Square) -> Square:
+    """The lower of two upper bounds of one square."""
+    better = one.value + one.error <= other.value + other.error
+    value = jnp.where(better, one.value, other.value)
+    return Square(value, jnp.where(better, one.error, other.error), other.size)
 
 
 def _lookup(part: Part, factors: Factors) -> list[Square] | None:
@@ -128,79 +158,98 @@ def _few(part: Part, factors: Factors) -> list[Square] | None:
     return squares_of_few(part.side, first, second)
 
 
-def _by_row(part: Part, rows: list[Any], rest: Array) -> list[Square]:
+def _by_row(part: Part, rows: list[Any], rest: _Gram) -> list[Square]:
     """Pieces of one-hot factors: each term belongs to the piece of its row."""
-    products = jnp.sum(_gram(rows) * rest, axis=3)
-    sizes = jnp.sqrt(_diagonal(rest))
+    found = _pairs(_gram(rows), rest)
     labels = jnp.asarray(part.side.labels)
     owner = jnp.concatenate([labels[x.ids] for x in rows], axis=2)
-    out = []
-    for group in part.side.groups:
-        own = owner == group
-        square = jnp.sum(jnp.where(own, products, 0), axis=(1, 2))
-        out.append(_square(square, jnp.where(own, sizes, 0)))
-    return out
+    return [
+        _total(*(jnp.where(owner == group, x, 0) for x in found))
+        for group in part.side.groups
+    ]
 
 
-def _total(first: Array, second: Array) -> Square:
-    square = jnp.sum(first * second, axis=(1, 2, 3))
-    sizes = jnp.sqrt(_diagonal(first) * _diagonal(second))
-    return _square(square, sizes)
+class _Gram(NamedTuple):
+    """Inner products of terms, and how wrong they may be.
 
-
-def _square(square: Array, sizes: Array) -> Square:
-    """With what bounds its rounding, from the sizes of the terms."""
-    if sizes.shape[2] == 1:
-        return Square(square, _rounding(sizes))
-    alike = jnp.sum(jnp.square(jnp.sum(sizes, axis=2)), axis=1)
-    return Square(square, _rounding(sizes), SPARE_SIZE * alike)
-
-
-def _diagonal(gram: Array) -> Array:
-    return jnp.maximum(jnp.diagonal(gram, axis1=2, axis2=3), 0)
-
-
-def _rounding(sizes: Array) -> Array:
-    """What the rounding of a squared norm is in proportion to.
-
-    Errors of products that are alike add up as the sizes of the terms do, those of
-    products that are not as their squares do, which counts where terms are few.
+    Attributes:
+        values: ``[examples, batch, terms, terms]``.
+        roundings: of the product of two terms' norms, in a value.
+        flushed: what products of denormals may have taken from a value.
     """
-    if sizes.shape[2] == 1:
-        return jnp.zeros(sizes.shape[0], sizes.dtype)
-    alike = jnp.square(jnp.sum(sizes, axis=2))
-    unlike = jnp.sum(jnp.square(sizes), axis=2)
-    return jnp.sum(alike + _UNLIKE * unlike, axis=1)
+
+    values: Array
+    roundings: int
+    flushed: float
+
+    def errors(self) -> tuple[Array, Array]:
+        """Norms of the terms, and the error of every value, from above."""
+        bound = gamma(self.roundings, self.values.dtype)
+        square = jnp.maximum(jnp.diagonal(self.values, axis1=2, axis2=3), 0)
+        size = upwards(jnp.sqrt((square + self.flushed) * (1 + bound)), 4)
+        error = bound * size[..., :, None] * size[..., None, :] + self.flushed
+        return size, error
+
+
+def _pairs(first: _Gram, second: _Gram) -> tuple[Array, Array, Array]:
+    """Square, error and norm that each term contributes, ``[examples, batch, terms]``.
+
+    docs/rounding.md, "Gram products": the errors of one factor's products count by
+    what the other's have come out as, which is little where terms are unlike.
+    """
+    (one, wrong), (two, faulty) = first.errors(), second.errors()
+    a, b = jnp.abs(first.values), jnp.abs(second.values)
+    terms, dtype = a.shape[2], a.dtype
+    bound = gamma(2 * additions(terms) + additions(a.shape[1]) + 2, dtype)
+    error = b * wrong + (a + wrong) * faulty + bound * a * b
+    error = jnp.sum(error, axis=3) + terms * float(jnp.finfo(dtype).tiny)
+    return total(first.values * second.values), error, one * two
+
+
+def _total(value: Array, error: Array, sizes: Array) -> Square:
+    """Adds up what the terms contribute."""
+    count = sizes.shape[1:]
+    error = gamma(4 * math.prod(count) + 40, error.dtype) * error + error
+    size = None
+    if count[1] > 1:
+        alike = jnp.sum(jnp.square(jnp.sum(sizes, axis=2)), axis=1)
+        size = SPARE_SIZE * alike
+    return Square(total(total(value)), jnp.sum(error, axis=(1, 2)), size)
 
 
 def norms(squares: list[Square], scale: Array) -> tuple[Array, Array]:
     """Norms and sizes of all pieces, ``[examples, pieces]`` each.
 
     Args:
-        squares: scaled squares with what bounds their rounding.
+        squares: scaled squares with their errors.
         scale: ``[examples, pieces]``.
 
     Returns:
-        The norms, never below what underflow or cancellation may have hidden, and the
-        sizes as in `PerExampleGrads`, never below the norms.
+        The norms with their bounds, never below the true ones, and the sizes as in
+        `PerExampleGrads`, never below the norms.
     """
     square = jnp.stack([s.value for s in squares], axis=1)
-    reach = jnp.stack([s.reach for s in squares], axis=1)
-    facts = jnp.finfo(square.dtype)
-    slack = GUARD * facts.eps * reach + 1e8 * facts.tiny
-    root = jnp.sqrt(jnp.maximum(square, 0) + slack)
+    error = jnp.stack([s.error for s in squares], axis=1)
+    floor = 1e8 * jnp.finfo(square.dtype).tiny
+    root = upwards(jnp.sqrt(jnp.maximum(square + error, 0) + floor), 4)
     rough = [s.value if s.size is None else s.size for s in squares]
     size = jnp.maximum(jnp.sqrt(jnp.maximum(jnp.stack(rough, axis=1), 0)), root)
     return tuple(jnp.where(scale == 0, 0, scale * x) for x in (root, size))
 
 
-def _gram(values: list[Any], index: np.ndarray | None = None) -> Array:
-    """Inner products of all terms, ``[examples, batch, terms, terms]``."""
+def _gram(values: list[Any], index: np.ndarray | None = None) -> _Gram:
+    """Inner products of all terms, of some of the entries where they are cut."""
     values = _joined(values)
     rows = [
         jnp.concatenate([_cross(x, y, index) for y in values], axis=3) for x in values
     ]
-    return jnp.concatenate(rows, axis=2) if len(rows) > 1 else rows[0]
+    found = jnp.concatenate(rows, axis=2) if len(rows) > 1 else rows[0]
+    widths = [x.shape[3] for x in values if not isinstance(x, Rows)]
+    if not widths:
+        return _Gram(found, 0, 0.0)
+    width = max(widths) if index is None else index.size
+    flushed = width * float(jnp.finfo(found.dtype).tiny)
+    return _Gram(found, inner_roundings(width, found.shape[2]), flushed)
 
 
 def _cross(x: Any, y: Any, index: np.ndarray | None) -> Array:
@@ -219,8 +268,8 @@ def _cross(x: Any, y: Any, index: np.ndarray | None) -> Array:
     if index is not None:
         x, y = _take(x, index, 3), _take(y, index, 3)
     if x.shape[2] == 1 and y.shape[2] == 1:
-        return jnp.sum(x * y, axis=3, keepdims=True)
-    return jnp.einsum("bgta,bgsa->bgts", x, y, precision=_EXACT)
+        return total(x * y)[..., None]
+    return inner_products(x, y)
 
 
 def _member(rows: Rows, index: np.ndarray) -> Array:
@@ -235,110 +284,3 @@ def _take(x: Array, index: np.ndarray, axis: int) -> Array:
         start = int(index[0])
         return jax.lax.slice_in_dim(x, start, start + index.size, axis=axis)
     return jnp.take(x, index, axis=axis)
-
-
-def sum_of_gradients(part: Part, values: Array, weights: Array) -> Array:
-    """``sum_b weights_b gradient_b``, shaped as one gradient, in float64.
-
-    Args:
-        part: the part.
-        values: scaled gradients; ``[examples, batch, first, second]`` if it is cut.
-        weights: float64 ``[examples]`` or ``[examples, groups]``, scale included.
-
-    Returns:
-        The sum; call this in the context `dp_ilg.clipping.sums.wide`.
-    """
-    if weights.ndim == 2 and not part.side.name:
-        weights = weights[:, part.side.groups[0]]
-    if weights.ndim == 2:
-        weights = _spread(part, weights, True)
-    return over_examples(Weighted(weights, values))[0]
-
-
-def sum_of_factors(
-    part: Part, factors: Factors, weights: Array, units: Any = None
-) -> Array:
-    """The same from the factors, ``[batch, first, second]``.
-
-    Args:
-        part: the part.
-        factors: its scaled factors.
-        weights: float64 ``[examples]`` or ``[examples, groups]``, scale included.
-        units: to what terms of looked-up rows are rounded, float64 ``[groups]``, or
-            None for no rounding.
-
-    Returns:
-        The sum; call this in the context `dp_ilg.clipping.sums.wide`.
-    """
-    pairs = zip(factors.firsts, factors.seconds, strict=True)
-    sums = [_sum_of_use(part, *pair, weights, units) for pair in pairs]
-    return functools.reduce(jnp.add, sums)
-
-
-def _sum_of_use(
-    part: Part, first: Any, second: Any, weights: Array, units: Any
-) -> Array:
-    flipped = {"first": "second", "second": "first"}
-    side = part.side.name
-    if isinstance(second, Rows):
-        side = flipped.get(side, side)
-        scale = _row_weights(part, second, weights, side)
-        unit = None if units is None else _row_weights(part, second, units[None], side)
-        return jnp.swapaxes(_scatter(second, first, scale, unit), 1, 2)
-    if isinstance(first, Rows):
-        scale = _row_weights(part, first, weights, side)
-        unit = None if units is None else _row_weights(part, first, units[None], side)
-        return _scatter(first, second, scale, unit)
-    if weights.ndim == 1 or side in ("", "batch", "second"):
-        second = widened(second) * _spread(part, weights, False)
-    else:
-        first, second = second, widened(first) * _spread(part, weights, False)
-        return jnp.swapaxes(_outer_of_batch(first, second), 1, 2)
-    return _outer_of_batch(first, second)
-
-
-def _outer_of_batch(first: Array, second: Array) -> Array:
-    """Terms of all examples in one axis, and their products added up."""
-    one, two = (
-        jnp.swapaxes(x, 0, 1).reshape(x.shape[1], -1, x.shape[3])
-        for x in (first, second)
-    )
-    return outer(one, two)
-
-
-def _spread(part: Part, weights: Array, formed: bool) -> Array:
-    """Weights as an array that broadcasts against factors or formed gradients."""
-    if weights.ndim == 1:
-        return weights[:, None, None, None]
-    if not part.side.name:
-        return weights[:, part.side.groups[0]][:, None, None, None]
-    chosen = weights[:, part.side.labels]
-    if part.side.name == "batch":
-        return chosen[:, :, None, None]
-    if part.side.name == "first" and formed:
-        return chosen[:, None, :, None]
-    return chosen[:, None, None, :]
-
-
-def _row_weights(part: Part, rows: Rows, weights: Array, side: str) -> Array:
-    """Weights ``[examples]`` or ``[examples or 1, groups]`` for terms of rows."""
-    if weights.ndim == 1 or side != "first":
-        return _spread(part, weights, False)
-    labels = jnp.asarray(part.side.labels)[rows.ids]
-    table = jnp.broadcast_to(weights, (labels.shape[0], weights.shape[1]))
-    return jnp.take_along_axis(table[:, None, :], labels, axis=2)[..., None]
-
-
-def _scatter(rows: Rows, value: Array, scale: Array, unit: Any) -> Array:
-    """Adds the terms to their rows, ``[batch, rows, entries]``.
-
-    Each is rounded to its unit before: then no order of the additions rounds.
-    """
-    value = widened(value) * scale
-    if unit is not None:
-        value = jnp.round(value / unit) * unit
-    blocks = value.shape[1]
-    number = jnp.arange(blocks, dtype=np.int32)[None, :, None]
-    zeros = jnp.zeros((blocks, rows.size, value.shape[3]), value.dtype)
-    number = jnp.broadcast_to(number, rows.ids.shape)
-    return zeros.at[number, rows.ids].add(value)

@@ -9,6 +9,7 @@ size, a hundred times the rounding is left, too. Few terms are made orthogonal i
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -16,17 +17,21 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from dp_ilg.clipping.bookkeeping.parts import Side, Square
+from dp_ilg.clipping.bookkeeping.parts import (
+    ERROR_MARGIN,
+    Side,
+    Square,
+    square_with_loss,
+)
 from dp_ilg.clipping.bookkeeping.rules import Rows
+from dp_ilg.geometry.rounding import additions, gamma, total, upwards
 
 MOST = 8
 """Up to how many terms."""
-GUARD = 0.25
-"""Of the reach of a square, times the rounding unit, is what `norms` adds to it."""
 SPARE_SIZE = 1 + 1e-3
 """What a size, squared, is made larger by, so that its own rounding is covered."""
 _EXACT = lax.Precision.HIGHEST
-_SPARE = 2.0  # rounding units of the terms' sizes by which a norm may be wrong
+_SURE = 2.0**30  # squares below so many flushed entries take no part: see _of_vectors
 
 
 class _Orthogonal(NamedTuple):
@@ -36,12 +41,18 @@ class _Orthogonal(NamedTuple):
         squares: of their norms, ``[examples, batch, terms]``.
         mix: upper triangle: which terms of the other factor each one takes,
             ``[examples, batch, terms, terms]``.
-        sizes: norms of the terms as they were.
+        sizes: norms of the terms as they were, never below them.
+        lost: how far a term is from what `squares` and `mix` say at most.
+        roundings: relative ones in `squares`.
+        width: entries of a term.
     """
 
     squares: Array
     mix: Array
     sizes: Array
+    lost: Array
+    roundings: int
+    width: int
 
 
 def squares_of_few(side: Side, first: Any, second: Any) -> list[Square] | None:
@@ -88,35 +99,86 @@ def _choices(side: Side, cut: str, base: Any, ndim: int) -> list[Any]:
 
 
 def _piece(found: _Orthogonal, mixed: Array, rest: Array, choose: Any) -> Square:
-    """One piece's square and reach; the reach makes the norm larger by `_SPARE`."""
+    """One piece's square, error and size; docs/rounding.md, "Few terms"."""
     if choose is not None:
         mixed, rest = jnp.where(choose, mixed, 0), jnp.where(choose, rest, 0)
-    energy = jnp.sum(jnp.square(mixed), axis=3)
-    square = jnp.sum(found.squares * energy, axis=(1, 2))
-    lengths = jnp.sqrt(jnp.sum(jnp.square(rest), axis=3))
-    reach = jnp.square(jnp.sum(found.sizes * lengths, axis=2)).sum(axis=1)
-    unit = jnp.finfo(square.dtype).eps
-    both = 2 * _SPARE * jnp.sqrt(square * reach) + _SPARE**2 * unit * reach
-    return Square(square, both / GUARD, SPARE_SIZE * reach)
+    terms, width, dtype = rest.shape[2], rest.shape[3], rest.dtype
+    energy = total(jnp.square(mixed))
+    own = (found.squares * energy).reshape(energy.shape[0], -1)
+    roundings = found.roundings + additions(width) + 2 + additions(own.shape[1])
+    lengths = lengths_of(rest)
+    mixing = jnp.einsum("bgts,bgs->bgt", jnp.abs(found.mix), lengths, precision=_EXACT)
+    roots = _roots(found.squares, found.width)
+    wrong = jnp.sum(found.lost * lengths, axis=2)
+    wrong += gamma(terms, dtype) * jnp.sum(roots * mixing, axis=2)
+    away = jnp.sqrt(jnp.sum(jnp.square(wrong), axis=1))
+    underflow = _flushed(found.width, dtype) * energy
+    underflow += _flushed(width, dtype) * (found.squares + 1)
+    square = square_with_loss(
+        total(own), roundings, jnp.sum(underflow, axis=(1, 2)), ERROR_MARGIN * away
+    )
+    size = jnp.square(jnp.sum(found.sizes * lengths, axis=2)).sum(axis=1)
+    return Square(*square, SPARE_SIZE * size)
+
+
+def lengths_of(x: Array) -> Array:
+    """Norms over the last axis, never below them."""
+    return _roots(total(jnp.square(x)), x.shape[-1])
+
+
+def _roots(squares: Array, width: int) -> Array:
+    """Upper bounds of norms over so many entries, from their squares as computed."""
+    root = jnp.sqrt(squares + _flushed(width, squares.dtype))
+    return upwards(root, (additions(width) + 2) / 2 + 1)
+
+
+def _flushed(width: int, dtype: Any) -> float:
+    """What a sum of so many products loses at most where denormals are zero."""
+    return width * float(jnp.finfo(dtype).tiny)
 
 
 def _of_vectors(x: Array) -> _Orthogonal:
     """Modified Gram-Schmidt over the terms; a term of size 0 takes nothing."""
-    terms = x.shape[2]
-    left = [x[:, :, t] for t in range(terms)]
-    squares, rows = [], []
+    terms, width = x.shape[2:]
+    left, squares, rows = x, [], []
     for t in range(terms):
-        square = jnp.sum(jnp.square(left[t]), axis=2)
-        safe = jnp.where(square > 0, square, 1)
-        row = [jnp.zeros_like(square)] * t + [jnp.ones_like(square)]
-        for s in range(t + 1, terms):
-            share = jnp.sum(left[t] * left[s], axis=2) / safe
-            left[s] = left[s] - share[..., None] * left[t]
-            row.append(share)
+        own = left[:, :, :1]
+        products = total(own * left)
+        square = products[:, :, :1]
+        sure = square > _SURE * _flushed(width, x.dtype)
+        share = jnp.where(sure, products[:, :, 1:] / jnp.where(sure, square, 1), 0)
+        left = left[:, :, 1:] - share[..., None] * own
+        before = jnp.zeros((*square.shape[:2], t), x.dtype)
+        rows.append(jnp.concatenate([before, jnp.ones_like(square), share], axis=2))
         squares.append(square)
-        rows.append(jnp.stack(row, axis=2))
-    sizes = jnp.sqrt(jnp.sum(jnp.square(x), axis=3))
-    return _Orthogonal(jnp.stack(squares, axis=2), jnp.stack(rows, axis=2), sizes)
+    mix, square = jnp.stack(rows, axis=2), jnp.concatenate(squares, axis=2)
+    sizes = lengths_of(x)
+    lost = _lost(square, mix, sizes, width)
+    return _Orthogonal(square, mix, sizes, lost, additions(width) + 1, width)
+
+
+def _lost(squares: Array, mix: Array, sizes: Array, width: int) -> Array:
+    """How far each term is from its orthogonal parts at most: a sum over the steps.
+
+    A step is an orthogonal reflection but for the error of its inner product, which
+    counts by the root of two, and of one subtraction.
+    """
+    dtype, terms = squares.dtype, squares.shape[2]
+    flush = float(np.sqrt(_flushed(width, dtype)))
+    step = gamma(gram_schmidt_roundings(width), dtype)
+    sure = squares > _SURE * _flushed(width, dtype)
+    roots = _roots(squares, width)
+    above = jnp.asarray(np.triu(np.ones((terms, terms)), 1), dtype)
+    taken = jnp.sum(jnp.abs(mix) * above * roots[..., None], axis=2)
+    steps = np.arange(terms, dtype=dtype)
+    largest = (1 + 2.0**-10) * (sizes + 4 * terms * flush)
+    lost = step * (steps * largest + taken) + 4 * steps * flush
+    return ERROR_MARGIN * (lost + jnp.where(sure, 0, roots))
+
+
+def gram_schmidt_roundings(width: int) -> int:
+    """Roundings of the size of a term in one step of Gram-Schmidt over such terms."""
+    return math.ceil(math.sqrt(2) * (additions(width) + 4)) + 3
 
 
 def _of_rows(x: Rows) -> _Orthogonal:
@@ -124,4 +186,6 @@ def _of_rows(x: Rows) -> _Orthogonal:
     same = x.ids[..., :, None] == x.ids[..., None, :]
     earlier = jnp.tril(same, -1).any(axis=3)
     mix = jnp.where(earlier[..., None], False, same).astype(jnp.float32)
-    return _Orthogonal(1 - earlier.astype(jnp.float32), mix, jnp.ones(x.ids.shape))
+    ones = jnp.ones(x.ids.shape)
+    squares = 1 - earlier.astype(jnp.float32)
+    return _Orthogonal(squares, mix, ones, jnp.zeros_like(ones), 0, 0)

@@ -1,7 +1,8 @@
 """Scales what uses read and gave, so that nothing finite over- or underflows.
 
-Each array is divided by its largest entry, example by example; an example with NaN or
-infinity becomes zeros and a NaN norm (law: zero is absent).
+Each array is divided by the power of two below its largest entry, example by example,
+which rounds nothing; an example with NaN or infinity becomes zeros and a NaN norm (law:
+zero is absent).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 from jaxtyping import Array
 
 from dp_ilg.geometry.groups import accumulator
+from dp_ilg.geometry.rounding import power_of_two
 
 
 class Pair(NamedTuple):
@@ -25,7 +27,7 @@ class Pair(NamedTuple):
 def scaled(pairs: list[list[Pair]]) -> tuple[list[list[Pair]], Array]:
     """Scales what every use of every part read and gave.
 
-    Each is divided by its largest entry, and the second of a pair by what its use
+    Each is divided by `_largest` of it, and the second of a pair by what its use
     falls short of the largest use of its part, so that one scale a part is left.
 
     Args:
@@ -63,11 +65,11 @@ def scaled(pairs: list[list[Pair]]) -> tuple[list[list[Pair]], Array]:
 
 
 def _largest(value: Array) -> Array:
-    """Largest entry of every example; 1 for row numbers."""
+    """Power of two below the largest entry of every example; 1 for row numbers."""
     if not jnp.issubdtype(value.dtype, jnp.inexact):
         return jnp.ones(value.shape[0], jnp.float32)
     top = jnp.max(jnp.abs(value), axis=range(1, value.ndim), initial=0)
-    return top.astype(accumulator(value.dtype))
+    return power_of_two(top.astype(accumulator(value.dtype)))
 
 
 def _product(one: Array, two: Array) -> Array:

@@ -20,8 +20,11 @@ from dp_ilg.clipping.bookkeeping.rules import Rows
 from dp_ilg.clipping.bookkeeping.tape import Level, Spoiled, Use
 from dp_ilg.clipping.bookkeeping.views import Digits, coordinates, merged, order, span
 from dp_ilg.geometry.groups import LeafGroups, pieces_of
+from dp_ilg.geometry.rounding import gamma
 
 Address = tuple[int, ...]
+ERROR_MARGIN = 1 + 2.0**-10
+"""What an error bound is made larger by, so that its own rounding is covered."""
 
 
 @dataclass(frozen=True)
@@ -88,14 +91,36 @@ class Square(NamedTuple):
 
     Attributes:
         value: the square as computed, ``[examples]``.
-        reach: what its rounding is in proportion to.
+        error: by how much it may be too small at most; docs/rounding.md has the proof.
         size: upper bound of the sum of the norms of the terms, squared; None where
             the sum over examples rounds in proportion to the norm itself.
     """
 
     value: Array
-    reach: Array
+    error: Array
     size: Array | None = None
+
+
+def square_with_loss(
+    value: Array, roundings: int, underflow: Array | float, lost: Array
+) -> tuple[Array, Array]:
+    """A computed square and its error where a vector is lost before it is squared.
+
+    The norm is at most ``sqrt(value (1 + gamma) + underflow) + lost``; the error is
+    what the square of this exceeds the value by.
+
+    Args:
+        value: the square as computed.
+        roundings: relative ones in it.
+        underflow: what flushed products may have taken from it.
+        lost: norm of what is not in it at most.
+
+    Returns:
+        The value, and the error, itself rounded upwards.
+    """
+    own = gamma(roundings, value.dtype) * value + underflow
+    error = own + lost * (2 * jnp.sqrt(value + own) + lost)
+    return value, ERROR_MARGIN * error
 
 
 def find_parts(

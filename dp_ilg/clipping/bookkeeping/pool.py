@@ -16,10 +16,13 @@ from jaxtyping import Array
 
 from dp_ilg.clipping.sums import Weighted, over_examples, widened
 from dp_ilg.geometry.groups import Groups, LeafGroups, accumulator, pieces_of
+from dp_ilg.geometry.rounding import power_of_two, upwards
 
 LARGEST = 8192
 """Entries of the largest leaf that is pooled."""
 
+POOL_ROUNDINGS = 10
+"""Roundings in a norm of the pool: see docs/rounding.md, "Pooled leaves"."""
 _GRID = 2.0**22  # of which float32 holds 4 exactly: sums of shares reach 1
 _EXACT = jax.lax.Precision.HIGHEST
 
@@ -40,13 +43,14 @@ class Pool(NamedTuple):
     scale: Array
 
     def norms(self) -> tuple[Array, list[int]]:
-        """Norm of every group there is, ``[examples, groups]``, and which they are."""
+        """Norm of every group there is, never below it, and which groups they are."""
         found = sorted({int(g) for g in self.owners})
         squares = grouped_sums(jnp.square(self.values), self.owners)
         member = np.equal.outer(self.owners, found).astype(self.values.dtype)
         there = jnp.matmul((self.values != 0).astype(self.values.dtype), member) > 0
         floor = 1e8 * jnp.finfo(squares.dtype).tiny
-        root = jnp.where(there, jnp.sqrt(squares + floor), 0)
+        root = upwards(jnp.sqrt(squares + floor), POOL_ROUNDINGS)
+        root = jnp.where(there, root, 0)
         scale = self.scale[:, None]
         return jnp.where(scale == 0, 0, scale * root), found
 
@@ -77,11 +81,12 @@ def grouped_sums(values: Array, owners: np.ndarray) -> Array:
     any rounding; what the grid cuts off is small, and its own rounding is added back.
 
     Args:
-        values: ``[examples, columns]``, at most about 1.
+        values: ``[examples, columns]``, below 4.
         owners: the group of every column.
 
     Returns:
-        ``[examples, groups]``, groups in ascending order; right to a few roundings.
+        ``[examples, groups]``, groups in ascending order; too small by six roundings
+        at most.
 
     Example:
         >>> grouped_sums(jnp.arange(6.0)[None], np.array([0, 0, 1, 0, 1, 1])).tolist()
@@ -117,7 +122,7 @@ def pool(groups: Groups, formed: dict[int, Array]) -> Pool | None:
         for k in small
     ]
     values = jnp.concatenate([x.astype(wide) for x in columns], axis=1)
-    top = jnp.max(jnp.abs(values), axis=1, initial=0)
+    top = power_of_two(jnp.max(jnp.abs(values), axis=1, initial=0))
     tiny = jnp.finfo(wide).tiny
     present = (top >= tiny) & (top * tiny < 1)
     factor = jnp.where(present, 1 / jnp.where(present, top, 1), 0)[:, None]
