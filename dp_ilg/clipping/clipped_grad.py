@@ -178,7 +178,8 @@ class ClippedGradFn:
         shares = jnp.zeros(len(geometry.groups.names), jnp.float32)
         bound = jnp.asarray(self.l2_clip_norm, widest)
         fits = jnp.zeros(1 + len(geometry.groups.names), jnp.float32)
-        return ClippedGrad(trees[0], shares, geometry, bound, fits, *trees[1:], shares)
+        sums, low, fine = trees
+        return ClippedGrad(sums, shares, geometry, bound, fits, low, fine, shares)
 
     def _check(self, params: Params, batch: Example, geometry: Any) -> Geometry:
         group(params)

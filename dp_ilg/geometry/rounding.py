@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-CHUNKS = ((4096, 32), (16, 8))
-"""From how many entries on, how many are added in an order the compiler may choose."""
+CHUNK = 32
+"""About how many entries are added in an order that the compiler may choose."""
 BLOCK = 64
 """About how many entries of two terms are multiplied and added in one product."""
 _BITS = {"float32": (jnp.uint32, 0x7F800000), "float64": (jnp.uint64, 0x7FF0 << 48)}
@@ -70,8 +70,8 @@ def _divisor(count: int, about: int, within: tuple[int, int]) -> int:
 def _widths(count: int) -> tuple[int, ...]:
     """Widths of the chunks of `total`, stage by stage."""
     widths = []
-    while fitting := [width for least, width in CHUNKS if count > least]:
-        width = _divisor(count, fitting[0], (fitting[0] // 2, 2 * fitting[0]))
+    while count > 2 * CHUNK:
+        width = _divisor(count, CHUNK, (CHUNK // 2, 2 * CHUNK))
         widths.append(width)
         count = math.ceil(count / width)
     return (*widths, max(count, 1))
@@ -82,7 +82,7 @@ def additions(count: int) -> int:
 
     Example:
         >>> additions(64), additions(10**6)
-        (16, 82)
+        (64, 132)
     """
     return sum(_widths(count))
 
@@ -173,6 +173,59 @@ def _in_blocks(x: Array, block: int) -> Array:
     if count * block > width:
         x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, count * block - width)))
     return jnp.moveaxis(x.reshape(*lead, terms, count, block), 3, 2)
+
+
+class Gram(NamedTuple):
+    """Inner products of terms, and how wrong they may be.
+
+    Attributes:
+        values: ``[examples, batch, terms, terms]``.
+        roundings: of the product of two terms' norms, in a value.
+        flushed: what products of denormals may have taken from a value.
+    """
+
+    values: Array
+    roundings: int
+    flushed: float
+
+    def errors(self) -> tuple[Array, Array]:
+        """Norms of the terms, and the error of every value, from above."""
+        bound = gamma(self.roundings, self.values.dtype)
+        square = jnp.maximum(jnp.diagonal(self.values, axis1=2, axis2=3), 0)
+        size = upwards(jnp.sqrt((square + self.flushed) * (1 + bound)), 4)
+        error = bound * size[..., :, None] * size[..., None, :] + self.flushed
+        return size, error
+
+
+def pair_squares(first: Gram, second: Gram) -> tuple[Array, Array, Array]:
+    """What each term adds to the squared norm of a sum of products of terms.
+
+    docs/rounding.md, "Gram products": the errors of one factor's products count by
+    what the other's have come out as, which is little where terms are unlike.
+
+    Args:
+        first: inner products of the first factors.
+        second: of the second ones.
+
+    Returns:
+        Shares of the square, their errors, and norms of the terms, from above, each
+        ``[examples, batch, terms]``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> one = Gram(jnp.full((1, 1, 1, 1), 9.0), 2, 0.0)
+        >>> two = Gram(jnp.full((1, 1, 1, 1), 4.0), 2, 0.0)
+        >>> square, error, size = pair_squares(one, two)
+        >>> float(square[0, 0, 0]), bool(0 < error[0, 0, 0] < 1e-4)
+        (36.0, True)
+    """
+    (one, wrong), (two, faulty) = first.errors(), second.errors()
+    a, b = jnp.abs(first.values), jnp.abs(second.values)
+    terms, dtype = a.shape[2], a.dtype
+    bound = gamma(2 * additions(terms) + additions(a.shape[1]) + 2, dtype)
+    error = b * wrong + (a + wrong) * faulty + bound * a * b
+    error = jnp.sum(error, axis=3) + terms * float(jnp.finfo(dtype).tiny)
+    return total(first.values * second.values), error, one * two
 
 
 def upwards(value: Array, roundings: float) -> Array:

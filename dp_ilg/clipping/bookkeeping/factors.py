@@ -21,10 +21,12 @@ from dp_ilg.clipping.bookkeeping.rows import FEWEST, squares_of_rows
 from dp_ilg.clipping.bookkeeping.rules import Rows
 from dp_ilg.geometry.groups import accumulator
 from dp_ilg.geometry.rounding import (
+    Gram,
     additions,
     gamma,
     inner_products,
     inner_roundings,
+    pair_squares,
     total,
     upwards,
 )
@@ -111,9 +113,11 @@ def _grams(part: Part, factors: Factors) -> list[Square]:
     """The squares of any part, from inner products of all pairs of its terms."""
     side = part.side
     if not side.name:
-        return [_total(*_pairs(_gram(factors.firsts), _gram(factors.seconds)))]
+        return [_total(*pair_squares(_gram(factors.firsts), _gram(factors.seconds)))]
     if side.name == "batch":
-        value, error, sizes = _pairs(_gram(factors.firsts), _gram(factors.seconds))
+        value, error, sizes = pair_squares(
+            _gram(factors.firsts), _gram(factors.seconds)
+        )
         chosen = [np.flatnonzero(side.labels == g) for g in side.groups]
         return [
             _total(*(_take(x, i, 1) for x in (value, error, sizes))) for i in chosen
@@ -125,7 +129,7 @@ def _grams(part: Part, factors: Factors) -> list[Square]:
     if all(isinstance(x, Rows) for x in cut):
         return _by_row(part, cut, rest)
     return [
-        _total(*_pairs(_gram(cut, np.flatnonzero(side.labels == g)), rest))
+        _total(*pair_squares(_gram(cut, np.flatnonzero(side.labels == g)), rest))
         for g in side.groups
     ]
 
@@ -158,52 +162,15 @@ def _few(part: Part, factors: Factors) -> list[Square] | None:
     return squares_of_few(part.side, first, second)
 
 
-def _by_row(part: Part, rows: list[Any], rest: _Gram) -> list[Square]:
+def _by_row(part: Part, rows: list[Any], rest: Gram) -> list[Square]:
     """Pieces of one-hot factors: each term belongs to the piece of its row."""
-    found = _pairs(_gram(rows), rest)
+    found = pair_squares(_gram(rows), rest)
     labels = jnp.asarray(part.side.labels)
     owner = jnp.concatenate([labels[x.ids] for x in rows], axis=2)
     return [
         _total(*(jnp.where(owner == group, x, 0) for x in found))
         for group in part.side.groups
     ]
-
-
-class _Gram(NamedTuple):
-    """Inner products of terms, and how wrong they may be.
-
-    Attributes:
-        values: ``[examples, batch, terms, terms]``.
-        roundings: of the product of two terms' norms, in a value.
-        flushed: what products of denormals may have taken from a value.
-    """
-
-    values: Array
-    roundings: int
-    flushed: float
-
-    def errors(self) -> tuple[Array, Array]:
-        """Norms of the terms, and the error of every value, from above."""
-        bound = gamma(self.roundings, self.values.dtype)
-        square = jnp.maximum(jnp.diagonal(self.values, axis1=2, axis2=3), 0)
-        size = upwards(jnp.sqrt((square + self.flushed) * (1 + bound)), 4)
-        error = bound * size[..., :, None] * size[..., None, :] + self.flushed
-        return size, error
-
-
-def _pairs(first: _Gram, second: _Gram) -> tuple[Array, Array, Array]:
-    """Square, error and norm that each term contributes, ``[examples, batch, terms]``.
-
-    docs/rounding.md, "Gram products": the errors of one factor's products count by
-    what the other's have come out as, which is little where terms are unlike.
-    """
-    (one, wrong), (two, faulty) = first.errors(), second.errors()
-    a, b = jnp.abs(first.values), jnp.abs(second.values)
-    terms, dtype = a.shape[2], a.dtype
-    bound = gamma(2 * additions(terms) + additions(a.shape[1]) + 2, dtype)
-    error = b * wrong + (a + wrong) * faulty + bound * a * b
-    error = jnp.sum(error, axis=3) + terms * float(jnp.finfo(dtype).tiny)
-    return total(first.values * second.values), error, one * two
 
 
 def _total(value: Array, error: Array, sizes: Array) -> Square:
@@ -237,7 +204,7 @@ def norms(squares: list[Square], scale: Array) -> tuple[Array, Array]:
     return tuple(jnp.where(scale == 0, 0, scale * x) for x in (root, size))
 
 
-def _gram(values: list[Any], index: np.ndarray | None = None) -> _Gram:
+def _gram(values: list[Any], index: np.ndarray | None = None) -> Gram:
     """Inner products of all terms, of some of the entries where they are cut."""
     values = _joined(values)
     rows = [
@@ -246,10 +213,10 @@ def _gram(values: list[Any], index: np.ndarray | None = None) -> _Gram:
     found = jnp.concatenate(rows, axis=2) if len(rows) > 1 else rows[0]
     widths = [x.shape[3] for x in values if not isinstance(x, Rows)]
     if not widths:
-        return _Gram(found, 0, 0.0)
+        return Gram(found, 0, 0.0)
     width = max(widths) if index is None else index.size
     flushed = width * float(jnp.finfo(found.dtype).tiny)
-    return _Gram(found, inner_roundings(width, found.shape[2]), flushed)
+    return Gram(found, inner_roundings(width, found.shape[2]), flushed)
 
 
 def _cross(x: Any, y: Any, index: np.ndarray | None) -> Array:

@@ -103,7 +103,7 @@ def test_terms_of_nothing_and_terms_that_repeat():
     y[:, :, 2] = 0
     x[:, :, 3] = x[:, :, 0]
     check(a_side(), x, y)
-    assert norms_of(a_side(), 0 * x, y).max() < 1e-16  # what denormals might hold
+    assert norms_of(a_side(), 0 * x, y).max() < 1e-14  # what denormals might hold
 
 
 def test_many_terms_are_left_to_others():
