@@ -111,9 +111,10 @@ class PerExampleGrads(NamedTuple):
     Attributes:
         norms: L2 norm of every example's gradient in every group, float32
             ``[batch, groups]``; NaN or infinite where the gradient is.
-        weighted_sum: maps coefficients, ``[batch]`` or ``[batch, groups]``, to the
-            float32 sum over examples, shaped like the parameters. A coefficient
-            of 0 removes its example whatever that holds (law: zero is absent).
+        weighted_sum: maps coefficients, ``[batch]`` or ``[batch, groups]``, and the
+            steps of the public grid, ``[groups]`` or None, to the float64 sum over
+            examples, shaped like the parameters. A coefficient of 0 removes its
+            example whatever that holds (law: zero is absent).
         sizes: what the rounding of `weighted_sum` is in proportion to, float32
             ``[batch, groups]``: for gradients kept in factors an upper bound of the
             sum of ``|first_t| |second_t|`` over the terms of the group, for formed
@@ -124,7 +125,7 @@ class PerExampleGrads(NamedTuple):
     """
 
     norms: Float[Array, "batch groups"]
-    weighted_sum: Callable[[Array], Params]
+    weighted_sum: Callable[..., Params]
     sizes: Float[Array, "batch groups"]
 
 

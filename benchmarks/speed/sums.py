@@ -64,9 +64,10 @@ def measure(before: Path, row: str, kind: str, repeats: int) -> np.ndarray:
         times = np.zeros((repeats, 2))
         for turn in range(repeats):
             for k in (0, 1) if turn % 2 else (1, 0):
-                assert both[k].stdin is not None
-                both[k].stdin.write("\n")
-                both[k].stdin.flush()
+                asked = both[k].stdin
+                assert asked is not None
+                asked.write("\n")
+                asked.flush()
                 times[turn, k] = float(answer(both[k]))
         return times
     finally:
@@ -85,7 +86,9 @@ def main() -> None:
     for row in args.rows:
         for kind in args.kinds:
             times = measure(args.before, row, kind, args.repeats)
-            low, middle, high = np.quantile(times[:, 1] / times[:, 0], [0.25, 0.5, 0.75])
+            low, middle, high = np.quantile(
+                times[:, 1] / times[:, 0], [0.25, 0.5, 0.75]
+            )
             before, after = 1e3 * np.median(times, axis=0)
             print(
                 f"{row} {kind}: {before:.2f} -> {after:.2f} ms, ratio {middle:.3f} "

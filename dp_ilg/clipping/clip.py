@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 from dp_ilg import validation
 from dp_ilg.base import ClippedGrad, Params, PerExampleGrads, PrivateTransformation
 from dp_ilg.clipping.per_example import from_gradients
-from dp_ilg.clipping.sum_error import SUM_ERROR, coefficient_error
+from dp_ilg.clipping.sum_error import COEFFICIENT_ERROR, SUM_ERROR
 from dp_ilg.clipping.sums import CANCELLATION, wide, widened
 from dp_ilg.geometry import grid
 from dp_ilg.geometry.coordinates import enter_gradients
@@ -191,8 +191,9 @@ def clip_sum(
     present = present & jnp.isfinite(length)
     bound = jnp.asarray(l2_clip_norm, norms.dtype)
     bound = jnp.where(jnp.isfinite(bound) & (bound > 0), bound, jnp.nan)
-    slack = 1 - coefficient_error(len(geometry.groups.names)) - SUM_ERROR
-    raw = mode.coefficients(norms, geometry.weights, bound * np.float32(slack))
+    rounding = weighted_norm_rounding(norms.shape[-1], norms.dtype)
+    slack = COEFFICIENT_ERROR + rounding + SUM_ERROR
+    raw = mode.coefficients(norms, geometry.weights, bound * np.float32(1 - slack))
     keep = present.reshape(-1, *[1] * (raw.ndim - 1))
     coefficients = jnp.where(keep, raw, 0)
     fields = _exact_sums(per_example, coefficients, geometry, bound)
@@ -260,7 +261,7 @@ def _shares(
     usable = present & (overall > 0) & jnp.isfinite(overall)
     units = norms / jnp.where(usable, overall, 1)[:, None]
     slack = ROUNDING_SLACK + weighted_norm_rounding(norms.shape[-1], norms.dtype)
-    units = jnp.where(usable[:, None], units, 0) * (1 - slack)
+    units = jnp.where(usable[:, None], units, 0) * np.float32(1 - slack)
     with wide():
         step = np.float64(grid.SHARE_STEP)
         total = jnp.sum(jnp.floor(widened(units) / step) * step, axis=0)

@@ -113,8 +113,9 @@ def from_gradients(
     norms = groups.batch_norms(leaves)
 
     def weighted_sum(coefficients: Array, steps: Any = None) -> Params:
-        cut = steps is not None and truncated
-        units = groups.expand(steps) if cut else [None] * len(leaves)
+        units: list[Any] = [None] * len(leaves)
+        if steps is not None and truncated:
+            units = groups.expand(steps)
         taken = [k for k, leaf in enumerate(groups.leaves) if leaf.groups]
         with wide():
             sums = [jnp.zeros(leaf.shape, np.float64) for leaf in groups.leaves]

@@ -13,16 +13,18 @@ from dp_ilg.clipping.sums import CANCELLATION, LONGEST, LOOKED_UP_BITS, MOST_ROW
 from dp_ilg.geometry.grid import RANGE_BITS, STEP_BITS
 from dp_ilg.geometry.rounding import weighted_norm_rounding
 
+COEFFICIENT_ERROR = 2.0**-21
+"""Eight roundings of a coefficient, those of the geometry's norm aside."""
 GRID_ERROR = 2.0**-STEP_BITS
 """Both sums are rounded to the grid once: half a step an entry each."""
 BLOCK_ERROR = 2.0**-20
 """All blocks of both sums are rounded to ``2^-22`` steps."""
-ADDING_ERROR = 2.0**-20
+ADDING_ERROR = 2.0**-19
 """What float64 rounds by in the blocks of both sums."""
-LOOKED_UP_ERROR = 2.0**-22
+LOOKED_UP_ERROR = 2.0**-20
 """What an example's looked-up rows are rounded by before they are added."""
 SUM_ERROR = GRID_ERROR + BLOCK_ERROR + ADDING_ERROR + LOOKED_UP_ERROR
-"""All of it, as a part of C: 4.1e-6."""
+"""All of it, as a part of C: 5.7e-6."""
 MOST_BLOCKS = 2**21
 """Blocks, of one micro-batch each, of all batches of a lot."""
 ARGUMENTS = ("none", "exact", "formed", "one term", "rows", "terms")
@@ -38,13 +40,13 @@ def coefficient_error(groups: int) -> float:
         groups: how many norms are added up.
 
     Returns:
-        The bound: that of the weighted norm, and sixteen roundings beside it.
+        The bound: the rounding of the geometry's norm, and eight roundings more.
 
     Example:
         >>> coefficient_error(8) < 2e-6
         True
     """
-    return weighted_norm_rounding(groups) + 16 * 2.0**-24
+    return weighted_norm_rounding(groups) + COEFFICIENT_ERROR
 
 
 def largest_lot(parameters: int, has_terms: bool = True) -> int:
@@ -60,7 +62,7 @@ def largest_lot(parameters: int, has_terms: bool = True) -> int:
 
     Example:
         >>> largest_lot(10**6), largest_lot(10**4, has_terms=False)
-        (61680, 1342174)
+        (30840, 1342174)
     """
     ratio = CANCELLATION if has_terms else 1.0
     longest = LONGEST if has_terms else MOST_ROWS

@@ -84,7 +84,7 @@ def test_every_way_of_adding_is_tried():
     found = summed()[1].sum_error(PARAMS, examples(4), "leaf")
     ways = {leaf.leaf.strip("['] "): leaf.argument for leaf in found.leaves}
     assert set(ways.values()) == {"formed", "one term", "rows", "terms"}
-    assert found.total < 1e-5 and found.largest_lot > 50_000
+    assert found.total < 1e-5 and found.largest_lot > 30_000
 
 
 @pytest.mark.parametrize("engine", sorted(ENGINES))
@@ -208,7 +208,7 @@ def test_cancelling_examples_are_clipped_to_what_sums_can_hold():
     x = np.zeros((4, 12, 64), np.float32)
     x[:] = np.random.default_rng(0).normal(size=(1, 1, 64))
     y = np.ones((4, 12, 64), np.float32) * np.where(np.arange(12) % 2, 1, -1)[:, None]
-    y[:, 0] += 1e-3
+    y[:, 0] += 1e-4
     params = {"w": jnp.zeros((64, 64))}
     loss = lambda p, e: jnp.sum((e[0] @ p["w"]) * e[1])  # noqa: E731
     geometry = dp_ilg.Geometry.uniform(params)

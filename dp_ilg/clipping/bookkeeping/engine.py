@@ -17,6 +17,7 @@ from jax.extend.core import ClosedJaxpr
 from jaxtyping import Array
 
 from dp_ilg.base import Example, LossFn, Params, PerExampleGrads
+from dp_ilg.clipping import part_sums
 from dp_ilg.clipping.bookkeeping import cost, factors, magnitudes, parts, pool, tape
 from dp_ilg.clipping.bookkeeping.program import flat
 from dp_ilg.clipping.bookkeeping.rules import Direct
@@ -205,9 +206,9 @@ class _Fast(NamedTuple):
             if steps is not None:
                 size, count = sum(groups.sizes), weights.shape[0]
                 units = looked_up_unit(steps, count, size)
-            value = factors.sum_of_factors(self.part, self.held, weights, units)
+            value = part_sums.sum_of_factors(self.part, self.held, weights, units)
         else:
-            value = factors.sum_of_gradients(self.part, self.held, weights)
+            value = part_sums.sum_of_gradients(self.part, self.held, weights)
         shape = groups.leaves[self.part.leaf].shape
         return parts.place(self.part, value, shape, self.digits)
 

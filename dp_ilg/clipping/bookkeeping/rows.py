@@ -41,15 +41,15 @@ def squares_of_rows(part: Part, rows: Rows, values: Array, side: str) -> list[Sq
     if side == "entries":
         cuts = [jnp.asarray(labels == g, values.dtype) for g in groups]
         return [_piece(*_by_row(rows, values * cut)[1:], width) for cut in cuts]
-    ids, *found = _by_row(rows, values)
+    ids, squares, lost, reach = _by_row(rows, values)
     if side == "":
         masks = [jnp.ones((), values.dtype)]
     elif side == "batch":
         masks = [jnp.asarray(labels == g, values.dtype)[:, None] for g in groups]
     else:
         own = jnp.asarray(labels)[ids]
-        masks = [(own == g).astype(values.dtype) for g in groups]
-    return [_piece(*(x * m for x in found), width) for m in masks]
+        masks = [(own == g).astype(squares.dtype) for g in groups]
+    return [_piece(squares * m, lost * m, reach * m, width) for m in masks]
 
 
 def _piece(squares: Array, lost: Array, reach: Array, width: int) -> Square:
@@ -58,12 +58,12 @@ def _piece(squares: Array, lost: Array, reach: Array, width: int) -> Square:
     roundings = additions(width) + 1 + additions(flat.shape[1])
     underflow = flat.shape[1] * width * float(jnp.finfo(squares.dtype).tiny)
     away = jnp.sqrt(jnp.sum(jnp.square(lost), axis=(1, 2)))
-    known = square_with_loss(total(flat), roundings, underflow, away)
-    return Square(*known, SPARE_SIZE * jnp.sum(jnp.square(reach), axis=(1, 2)))
+    square = square_with_loss(total(flat), roundings, underflow, away)
+    return Square(*square, SPARE_SIZE * jnp.sum(reach, axis=(1, 2)))
 
 
 def _by_row(rows: Rows, values: Array) -> tuple[Array, Array, Array, Array]:
-    """Row numbers in order; a row's square, loss and size at its first term, else 0."""
+    """Row numbers in order; a row's square, loss and squared size at its first term."""
     places = jnp.broadcast_to(jnp.arange(rows.ids.shape[2]), rows.ids.shape)
     ids, order = lax.sort((rows.ids, places), dimension=2, num_keys=1)
     change = ids[..., 1:] != ids[..., :-1]
@@ -78,7 +78,7 @@ def _by_row(rows: Rows, values: Array) -> tuple[Array, Array, Array, Array]:
     sure = 1 + gamma(2 * rows.ids.shape[2], values.dtype)
     share = unit(values.dtype) * sure * ERROR_MARGIN
     loss = share * jnp.maximum(summed[..., -1] - 1, 0) * summed[..., -2]
-    whole = square, loss, summed[..., -2]
-    pick = [jnp.take_along_axis(x, segment, axis=2) for x in whole]
-    one, two, three = (jnp.where(first, x, 0) for x in pick)
-    return ids, one, two, three
+    facts = square, loss, jnp.square(summed[..., -2])
+    pick = [jnp.take_along_axis(x, segment, axis=2) for x in facts]
+    square, loss, reach = (jnp.where(first, x, 0) for x in pick)
+    return ids, square, loss, reach

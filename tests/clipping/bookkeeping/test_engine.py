@@ -16,6 +16,7 @@ import dp_ilg
 from dp_ilg.base import PerExampleGrads
 from dp_ilg.clipping.engine_table import ENGINES
 from dp_ilg.clipping.per_example import vmap_engine
+from dp_ilg.clipping.sums import wide
 from dp_ilg.geometry.layers import group, paths
 from tests.helpers.agreement import (
     ENGINE,
@@ -121,16 +122,21 @@ def tampered(change):
     return engine
 
 
+def one_leaf_off(sums):
+    with wide():
+        return sums | {"b": sums["b"] * np.float64(1.001)}
+
+
 TAMPERINGS = {
     "one norm too small": lambda e: e._replace(norms=e.norms.at[1, 0].mul(1 - 2e-5)),
     "examples turned round": lambda e: e._replace(
-        weighted_sum=lambda c: e.weighted_sum(c[::-1])
+        weighted_sum=lambda c, s=None: e.weighted_sum(c[::-1], s)
     ),
     "one leaf off": lambda e: e._replace(
-        weighted_sum=lambda c: e.weighted_sum(c) | {"b": e.weighted_sum(c)["b"] * 1.001}
+        weighted_sum=lambda c, s=None: one_leaf_off(e.weighted_sum(c, s))
     ),
     "padding counted": lambda e: e._replace(
-        weighted_sum=lambda c: e.weighted_sum(c.at[3].set(1e-3))
+        weighted_sum=lambda c, s=None: e.weighted_sum(c.at[3].set(1e-3), s)
     ),
 }
 

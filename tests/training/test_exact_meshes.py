@@ -1,0 +1,111 @@
+"""Sums over meshes of one, two and four devices have the bits of one device."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+
+import dp_ilg
+from dp_ilg.clipping.lots import sum_over_axis
+from dp_ilg.training import mesh as meshes
+
+ROWS = 64
+SHAPES = [(1, 1), (2, 1), (1, 2), (4, 1), (2, 2)]
+
+
+def loss(params, example):
+    ids, y = example
+    hidden = jnp.mean(params["table"][ids], axis=0)
+    return jnp.sum(jnp.tanh(hidden @ params["w"] + params["b"]) * y)
+
+
+def prepared():
+    rng = np.random.default_rng(0)
+    params = {
+        "w": jnp.asarray(rng.normal(size=(8, 4)), jnp.float32),
+        "b": jnp.zeros(4),
+        "table": jnp.asarray(rng.normal(size=(16, 8)), jnp.float32),
+    }
+    batch = rng.integers(0, 16, (ROWS, 6)), rng.normal(size=(ROWS, 4)).astype("f4")
+    grad_fn = dp_ilg.clipped_grad(loss, l2_clip_norm=0.3, microbatch_size=8)
+    return params, batch, np.arange(ROWS) % 5 == 2, grad_fn
+
+
+def same(one, other):
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return all(np.array_equal(a, b) for a, b in pairs)
+
+
+def found():
+    """For every mesh, whether `spread` and `sum_over_axis` give one device's bits."""
+    params, batch, mask, grad_fn = prepared()
+    geometry = dp_ilg.Geometry.uniform(params, layers="leaf")
+    facts = dict(geometry=geometry)
+    run = jax.jit(lambda p, b, m: grad_fn(p, b, is_padding_example=m, **facts))
+    alone = run(params, batch, mask)
+    out = {}
+    for shape in SHAPES:
+        mesh = meshes.make_mesh(*shape)
+        spread = meshes.spread(grad_fn, mesh)
+        call = jax.jit(lambda p, b, m, f=spread: f(p, b, is_padding_example=m, **facts))
+        out[f"spread {shape}"] = same(alone, call(params, batch, mask))
+
+        def own(p, b, m):
+            part = grad_fn(p, b, is_padding_example=m, **facts)
+            plain = jax.lax.psum(part.gradients, meshes.AXES)
+            return sum_over_axis(part, meshes.AXES), plain
+
+        rows = P(meshes.AXES)
+        call = jax.shard_map(
+            own, mesh=mesh, in_specs=(P(), rows, rows), out_specs=P(), check_vma=False
+        )
+        exact, plain = jax.jit(call)(params, batch, mask)
+        out[f"axis {shape}"] = same(alone, exact)
+        out[f"plain {shape}"] = same(alone.gradients, plain)
+
+    def unlike(p, b, m):
+        bound = 0.3 + jax.lax.axis_index("replicas")
+        part = dp_ilg.clipped_grad(loss, l2_clip_norm=0.3)(
+            p, b, is_padding_example=m, **facts
+        )
+        return sum_over_axis(
+            dataclasses.replace(part, l2_clip_norm=jnp.float32(bound)), meshes.AXES
+        ).l2_clip_norm
+
+    mesh = meshes.make_mesh(2, 1)
+    call = jax.shard_map(
+        unlike,
+        mesh=mesh,
+        in_specs=(P(), P(meshes.AXES), P(meshes.AXES)),
+        out_specs=P(),
+        check_vma=False,
+    )
+    out["unlike"] = bool(np.isnan(jax.jit(call)(params, batch, mask)))
+    return out
+
+
+def test_one_two_and_four_devices_give_the_same_bits():
+    flags = os.environ.get("XLA_FLAGS", "")
+    flags += " --xla_force_host_platform_device_count=4"
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.training.test_exact_meshes"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    got = json.loads(done.stdout.strip().splitlines()[-1])
+    exact = [value for key, value in got.items() if not key.startswith("plain")]
+    assert len(exact) == 2 * len(SHAPES) + 1 and all(exact), got
+    plain = [v for k, v in got.items() if k.startswith("plain") and k != "plain (1, 1)"]
+    assert not all(plain), "ordinary sums would have passed, too"
+
+
+if __name__ == "__main__":
+    print(json.dumps(found()))
