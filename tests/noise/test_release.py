@@ -36,8 +36,8 @@ def integers(high, low, grid):
 def test_a_sum_is_put_within_its_bound_of_where_it_was(scale, stddev):
     """In exact fractions, for sums from a millionth to a million deviations."""
     rng = np.random.default_rng(int(scale * 7 + 1))
-    high = np.float32(rng.normal(size=200) * scale * stddev)
-    low = np.float32(high * rng.uniform(-1, 1, 200) * 2.0**-25)
+    high = (rng.normal(size=200) * scale * stddev).astype(np.float32)
+    low = (high * rng.uniform(-1, 1, 200) * 2.0**-25).astype(np.float32)
     ties = np.float32(np.round(high / stddev) + 0.5) * np.float32(stddev)
     high = np.concatenate([high, ties, -ties, [0, stddev, -stddev]]).astype(np.float32)
     low = np.concatenate([low, np.zeros(len(high) - len(low))]).astype(np.float32)
@@ -146,6 +146,14 @@ def test_sums_beyond_reach_are_cut_and_what_is_not_finite_is_nan():
 def test_more_noise_than_the_grid_allows_is_refused():
     with pytest.raises(ValueError, match=r"noise multiplier is 1e\+06"):
         check_multiplier(1e6, 10**6)
+    loud = plan(noise_multiplier=1e6, score_budget=0.0)
+    params = {"a": jnp.zeros(100)}
+    clipped = dp_ilg.ClippedGrad(
+        params, jnp.zeros(1), dp_ilg.Geometry.uniform(params), jnp.float32(1.0)
+    )
+    noise = dp_ilg.add_importance_noise(loud, key=jax.random.key(0))
+    with pytest.raises(ValueError, match=r"noise multiplier is 1e\+06"):
+        jax.jit(noise.update)(clipped, noise.init(params))
     assert largest_multiplier(10**6) > 5000
     assert allowed_stddev(2.0, 5.0, 1000) > 2.0
 
