@@ -31,7 +31,7 @@ def integers(high, low, grid):
     return [int(u) * 2**24 + int(v) for u, v in zip(upper, lower, strict=True)]
 
 
-@pytest.mark.parametrize("scale", [1e-6, 1e-3, 1.0, 50.0, 1e4, 4e5])
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 1.0, 50.0, 1e4, 4e5, 4e7])
 @pytest.mark.parametrize("stddev", [0.7, 1.0, 3.1e-9, 8.8e7])
 def test_a_sum_is_put_within_its_bound_of_where_it_was(scale, stddev):
     """In exact fractions, for sums from a millionth to a million deviations."""
@@ -137,9 +137,9 @@ def test_a_plan_without_noise_releases_the_sum_itself():
 
 def test_sums_beyond_reach_are_cut_and_what_is_not_finite_is_nan():
     grid = grid_of(jnp.float32(1.0), 1.0, 1)
-    value = jnp.array([1e9, -1e30, jnp.nan, jnp.inf])
+    value = jnp.array([1e12, -1e30, jnp.nan, jnp.inf])
     found = noised(value, None, grid, jnp.zeros(4, jnp.int32))
-    assert 2.0e6 < float(found[0]) < 2.2e6 and -2.2e6 < float(found[1]) < -2.0e6
+    assert 2.6e8 < float(found[0]) < 2.8e8 and -2.8e8 < float(found[1]) < -2.6e8
     assert bool(jnp.isnan(found[2:]).all())
 
 
