@@ -55,8 +55,8 @@ class PrivacyPlan:
             none. What that costs is charged, see `dp_ilg.accounting.truncation`.
         num_parameters: the most coordinates that noise is drawn for in a step; None for
             as many as 1 % of delta pays for, at most 10^9 (`most_parameters`).
-        exact_noise: whether noise comes from an exact sampler only, so that no distance
-            of its law is charged (`dp_ilg.noise.exact`).
+        exact_noise: whether noise comes from an exact sampler only, which costs next to
+            nothing at any delta (`dp_ilg.noise.exact`).
 
     Raises:
         ValueError: on construction, for any value that makes no valid plan.

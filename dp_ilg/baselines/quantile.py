@@ -23,7 +23,7 @@ from dp_ilg.geometry.geometry import LARGEST_RATIO, Geometry
 from dp_ilg.geometry.seal import sound
 from dp_ilg.noise.add_noise import fresh_key, multiplier_at
 from dp_ilg.noise.normal import normal_steps
-from dp_ilg.noise.release import grid_of, noised
+from dp_ilg.noise.release import check_multiplier, grid_of, noised
 from dp_ilg.noise.secure import check_draws, given_scores
 
 _COUNT_TAG = 0xC0047
@@ -152,6 +152,7 @@ def _released(
     tau = multiplier_at(plan.score_noise_multipliers, state.step)
     key = jax.random.fold_in(jax.random.fold_in(state.key, _COUNT_TAG), state.step)
     draw = None
+    check_multiplier(float(plan.score_noise_multipliers.max()), counts.size)
     check_draws(noise, plan.exact_noise)
     if noise is not None:
         draw, right = given_scores(noise, state.step, counts.shape)

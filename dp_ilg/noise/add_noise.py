@@ -121,8 +121,8 @@ def gaussian_noise(
     noise = [
         value
         if draw is None
-        else noised(value, low, Grid(*own, valid, grid.bare), draw)
-        for value, low, draw, *own in zip(
+        else noised(value, low, Grid(stddev, step, valid, grid.bare), draw)
+        for value, low, draw, stddev, step in zip(
             leaves, _remainders(clipped), draws, *parts, strict=True
         )
     ]
@@ -177,7 +177,8 @@ def add_importance_noise(
 
     Raises:
         TypeError: for a bad key, or an update that was not clipped.
-        ValueError: for more coordinates than the plan pays for.
+        ValueError: for more coordinates than the plan pays for, or noise so large that
+            the grid is too coarse (`dp_ilg.noise.release.largest_multiplier`).
         ValueError: for a clipped sum that ``jax.lax.psum`` or other arithmetic was
             done on; a bound that is not positive and finite releases NaN.
 
@@ -257,8 +258,9 @@ def _exact(plan: PrivacyPlan, noise: str | None) -> bool:
 
 
 def _check_size(plan: PrivacyPlan, clipped: ClippedGrad) -> None:
-    """Raises for more numbers a step than the plan's delta has paid for."""
+    """Raises for more numbers a step than delta has paid for, or too much noise."""
     wanted = [x.size for x in _noised_leaves(clipped) if x is not None]
+    check_multiplier(float(plan.gradient_noise_multipliers.max()), sum(wanted))
     count = sum(wanted) + len(clipped.geometry.groups.names)
     if count > plan.most_parameters and plan.noise_multipliers.any():
         raise ValueError(

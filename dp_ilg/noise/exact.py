@@ -1,11 +1,11 @@
-"""Discrete Gaussian draws from an exact sampler: whole numbers only, nothing to charge.
+"""Discrete Gaussian draws from an exact sampler: from whole numbers only.
 
 Bits come from SHAKE-256 under a secret of 256 bits, as in `dp_ilg.noise.secure`. Every
 decision compares whole numbers, so that the law is the discrete Gaussian's itself: on
 the integers with standard deviation 2^40, rounded to the release's grid of 2^27
 afterwards, which is post-processing. Beside a rounded Gaussian its density is off by
-less than 1e-25: a run of 10^16 draws changes epsilon by 2e-16, below what an accountant
-resolves.
+less than 1e-25: the plan pays 1e-15 of epsilon for that, and of delta the probability,
+4e-55, that a draw does not fit 31 bits.
 
 A draw is ``2^40 (k + x)`` with a sign: k has the law exp(-k^2 / 2), x is uniform on a
 lattice of 2^-40 and kept with probability exp(-k x - x^2 / 2), by the Bernoulli factory

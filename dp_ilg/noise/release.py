@@ -26,6 +26,8 @@ ROUNDING = 2.1  # steps by which two sums, put on the grid, can move apart
 _HEADROOM = np.float32(1 + 2.0**-20)  # for the float32 product that is the stddev
 _DIGIT = 12  # bits of a digit, and of a standard deviation: products of 24 are exact
 _LOW = 2 * _DIGIT  # bits of the lower of two parts of the integer
+_MOST_DIGIT = 2.0**_DIGIT - 1
+_TOP, _MOST_LAST = 126.0, 2.0**23 + 2.0**12  # the upper part fits 31 bits
 _LEAST, _MOST = np.float32(2.0**-80), np.float32(2.0**80)
 _DROPPED = np.uint32(0xFFF)  # bits of a float32 that are not among the first 12
 
@@ -109,7 +111,7 @@ def noised(value: Any, remainder: Any, grid: Grid, steps: Any) -> Float[Array, "
     Returns:
         Float32, or the wider dtype. NaN where the sum is not finite, or its bound or
         the noise is not positive and finite; the sum itself where the plan has no
-        noise. Sums of more than 2 million standard deviations are cut there.
+        noise. Sums of more than 260 million standard deviations are cut there.
 
     Privacy: a function of the integer ``q + steps``, where q depends on the sum and
     `steps` has the law that is accounted.
@@ -141,16 +143,24 @@ def _on_grid(high: Array, low: Array, step: Array) -> tuple[Array, Array]:
     Digits of 12 bits, from the top: a digit times the step has 24 bits, so the product
     and what is left of the sum are exact in float32, with or without fused operations.
     """
-    inverse, digits, rest = 1 / step, [], high
-    for place in (3, 2, 1):
-        most = np.float32((1 << _DIGIT) - 1)
-        digit = jnp.round(rest * _scaled(inverse, 1, -_DIGIT * place))
-        digit = jnp.clip(digit, -most, most)
-        rest = rest - digit * _scaled(step, 1, _DIGIT * place)
-        digits.append(jnp.nan_to_num(digit).astype(jnp.int32))
-    last = jnp.clip(jnp.round((rest + low) * inverse), -(2.0**23), 2.0**23)
-    lower = (digits[2] << _DIGIT) + jnp.nan_to_num(last).astype(jnp.int32)
-    return (digits[0] << _DIGIT) + digits[1], lower
+    inverse = 1 / step
+    upper, rest = jnp.zeros(high.shape, jnp.int32), high
+    for place, most in ((4, _TOP), (3, _MOST_DIGIT), (2, _MOST_DIGIT)):
+        digit, rest = _split(rest, step, inverse, _DIGIT * place, most)
+        upper = (upper << _DIGIT) + digit
+    more, low = _split(low, step, inverse, _LOW, _TOP)
+    middle, rest = _split(rest, step, inverse, _DIGIT, _MOST_DIGIT)
+    last, _ = _split(rest + low, step, inverse, 0, _MOST_LAST)
+    return upper + more, (middle << _DIGIT) + last
+
+
+def _split(
+    rest: Array, step: Array, inverse: Array, bits: int, most: float
+) -> tuple[Array, Array]:
+    """A digit of weight 2^bits steps, and what it leaves; NaN has the digit 0."""
+    digit = jnp.clip(jnp.round(rest * _scaled(inverse, 1, -bits)), -most, most)
+    rest = rest - digit * _scaled(step, 1, bits)
+    return jnp.nan_to_num(digit).astype(jnp.int32), rest
 
 
 def _scaled(value: Array, by: Any, bits: int) -> Array:

@@ -5,7 +5,7 @@ Here the bits are those of SHAKE-256 (the operating system's or Python's own lib
 under a secret of 256 bits, as a function of (secret, step, leaf), so that a resumed run
 repeats its noise as everywhere else (law: keyed by step). `SecureNoise` makes the same
 draws of them as the compiled step does, so that the law is the same;
-`dp_ilg.noise.exact` makes discrete Gaussian ones, without any distance to charge.
+`dp_ilg.noise.exact` makes discrete Gaussian ones, whose distance is next to nothing.
 
 Reference: NIST FIPS 202 (SHAKE).
 """

@@ -24,7 +24,7 @@ from dp_ilg.geometry.rules import Rule, as_rule, check_rule
 from dp_ilg.geometry.seal import sound
 from dp_ilg.noise.add_noise import fresh_key, multiplier_at, noise_stddev
 from dp_ilg.noise.normal import normal_steps
-from dp_ilg.noise.release import grid_of, noised
+from dp_ilg.noise.release import check_multiplier, grid_of, noised
 from dp_ilg.noise.secure import check_draws, given_scores
 
 _SCORE_TAG = 0x5C04E
@@ -121,6 +121,7 @@ def score_layer_importance(
             jax.random.fold_in(state.key, _SCORE_TAG), state.step
         )
         shape = updates.layer_shares.shape
+        check_multiplier(float(plan.score_noise_multipliers.max()), shape[0])
         check_draws(noise, plan.exact_noise)
         draw = normal_steps(step_key, [updates.layer_shares])[0]
         if noise is not None:

@@ -174,7 +174,7 @@ def private_factor_pca(
     count, shape, sigma = len(x), np.shape(x)[1:], float(noise_multiplier)
     keys = [jax.random.fold_in(key, use) for use in range(3)]
     total = sum(rows.sum(0, dtype=np.float64) for rows in _unit_chunks(x, shape))
-    mean = (with_noise(total, sigma, keys[0]) / count).astype(np.float32)
+    mean = (with_noise(np.asarray(total), sigma, keys[0]) / count).astype(np.float32)
     sums = [np.zeros((size, size)) for size in shape]
     for rows in _unit_chunks(x, shape):
         for which, part in enumerate(_moments(rows, mean)):

@@ -1,6 +1,7 @@
 """The price of the noise's law: its constants against the law itself, and its place."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,7 +60,7 @@ def test_ordinary_runs_pay_a_small_share():
 
 
 def test_the_plan_pays_before_it_calibrates():
-    tight = dict(delta=1e-15, num_parameters=4_000_000, num_steps=2000)
+    tight: dict[str, Any] = dict(delta=1e-15, num_parameters=4_000_000, num_steps=2000)
     tight["accountant"] = "rdp"
     one = plan(**tight)
     assert 0.1 < one.noise_charge.delta / one.delta < 0.5

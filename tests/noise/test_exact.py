@@ -142,9 +142,16 @@ def test_exact_noise_takes_exact_draws_only(asked):
             tx.update(grads, state, PARAMS, noise=wrong)
 
 
-def test_a_plan_of_exact_noise_pays_nothing_and_allows_no_other():
+def test_a_plan_of_exact_noise_pays_next_to_nothing_and_allows_no_other():
+    """For the 31 bits that hold a draw, and the grid of 2^-40."""
     the_plan = plan(exact_noise=True)
-    assert the_plan.noise_charge == (0.0, 0.0)
+    paid = the_plan.noise_charge
+    assert paid.epsilon == 1e-15 and 0 < paid.delta < 1e-30
+    assert 2 * stats.norm.sf(exact._LARGEST / 2**27) < 4e-55
+    few = plan(exact_noise=True, delta=1e-28, num_parameters=10**6, accountant="rdp")
+    assert 0 < few.accounted_delta < 1e-28
+    with pytest.raises(ValueError, match="fewer parameters"):
+        plan(exact_noise=True, delta=1e-33)
     assert "exact sampler" in str(the_plan.statement())
     with pytest.raises(ValueError, match="exact_noise=True"):
         dp_ilg.add_importance_noise(the_plan, key=jax.random.key(0), noise="default")

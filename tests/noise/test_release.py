@@ -31,13 +31,13 @@ def integers(high, low, grid):
     return [int(u) * 2**24 + int(v) for u, v in zip(upper, lower, strict=True)]
 
 
-@pytest.mark.parametrize("scale", [1e-6, 1e-3, 1.0, 50.0, 1e4, 4e5])
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 1.0, 50.0, 1e4, 4e5, 4e7])
 @pytest.mark.parametrize("stddev", [0.7, 1.0, 3.1e-9, 8.8e7])
 def test_a_sum_is_put_within_its_bound_of_where_it_was(scale, stddev):
     """In exact fractions, for sums from a millionth to a million deviations."""
     rng = np.random.default_rng(int(scale * 7 + 1))
-    high = np.float32(rng.normal(size=200) * scale * stddev)
-    low = np.float32(high * rng.uniform(-1, 1, 200) * 2.0**-25)
+    high = (rng.normal(size=200) * scale * stddev).astype(np.float32)
+    low = (high * rng.uniform(-1, 1, 200) * 2.0**-25).astype(np.float32)
     ties = np.float32(np.round(high / stddev) + 0.5) * np.float32(stddev)
     high = np.concatenate([high, ties, -ties, [0, stddev, -stddev]]).astype(np.float32)
     low = np.concatenate([low, np.zeros(len(high) - len(low))]).astype(np.float32)
@@ -137,15 +137,23 @@ def test_a_plan_without_noise_releases_the_sum_itself():
 
 def test_sums_beyond_reach_are_cut_and_what_is_not_finite_is_nan():
     grid = grid_of(jnp.float32(1.0), 1.0, 1)
-    value = jnp.array([1e9, -1e30, jnp.nan, jnp.inf])
+    value = jnp.array([1e12, -1e30, jnp.nan, jnp.inf])
     found = noised(value, None, grid, jnp.zeros(4, jnp.int32))
-    assert 2.0e6 < float(found[0]) < 2.2e6 and -2.2e6 < float(found[1]) < -2.0e6
+    assert 2.6e8 < float(found[0]) < 2.8e8 and -2.8e8 < float(found[1]) < -2.6e8
     assert bool(jnp.isnan(found[2:]).all())
 
 
 def test_more_noise_than_the_grid_allows_is_refused():
     with pytest.raises(ValueError, match=r"noise multiplier is 1e\+06"):
         check_multiplier(1e6, 10**6)
+    loud = plan(noise_multiplier=1e6, score_budget=0.0)
+    params = {"a": jnp.zeros(100)}
+    clipped = dp_ilg.ClippedGrad(
+        params, jnp.zeros(1), dp_ilg.Geometry.uniform(params), jnp.float32(1.0)
+    )
+    noise = dp_ilg.add_importance_noise(loud, key=jax.random.key(0))
+    with pytest.raises(ValueError, match=r"noise multiplier is 1e\+06"):
+        jax.jit(noise.update)(clipped, noise.init(params))
     assert largest_multiplier(10**6) > 5000
     assert allowed_stddev(2.0, 5.0, 1000) > 2.0
 

@@ -32,6 +32,9 @@ _EXPONENT = 150.0  # of the probability with which the factor exp(t) fails
 _LARGEST_EPSILON = 60.0  # up to which that probability is paid for
 _RARE = 2e-12  # logarithm of what the few draws beyond 10 deviations may add
 _MIDDLE = 1.3e-25  # relative deficit of the middle cells
+_EXACT_FACTOR = 1e-15  # epsilon for the grid of 2^-40 of exact draws, up to MOST_DRAWS
+_EXACT_CUT = 4e-55  # probability of an exact draw beyond the 31 bits that hold it
+_EXACT_EPSILON = 30.0  # up to which that is paid for, in a plan without a target
 _SHARE = 0.01  # of delta, for a plan that does not say how large the model is
 _LARGEST_SHARE = 0.5
 
@@ -105,7 +108,8 @@ def charge(plan: Any) -> Charge:
         plan: a `dp_ilg.accounting.plan.PrivacyPlan`.
 
     Returns:
-        The charge: nothing for exact noise.
+        The charge. Exact draws pay 1e-15 of epsilon for their grid, and of delta the
+        probability, below 4e-55, that one does not fit its 31 bits.
 
     Privacy: for at most `most_parameters` draws a step and a billion for each prior
     release.
@@ -118,7 +122,9 @@ def charge(plan: Any) -> Charge:
         True
     """
     if plan.exact_noise:
-        return Charge(0.0, 0.0)
+        least = _EXACT_EPSILON if plan.target_epsilon is None else plan.target_epsilon
+        cut = _draws(plan) * _EXACT_CUT * math.exp(min(least, _LARGEST_EPSILON))
+        return Charge(_EXACT_FACTOR, cut)
     return charge_of(_draws(plan), plan.delta)
 
 
@@ -141,15 +147,15 @@ def check(plan: Any) -> None:
     """
     if not isinstance(plan.exact_noise, bool):
         raise ValueError(f"exact_noise is {plan.exact_noise!r}, but must be a bool.")
-    if plan.num_parameters is None:
-        return
-    validation.whole("num_parameters", plan.num_parameters)
-    paid = charge(plan).delta if _draws(plan) <= MOST_DRAWS else math.inf
+    if plan.num_parameters is not None:
+        validation.whole("num_parameters", plan.num_parameters)
+    given = plan.exact_noise or plan.num_parameters is None
+    paid = charge(plan).delta if given or _draws(plan) <= MOST_DRAWS else math.inf
     if paid > _LARGEST_SHARE * plan.delta:
         raise ValueError(
-            f"num_parameters is {plan.num_parameters:,} for {plan.num_steps:,} steps, "
-            f"whose noise costs {paid:.1g} of the delta of {plan.delta:g}; choose a "
-            "larger delta or exact_noise=True."
+            f"num_parameters is {most_parameters(plan):,} for {plan.num_steps:,} steps,"
+            f" whose noise costs {paid:.1g} of the delta of {plan.delta:g}; choose a "
+            "larger delta, fewer parameters or exact_noise=True."
         )
 
 
