@@ -95,7 +95,7 @@ class PrivacyFilter:
         """Fixes budget and order."""
         validation.positive("epsilon", epsilon)
         _check_plan("planned", planned)
-        self.epsilon, self.delta = float(epsilon), planned.delta
+        self.epsilon, self.delta = float(epsilon), accountants.delta_left(planned)
         self.neighboring_relation = planned.neighboring_relation
         self.num_examples = planned.num_examples
         self.order = self._best_order(planned)

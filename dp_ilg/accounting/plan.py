@@ -186,7 +186,7 @@ class PrivacyPlan:
         """
         return accountants.epsilon(
             self.event(steps),
-            self.delta,
+            accountants.delta_left(self),
             accountant=self.accountant,
             neighboring_relation=self.neighboring_relation,
         )

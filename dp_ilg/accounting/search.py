@@ -110,7 +110,7 @@ def furthest_plan(
         plan = at(x)
         return accountants.estimate(
             plan.event(),
-            plan.delta,
+            accountants.delta_left(plan),
             accountant=plan.accountant,
             neighboring_relation=plan.neighboring_relation,
         )
