@@ -101,7 +101,7 @@ def _version() -> str | None:
     digest = hashlib.sha256()
     try:
         for name in _SOURCES:
-            digest.update(Path(__file__).with_name(f"{name}.py").read_bytes())
+            digest.update((Path(__file__).parent / f"{name}.py").read_bytes())
     except OSError:
         return None
     versions = [importlib.metadata.version(name) for name in _PACKAGES]
