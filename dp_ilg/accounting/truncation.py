@@ -58,7 +58,7 @@ def cut_laws(
 
     Example:
         >>> [(round(cut, 4), round(rate, 4)) for cut, rate in cut_laws(1000, 0.1, 120)]
-        [(0.0215, 0.0971), (0.022, 0.0971)]
+        [(0.0214, 0.0966), (0.022, 0.0966)]
         >>> cut_laws(1000, 0.1, 1001)
         ()
 

@@ -166,12 +166,15 @@ def test_never_below_half_the_noise_and_always_cut():
 def exact_delta(epsilon, others, most, q, z, removed):
     """Delta of one step in which all push one way and one example the other way.
 
-    How many others were drawn is known; a cut then swaps the one for another, which
-    moves the sum by 2. Every case is a threshold test with a closed form.
+    Below the cut the number of others drawn is known. Above it any set that is kept has
+    the same sum, so that the rate is the mean over that number, and a cut swaps the one
+    for another, which moves the sum by 2. Both are threshold tests, in closed form.
     """
     m = np.arange(others + 1)
-    shift = np.where(m < most, 1.0, 2.0)
-    p = np.where(m < most, q, q * most / (m + 1))
+    weights = stats.binom.pmf(m, others, q)
+    cut = weights[most:].sum()
+    rate = weights[most:] @ (q * most / (m[most:] + 1)) / cut
+    shift, p = np.array([1.0, 2.0]), np.array([q, rate])
     odds = (math.exp(epsilon) - 1 + p) / p
     if not removed:  # P is the side without the example
         odds = (math.exp(-epsilon) - 1 + p) / p
@@ -183,7 +186,7 @@ def exact_delta(epsilon, others, most, q, z, removed):
     pure = tail(x / z)
     ours, theirs = (mixed, pure) if removed else (pure, mixed)
     gain = np.maximum(ours - math.exp(epsilon) * theirs, 0)
-    return float(stats.binom.pmf(m, others, q) @ gain)
+    return float(np.array([1 - cut, cut]) @ gain)
 
 
 @pytest.mark.parametrize("removed", [True, False])
