@@ -4,11 +4,11 @@
     python benchmarks/trust/accountant.py --runs 3 --out /tmp/accountant.jsonl
 
 Delta from 1e-30 to 1e-2, 1 to 10,000,000 steps, rates from 1e-6 to 1, one or several
-noise multipliers, unsampled Gaussians beside them, both relations; epsilon from 1e-4 to
-100. Runs are numbered: those in the file already are skipped, so it can be resumed.
-One line a run: what was asked, epsilon, processor seconds, the oracle's delta at it over
-delta (above 1: the claim is false), and at an epsilon smaller by a thousandth (below 1:
-it is loose).
+noise multipliers, unsampled Gaussians beside them, both relations, epsilon from 1e-4
+to 100. Runs are numbered: those in the file already are skipped, so it can be resumed.
+One line a run: what was asked, epsilon, processor seconds, the oracle's delta at it
+over delta (above 1: the claim is false), and at an epsilon a thousandth smaller (below
+1: it is loose).
 """
 
 import argparse

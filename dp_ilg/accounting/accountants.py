@@ -42,10 +42,12 @@ def epsilon(
 ) -> float:
     """Returns the epsilon of an event at a given delta.
 
-    Three accountants, from tight to loose. ``"pld"`` composes privacy loss
-    distributions, discretised coarsely where that changes epsilon by less than about
-    2e-4 of itself. ``"rdp"`` composes Renyi divergences. ``"zcdp"`` composes zero
-    concentrated DP and ignores amplification by sampling.
+    Three accountants, from tight to loose. ``"pld"`` composes privacy losses: it is
+    `dp_ilg.accounting.certified.accountant`, never below the exact value and at most
+    about a thousandth above it for delta of 1e-30 to 1e-2, epsilon of 1e-4 to 100, up
+    to 10,000,000 steps and rates from 1e-6; unsampled Gaussians alone have
+    dp_accounting's closed form. ``"rdp"`` composes Renyi divergences. ``"zcdp"``
+    composes zero concentrated DP and ignores amplification by sampling.
 
     Args:
         event: Gaussians, Poisson-sampled Gaussians and (self-)compositions of them.
@@ -57,7 +59,8 @@ def epsilon(
         The epsilon, at least 0; infinite if some noise multiplier is 0.
 
     Raises:
-        ValueError: for an event, accountant or relation that is not supported.
+        ValueError: for an event, accountant or relation that is not supported, and
+            where the accountant cannot answer.
 
     Privacy:
         Noise multipliers are relative to the norm bound C of ONE example, for both
@@ -172,7 +175,13 @@ def _epsilon(kinds: _Kinds, delta: float, accountant: str, relation: str) -> flo
         return math.inf
     question = (tuple(map(tuple, kinds)), delta, accountant, relation)
     compute = functools.partial(ACCOUNTANTS[accountant], kinds, delta, relation)
-    return epsilon_cache.remembered(question, compute)
+    found = epsilon_cache.remembered(question, compute)
+    if not 0 <= found < math.inf:
+        raise ValueError(
+            f"The accountant {accountant!r} finds no finite epsilon at delta {delta:g};"
+            " choose a larger delta, more noise or another accountant."
+        )
+    return found
 
 
 # --- Privacy loss distributions -----------------------------------------------------
@@ -206,6 +215,7 @@ _FEW_ORDERS = (1.1, 1.25, 1.5, 1.75, *range(2, 9), 10, 12, 16, 24, 32, 64, 128, 
 
 
 _RDP_KINDS, _ROUGH_KINDS = 512, 16
+_STEP_ROUNDING = 1e-14  # of the logarithm of every step's moment
 
 
 def _rdp_epsilon(kinds: _Kinds, delta: float, relation: str) -> float:
@@ -224,6 +234,8 @@ def _renyi_epsilon(kinds, delta: float, relation: str, orders) -> float:
     from dp_accounting import rdp
 
     total = renyi.run_divergences(kinds, orders, NEIGHBORING_RELATIONS[relation])
+    steps = sum(kind.count for kind in kinds)  # a rounded moment must stay a bound
+    total = total * (1 + 1e-12) + steps * _STEP_ROUNDING / (np.array(orders) - 1)
     return float(rdp.compute_epsilon(orders, total.tolist(), delta)[0])
 
 

@@ -110,7 +110,7 @@ def furthest_plan(
         plan = at(x)
         return accountants.estimate(
             plan.event(),
-            plan.delta,
+            plan.accounted_delta,
             accountant=plan.accountant,
             neighboring_relation=plan.neighboring_relation,
         )

@@ -11,8 +11,8 @@ RELATIONS = {
 }
 ACCOUNTANTS = {
     "pld": (
-        "composition of privacy loss distributions, rounded upwards (which is tested "
-        "for delta of 1e-8 and above)"
+        "composition of privacy loss distributions; every approximation is rounded "
+        "upwards by a proven bound, at any delta"
     ),
     "rdp": "composition of Renyi differential privacy",
     "zcdp": (
@@ -163,10 +163,29 @@ def _prior(plan) -> list[str]:
 
 
 def _accounting(plan) -> str:
-    return (
-        f"Epsilon was computed with dp-accounting {_version()} by "
-        f"{ACCOUNTANTS[plan.accountant]}."
-    )
+    how = ACCOUNTANTS[plan.accountant]
+    return f"Epsilon was computed with {implementation(plan)} by {how}."
+
+
+def implementation(plan: Any) -> str:
+    """Which code computes a plan's epsilon.
+
+    Args:
+        plan: a `dp_ilg.PrivacyPlan`.
+
+    Returns:
+        Its name and version.
+
+    Example:
+        >>> import dp_ilg
+        >>> plan = dp_ilg.plan_privacy(noise_multiplier=1.0, delta=1e-6,
+        ...     num_examples=60_000, batch_size=600, num_steps=100)
+        >>> implementation(plan).startswith("dp_ilg's certified accountant")
+        True
+    """
+    if plan.accountant == "pld" and plan.sampling_prob < 1:
+        return f"dp_ilg's certified accountant (dp-ilg {_version('dp-ilg')})"
+    return f"dp-accounting {_version('dp-accounting')}"
 
 
 def _noise(plan) -> str:
@@ -210,7 +229,8 @@ def _facts(plan, epsilon: float, text: str) -> dict[str, Any]:
         "noise_delta": plan.noise_charge.delta,
         "accountant": plan.accountant,
         "amplification_by_sampling": plan.accountant != "zcdp",
-        "dp_accounting_version": _version(),
+        "accountant_implementation": implementation(plan),
+        "dp_accounting_version": _version("dp-accounting"),
         "plan_digest": plan.digest(),
         "not_covered": NOT_COVERED,
         "text": text,
@@ -236,5 +256,5 @@ def round_up(value: float) -> str:
     return f"{math.ceil(value / unit - 1e-9) * unit:.4g}"
 
 
-def _version() -> str:
-    return importlib.metadata.version("dp-accounting")
+def _version(name: str) -> str:
+    return importlib.metadata.version(name)

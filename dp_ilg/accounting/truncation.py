@@ -15,7 +15,8 @@ given them the sum is that of the set plus that of y, or, with probability r, of
 the step is a mixture over such draws, of one law on both sides, of Gaussians that are
 sampled at rate r and move by x - y, of length at most 2 C: by joint convexity of every
 hockey-stick divergence it is no easier to tell apart than one of rate r and multiplier
-z / 2. Where x is replaced by x', x - y and x' - y are both at most 2 C long: the pair of the other relation at rate r and multiplier z / 2. Now
+z / 2. Where x is replaced by x', x - y and x' - y are both at most 2 C long: the pair
+of the other relation at rate r and multiplier z / 2. Now
 
     r = sum_{m >= b} P(M = m) q b / (m + 1) / P(M >= b)
       = (b / (n + 1)) P(B > b) / P(M >= b),    B ~ Binomial(n + 1, q),
@@ -57,7 +58,7 @@ def cut_laws(
 
     Example:
         >>> [(round(cut, 4), round(rate, 4)) for cut, rate in cut_laws(1000, 0.1, 120)]
-        [(0.0215, 0.0971), (0.022, 0.0971)]
+        [(0.0214, 0.0966), (0.022, 0.0966)]
         >>> cut_laws(1000, 0.1, 1001)
         ()
 

@@ -301,7 +301,7 @@ def test_statement_names_every_condition(accountant, relation):
         "60,000 examples",
         "100 steps",
         "between 1 and 2",
-        "dp-accounting ",
+        "certified accountant (dp-ilg " if accountant == "pld" else "dp-accounting ",
         "hyper-parameters",
         "vocabulary",
         "preprocessing",

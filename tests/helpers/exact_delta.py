@@ -15,6 +15,7 @@ from scipy import optimize, special, stats
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(16)
 _BLOCK = 128
+_MOST_TERMS = 20_000
 
 
 def log_ratio(q, z, x):
@@ -138,7 +139,7 @@ class Exact:
         self.step = math.pi / self.period  # half of the trapezoid rule's
         values, frequencies, top, done = [], [], 60.0 * self.step, 0
         nodes = None
-        while True:
+        while done < _MOST_TERMS:
             block = self.step * np.arange(done, done + _BLOCK)
             if nodes is None or block[-1] > top:
                 while block[-1] > top:
@@ -155,6 +156,7 @@ class Exact:
                 break
         natural = block[-1] ** 2 * self.normal < 9  # the losses end it, not the extra
         self.converged = natural or self.tilt * self.epsilon > 5
+        self.converged &= done < _MOST_TERMS
         self.frequencies, self.values = (
             np.concatenate(frequencies),
             np.concatenate(values),

@@ -48,7 +48,7 @@ def epsilon(kinds: Sequence[Kind], delta: float, sensitivity: int) -> float:
         >>> round(epsilon(run, 1e-5, 1), 2)
         12.08
         >>> round(epsilon(run, 1e-30, 1), 2)
-        25.93
+        30.52
 
     Reference:
         See the module.

@@ -169,7 +169,8 @@ def tilted_loss(
 
 def _terms(q: float, a: float, order: Order, log_cut: float) -> _Terms | None:
     """The points of one part: panels are made shorter until the rule is exact."""
-    t = np.linspace(*_ends(q, a, order, log_cut), _CELLS + 1)
+    low, high = _ends(q, a, order, log_cut)
+    t = np.linspace(low, high, _CELLS + 1)
     most = _log_most(t[:-1], t[1:], q, a, order) + math.log(t[1] - t[0])
     seen = np.flatnonzero(most > _at(t, q, a, order).logs.max() + 1.4 * _NEGLIGIBLE)
     outside = np.concatenate([most[: seen[0]], most[seen[-1] + 1 :], [-math.inf]])
@@ -205,7 +206,7 @@ def _ends(q, a, order: Order, log_cut: float) -> tuple[float, float]:
 
 def _panels(q, a, order: Order, ends, finer: float) -> np.ndarray | None:
     """Edges of panels, short where the integrand turns or climbs fast."""
-    t = np.linspace(*ends, _CELLS + 1)
+    t = np.linspace(ends[0], ends[1], _CELLS + 1)
     share = _share(q, a, t)
     if order.sensitivity == 2:
         share = share + _share(q, a, -t)

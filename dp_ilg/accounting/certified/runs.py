@@ -100,7 +100,7 @@ def bound_at(run: Run, log_delta: float, tilt: float) -> float:
     Example:
         >>> run = Run.of([Kind(0.01, 1.0, (), 1000)], 1, True, 0)
         >>> round(bound_at(run.cut(math.log(1e-5), 1.0), math.log(1e-5), 6.0), 1)
-        2.4
+        2.2
 
     Reference:
         Canonne, Kamath and Steinke 2020, Proposition 12.
