@@ -254,7 +254,8 @@ def solve(terms: Terms, log_delta: float, bound: float) -> float:
         return 0.0
     if not excess(bound) < 0:
         return bound
-    found = float(optimize.brentq(excess, 0.0, bound, xtol=1e-9 * bound))
+    root: Any = optimize.brentq(excess, 0.0, bound, xtol=1e-9 * bound)
+    found = float(root)
     for _ in range(60):
         if excess(found) <= 0:
             return found
