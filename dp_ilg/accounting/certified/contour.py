@@ -36,7 +36,7 @@ Reference:
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -159,7 +159,7 @@ def summed(run: Run, line: Line) -> Terms | None:
     mean = (line.tilt + 0.5) * line.normal
     log_scale, log_error = 0.5 * line.normal * line.tilt * (1 + line.tilt), 0.0
     for loss, count in losses:
-        excess = _excess(loss, step, line.terms)
+        excess: Any = _excess(loss, step, line.terms)
         sizes = np.abs(1 + excess)
         near = np.maximum(2 * excess.real + np.abs(excess) ** 2, -0.5)
         gained = np.where(sizes > 0.75, 0.5 * np.log1p(near), np.log(_floor(sizes)))
@@ -243,9 +243,9 @@ def solve(terms: Terms, log_delta: float, bound: float) -> float:
 
     def excess(epsilon: float) -> float:
         """Log of the bound on delta(epsilon), less that of delta."""
-        turned = np.exp(1j * frequencies * (terms.mean - epsilon))
+        turned: Any = values * np.exp(1j * frequencies * (terms.mean - epsilon))
         slip = 4 * _UNIT * float(frequencies @ weights) * epsilon
-        total = float(np.sum((values * turned).real)) + terms.error + slip
+        total = float(np.sum(turned.real)) + terms.error + slip
         size = abs(terms.log_scale) + tilt * epsilon + abs(log_delta)
         exponent = terms.log_scale - tilt * epsilon - log_delta
         return math.log(total) + exponent + 4 * _UNIT * size
@@ -254,7 +254,8 @@ def solve(terms: Terms, log_delta: float, bound: float) -> float:
         return 0.0
     if not excess(bound) < 0:
         return bound
-    found = float(optimize.brentq(excess, 0.0, bound, xtol=1e-9 * bound))
+    root: Any = optimize.brentq(excess, 0.0, bound, xtol=1e-9 * bound)
+    found = float(root)
     for _ in range(60):
         if excess(found) <= 0:
             return found
