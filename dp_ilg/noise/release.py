@@ -123,6 +123,7 @@ def noised(value: Any, remainder: Any, grid: Grid, steps: Any) -> Float[Array, "
         >>> [round(float(x), 2) for x in found]
         [6.0, 6.0]
     """
+    value = jnp.asarray(value)
     high = value.astype(jnp.float32)
     low = (value - high.astype(value.dtype)).astype(jnp.float32)
     if remainder is not None:
