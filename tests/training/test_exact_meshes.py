@@ -1,19 +1,23 @@
 """Sums over meshes of one, two and four devices have the bits of one device."""
 
 import dataclasses
+import hashlib
 import json
 import os
+import socket
 import subprocess
 import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.sharding import PartitionSpec as P
 
 import dp_ilg
 from dp_ilg.clipping.lots import sum_over_axis
 from dp_ilg.training import mesh as meshes
+from dp_ilg.training.mesh_rows import place_rows
 
 ROWS = 64
 SHAPES = [(1, 1), (2, 1), (1, 2), (4, 1), (2, 2)]
@@ -107,5 +111,50 @@ def test_one_two_and_four_devices_give_the_same_bits():
     assert not all(plain), "ordinary sums would have passed, too"
 
 
+def digest(process, processes, port):
+    """Of what a mesh of all processes' devices sums, each reading its own rows."""
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(f"127.0.0.1:{port}", processes, process)
+    params, batch, mask, grad_fn = prepared()
+    mesh = meshes.make_mesh(jax.device_count(), 1)
+    geometry = dp_ilg.Geometry.uniform(params, layers="leaf")
+    own = slice(process * ROWS // processes, (process + 1) * ROWS // processes)
+    rows = place_rows(mesh, jax.tree.map(lambda x: x[own], (batch, mask)))
+    spread = meshes.spread(grad_fn, mesh)
+    run = jax.jit(lambda p, b, m: spread(p, b, geometry=geometry, is_padding_example=m))
+    total = run(meshes.placed(params, meshes.param_shardings(params, mesh)), *rows)
+    fields = total.gradients, total.remainder, total.fine, total.layer_shares
+    arrays = [x.addressable_data(0) for x in jax.tree.leaves(fields)]
+    content = b"".join(np.asarray(x).tobytes() for x in arrays)
+    return hashlib.sha256(content).hexdigest()
+
+
+def digests(processes):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.training.test_exact_meshes"]
+            + [str(x) for x in (process, processes, port)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        )
+        for process in range(processes)
+    ]
+    outs = [process.communicate(timeout=300) for process in started]
+    assert all(p.returncode == 0 for p in started), outs[0][1][-2000:]
+    return [json.loads(out.strip().splitlines()[-1]) for out, _ in outs]
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_bits_of_one():
+    (one,), both = digests(1), digests(2)
+    assert both == [one, one]
+
+
 if __name__ == "__main__":
-    print(json.dumps(found()))
+    numbers = [int(x) for x in sys.argv[1:]]
+    print(json.dumps(digest(*numbers) if numbers else found()))
