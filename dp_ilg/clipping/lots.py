@@ -37,6 +37,8 @@ def sum_lot(batches: Iterable[Any]) -> ClippedGrad:
 
     Returns:
         The clipped sum of the lot, the same to the bit in any order of the batches.
+        Outside of ``jit`` its `gradients` are float64 arrays, which hold the sum on the
+        public grid whole; a compiled function reads them as float32 beside `remainder`.
 
     Raises:
         ValueError: for no batch at all, or batches clipped differently.
@@ -67,7 +69,25 @@ def sum_lot(batches: Iterable[Any]) -> ClippedGrad:
         total = one if total is None else total + one
     if total is None:
         raise ValueError("The lot has no batches; an empty lot is one padding batch.")
-    return total
+    return _whole(total)
+
+
+def _whole(total: ClippedGrad) -> ClippedGrad:
+    """The sum with float64 gradients, where it is known and float64 is off."""
+    leaves, treedef = jax.tree.flatten(total.gradients)
+    known = not any(isinstance(x, Tracer) for x in leaves)
+    if total.remainder is None or not known or jax.config.jax_enable_x64:
+        return total
+    with wide():
+        rests = jax.tree.leaves(total.remainder)
+        sums = [widened(x) + widened(y) for x, y in zip(leaves, rests, strict=True)]
+        shown = [x.astype(np.float32) for x in sums]
+        lows = [
+            (x - widened(y)).astype(np.float32)
+            for x, y in zip(sums, shown, strict=True)
+        ]
+    gradients, remainder = (jax.tree.unflatten(treedef, x) for x in (sums, lows))
+    return dataclasses.replace(total, gradients=gradients, remainder=remainder)
 
 
 def lot_accumulator(

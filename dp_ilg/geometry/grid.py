@@ -172,6 +172,26 @@ def leaf_steps(geometry: Any, l2_clip_norm: Any) -> list[Array]:
     ]
 
 
+def float32_view(clipped: Any) -> list[Array]:
+    """The leaves of a sum's gradients beside its remainder: float32, as in ``jit``.
+
+    `dp_ilg.sum_lot` returns float64 leaves, of which compiled functions see float32.
+
+    Example:
+        >>> import dp_ilg
+        >>> params = {"w": jnp.ones(2)}
+        >>> geometry = dp_ilg.Geometry.uniform(params)
+        >>> made = dp_ilg.ClippedGrad(params, jnp.zeros(1), geometry, 1.0)
+        >>> float32_view(made)[0].dtype
+        dtype('float32')
+    """
+    leaves = jax.tree.leaves(clipped.gradients)
+    if jax.config.jax_enable_x64 or clipped.remainder is None:
+        return leaves
+    with jax.enable_x64(True):
+        return [x.astype(np.float32) if x.dtype == np.float64 else x for x in leaves]
+
+
 def of_clipped(clipped: Any) -> list[Limbs]:
     """The exact sum of every leaf of a `dp_ilg.ClippedGrad`.
 
@@ -186,7 +206,7 @@ def of_clipped(clipped: Any) -> list[Limbs]:
         >>> float(abs(high[0] - 1 / 3)) < 2e-6, low.tolist(), fine.tolist()
         (True, [0.0, 0.0], [0.0, 0.0])
     """
-    values = jax.tree.leaves(clipped.gradients)
+    values = float32_view(clipped)
     if clipped.remainder is None:
         steps = leaf_steps(clipped.geometry, clipped.l2_clip_norm)
         highs = [to_grid(x, step) for x, step in zip(values, steps, strict=True)]

@@ -20,6 +20,7 @@ from dp_ilg import validation
 from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.base import ClippedGrad, Params, PrivateTransformation
 from dp_ilg.geometry.geometry import Geometry
+from dp_ilg.geometry.grid import float32_view
 from dp_ilg.geometry.layers import group
 from dp_ilg.geometry.seal import sound
 from dp_ilg.noise.normal import normal_steps
@@ -107,7 +108,7 @@ def gaussian_noise(
     """
     whole = sound(clipped)
     geometry, wanted = clipped.geometry, _noised_leaves(clipped)
-    leaves, treedef = jax.tree.flatten(clipped.gradients)
+    leaves, treedef = float32_view(clipped), jax.tree.structure(clipped.gradients)
     geometry.groups.check(leaves)
     count = sum(x.size for x in wanted if x is not None)
     if not isinstance(noise_multiplier, Tracer):
@@ -131,15 +132,14 @@ def gaussian_noise(
 
 def _remainders(clipped: ClippedGrad) -> list[Any]:
     """What each leaf of the sum was rounded by, None where that is unknown."""
-    leaves = jax.tree.leaves(clipped.gradients)
     if clipped.remainder is None:
-        return [None] * len(leaves)
+        return [None] * len(clipped.geometry.groups.leaves)
     return jax.tree.leaves(clipped.remainder)
 
 
 def _noised_leaves(clipped: ClippedGrad) -> list[Any]:
     """The sum's leaves, None where a leaf is frozen."""
-    facts, leaves = clipped.geometry.groups.leaves, jax.tree.leaves(clipped.gradients)
+    facts, leaves = clipped.geometry.groups.leaves, float32_view(clipped)
     return [x if leaf.groups else None for leaf, x in zip(facts, leaves, strict=True)]
 
 
