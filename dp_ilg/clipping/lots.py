@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array
 
 from dp_ilg import validation
@@ -81,11 +82,8 @@ def _whole(total: ClippedGrad) -> ClippedGrad:
     with wide():
         rests = jax.tree.leaves(total.remainder)
         sums = [widened(x) + widened(y) for x, y in zip(leaves, rests, strict=True)]
-        shown = [x.astype(np.float32) for x in sums]
-        lows = [
-            (x - widened(y)).astype(np.float32)
-            for x, y in zip(sums, shown, strict=True)
-        ]
+        pairs = [(x, widened(x.astype(np.float32))) for x in sums]
+        lows = [(x - shown).astype(np.float32) for x, shown in pairs]
     gradients, remainder = (jax.tree.unflatten(treedef, x) for x in (sums, lows))
     return dataclasses.replace(total, gradients=gradients, remainder=remainder)
 

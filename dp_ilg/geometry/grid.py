@@ -172,7 +172,7 @@ def leaf_steps(geometry: Any, l2_clip_norm: Any) -> list[Array]:
     ]
 
 
-def float32_view(clipped: Any) -> list[Array]:
+def float32_view(clipped: Any) -> list[Any]:
     """The leaves of a sum's gradients beside its remainder: float32, as in ``jit``.
 
     `dp_ilg.sum_lot` returns float64 leaves, of which compiled functions see float32.
