@@ -21,9 +21,9 @@ from jaxtyping import Array, Float
 
 from dp_ilg import validation
 from dp_ilg.base import ClippedGrad, Params, PerExampleGrads, PrivateTransformation
+from dp_ilg.clipping.adding.sum_error import COEFFICIENT_ERROR, SUM_ERROR
+from dp_ilg.clipping.adding.sums import CANCELLATION, wide, widened
 from dp_ilg.clipping.per_example import from_gradients
-from dp_ilg.clipping.sum_error import COEFFICIENT_ERROR, SUM_ERROR
-from dp_ilg.clipping.sums import CANCELLATION, wide, widened
 from dp_ilg.geometry import grid
 from dp_ilg.geometry.coordinates import enter_gradients
 from dp_ilg.geometry.geometry import Geometry

@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
 from dp_ilg import validation
@@ -26,21 +25,19 @@ from dp_ilg.base import (
     users_promotion,
 )
 from dp_ilg.clipping import eager
+from dp_ilg.clipping.adding.sum_error import SumError, check_lot, sum_error
+from dp_ilg.clipping.adding.sums import MOST_ROWS
+from dp_ilg.clipping.batches import batch_length, split_rows
 from dp_ilg.clipping.clip import ClipMode, as_clip_mode, clip_sum
 from dp_ilg.clipping.engine_table import ENGINES
 from dp_ilg.clipping.explicit import placed_by_xla
 from dp_ilg.clipping.leaf_paths import Explanation
 from dp_ilg.clipping.purity import check_loss
 from dp_ilg.clipping.sparse import plain
-from dp_ilg.clipping.sum_error import SumError, check_lot, sum_error
-from dp_ilg.clipping.sums import MOST_ROWS
 from dp_ilg.geometry.coordinates import enter_loss
 from dp_ilg.geometry.geometry import Geometry
 from dp_ilg.geometry.groups import Groups, accumulator
 from dp_ilg.geometry.layers import group
-
-_NO_NUMBERS = "USOTMm"
-"""NumPy's kinds of strings, objects, dates and times."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +146,7 @@ class ClippedGradFn:
 
         if len(padding) <= chunk:
             return one(batch, padding)
-        pieces = (_split(batch, chunk), ~_split(~padding, chunk))
+        pieces = (split_rows(batch, chunk), ~split_rows(~padding, chunk))
         return self._many(one, pieces, _zero(params, geometry, l2_clip_norm))
 
     def explain(self, params: Params, batch: Example, layers: Any = "module") -> Any:
@@ -326,56 +323,3 @@ def _zero(params: Params, geometry: Geometry, l2_clip_norm: Any) -> ClippedGrad:
 def _no_loss(params: Params, example: Example) -> Any:
     """Stands where a loss will."""
     raise NotImplementedError("No loss was given yet; dp_ilg.clipped_grad sets one.")
-
-
-def batch_length(batch: Example) -> int:
-    """Length of the batch axis that every leaf of a batch shares.
-
-    Raises:
-        ValueError: for an empty tree, a leaf without axes or unequal lengths.
-        TypeError: for strings, dates and other objects.
-
-    Example:
-        >>> import numpy as np
-        >>> batch_length((np.zeros((3, 2)), np.zeros(3)))
-        3
-    """
-    leaves = jax.tree.leaves(batch)
-    if not leaves:
-        raise ValueError("The batch is an empty tree; pass at least one array.")
-    for x in leaves:
-        dtype = x.dtype if hasattr(x, "dtype") else np.asarray(x).dtype
-        if isinstance(dtype, np.dtype) and dtype.kind in _NO_NUMBERS:
-            raise TypeError(
-                f"The batch holds an array of dtype {dtype}, with which JAX cannot "
-                "compute; encode it as numbers, or leave it out of the batch."
-            )
-    shapes = [jnp.shape(x) for x in leaves]
-    if any(len(s) == 0 for s in shapes):
-        raise ValueError(
-            "The batch holds a scalar, which has no batch axis; give every array a "
-            "leading axis of examples."
-        )
-    lengths = sorted({s[0] for s in shapes})
-    if len(lengths) > 1:
-        raise ValueError(
-            f"The batch has arrays of unequal length {lengths}; each must hold the "
-            "same examples."
-        )
-    return lengths[0]
-
-
-def _split(batch: Example, chunk: int) -> Example:
-    """Cuts every leaf into micro-batches, the last filled up with zeros."""
-
-    def split(x: Any) -> Array:
-        x = jnp.asarray(x)
-        count = -(-x.shape[0] // chunk)
-        missing = count * chunk - x.shape[0]
-        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-            tail = x[jnp.zeros(missing, jnp.int32)]
-        else:
-            tail = jnp.zeros((missing, *x.shape[1:]), x.dtype)
-        return jnp.concatenate([x, tail]).reshape(count, chunk, *x.shape[1:])
-
-    return jax.tree.map(split, batch)

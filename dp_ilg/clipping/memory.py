@@ -16,7 +16,8 @@ import jax
 
 from dp_ilg import validation
 from dp_ilg.base import Example, Params
-from dp_ilg.clipping.clipped_grad import ClippedGradFn, batch_length
+from dp_ilg.clipping.batches import batch_length
+from dp_ilg.clipping.clipped_grad import ClippedGradFn
 from dp_ilg.geometry.geometry import Geometry
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array
 
 from dp_ilg.base import Example, LossFn, Params, PerExampleGrads, PyTree
-from dp_ilg.clipping.sums import Weighted, over_examples, wide, widened
+from dp_ilg.clipping.adding.sums import Weighted, over_examples, wide, widened
 from dp_ilg.geometry.groups import Groups, LeafGroups, check_batch_axis
 
 

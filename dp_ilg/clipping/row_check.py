@@ -17,7 +17,7 @@ import numpy as np
 
 from dp_ilg import validation
 from dp_ilg.base import ClippedGrad, Example, Params
-from dp_ilg.clipping.clipped_grad import batch_length
+from dp_ilg.clipping.batches import batch_length
 from dp_ilg.geometry.geometry import Geometry
 
 

@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
 from dp_ilg.base import ClippedGrad, Example, Params
-from dp_ilg.clipping import lots
+from dp_ilg.clipping.adding import devices
 from dp_ilg.geometry import grid
 from dp_ilg.geometry.geometry import Geometry
 from dp_ilg.noise.normal import sharded_draws
@@ -240,13 +240,13 @@ def spread(grad_fn: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
             steps = grid.leaf_steps(geometry, own.l2_clip_norm)
             sums = zip(grid.of_clipped(own), steps, leaf_specs, strict=True)
             pairs = [
-                lots.reduced(
+                devices.reduced(
                     parts, step, functools.partial(_added, spec=spec, mesh=mesh)
                 )
                 for parts, step, spec in sums
             ]
             everywhere = functools.partial(lax.psum, axis_name=AXES)
-            small = lots.reduced_shares(own, everywhere), everywhere(own.fits)
+            small = devices.reduced_shares(own, everywhere), everywhere(own.fits)
             return pairs, small, own.l2_clip_norm
 
         share = jax.shard_map(
@@ -257,7 +257,7 @@ def spread(grad_fn: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
             check_vma=False,
         )
         pairs, small, bound = share(params, geometry, batch, is_padding_example)
-        sums = lots.settled(pairs, treedef, geometry, bound)
+        sums = devices.settled(pairs, treedef, geometry, bound)
         return ClippedGrad(
             **sums, **small[0], geometry=geometry, l2_clip_norm=bound, fits=small[1]
         )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import dp_ilg
-from dp_ilg.clipping import sum_error, sums
+from dp_ilg.clipping.adding import sum_error, sums
 from dp_ilg.clipping.engine_table import ENGINES
 from dp_ilg.clipping.row_check import rows_are_independent
 from dp_ilg.geometry import grid

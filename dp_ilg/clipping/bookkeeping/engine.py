@@ -17,13 +17,13 @@ from jax.extend.core import ClosedJaxpr
 from jaxtyping import Array
 
 from dp_ilg.base import Example, LossFn, Params, PerExampleGrads
-from dp_ilg.clipping import part_sums
+from dp_ilg.clipping.adding import part_sums
+from dp_ilg.clipping.adding.sums import looked_up_unit, over_examples, wide, widened
 from dp_ilg.clipping.bookkeeping import cost, factors, magnitudes, parts, pool, tape
 from dp_ilg.clipping.bookkeeping.program import flat
 from dp_ilg.clipping.bookkeeping.rules import Direct
 from dp_ilg.clipping.bookkeeping.views import Digits, whole
 from dp_ilg.clipping.per_example import leaf_terms
-from dp_ilg.clipping.sums import looked_up_unit, over_examples, wide, widened
 from dp_ilg.geometry.groups import (
     Groups,
     cut_batch,

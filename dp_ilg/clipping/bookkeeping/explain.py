@@ -8,11 +8,11 @@ from collections.abc import Callable
 import jax
 
 from dp_ilg.base import Example, LossFn, Params, PerExampleGrads
+from dp_ilg.clipping.adding.sum_error import ARGUMENTS
 from dp_ilg.clipping.bookkeeping import cost
 from dp_ilg.clipping.bookkeeping.engine import Paths, find_paths, follow
 from dp_ilg.clipping.bookkeeping.parts import Part
 from dp_ilg.clipping.leaf_paths import Explanation, LeafPlan
-from dp_ilg.clipping.sum_error import ARGUMENTS
 from dp_ilg.geometry.groups import Groups, LeafGroups
 
 Run = Callable[[Params, Example], PerExampleGrads]

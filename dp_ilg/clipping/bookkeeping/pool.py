@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from dp_ilg.clipping.sums import Weighted, over_examples, widened
+from dp_ilg.clipping.adding.sums import Weighted, over_examples, widened
 from dp_ilg.geometry.groups import Groups, LeafGroups, accumulator, pieces_of
 from dp_ilg.geometry.rounding import power_of_two, upwards
 

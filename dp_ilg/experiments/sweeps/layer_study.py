@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dp_ilg.accounting.ledger import PrivacyLedger
+from dp_ilg.clipping.adding.sums import narrowed
 from dp_ilg.clipping.engine_table import ENGINES
-from dp_ilg.clipping.sums import narrowed
 from dp_ilg.experiments.runs.job import Job, ready
 from dp_ilg.experiments.runs.keys import RunKeys
 from dp_ilg.experiments.runs.trainer import Position, Watch, start, train

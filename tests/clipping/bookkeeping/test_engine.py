@@ -14,9 +14,9 @@ from jax.experimental import io_callback
 
 import dp_ilg
 from dp_ilg.base import PerExampleGrads
+from dp_ilg.clipping.adding.sums import wide
 from dp_ilg.clipping.engine_table import ENGINES
 from dp_ilg.clipping.per_example import vmap_engine
-from dp_ilg.clipping.sums import wide
 from dp_ilg.geometry.layers import group, paths
 from tests.helpers.agreement import (
     ENGINE,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from dp_ilg.clipping.sums import CANCELLATION, LONGEST, LOOKED_UP_BITS, MOST_ROWS
+from dp_ilg.clipping.adding.sums import CANCELLATION, LONGEST, LOOKED_UP_BITS, MOST_ROWS
 from dp_ilg.geometry.grid import RANGE_BITS, STEP_BITS
 from dp_ilg.geometry.rounding import weighted_norm_rounding
 

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from dp_ilg.clipping.adding.sums import Weighted, outer, over_examples, widened
 from dp_ilg.clipping.bookkeeping.factors import Factors
 from dp_ilg.clipping.bookkeeping.parts import Part
 from dp_ilg.clipping.bookkeeping.rules import Rows
-from dp_ilg.clipping.sums import Weighted, outer, over_examples, widened
 
 
 def sum_of_gradients(part: Part, values: Array, weights: Array) -> Array:
@@ -28,7 +28,7 @@ def sum_of_gradients(part: Part, values: Array, weights: Array) -> Array:
         weights: float64 ``[examples]`` or ``[examples, groups]``, scale included.
 
     Returns:
-        The sum; call this in the context `dp_ilg.clipping.sums.wide`.
+        The sum; call this in the context `dp_ilg.clipping.adding.sums.wide`.
     """
     if weights.ndim == 2 and not part.side.name:
         weights = weights[:, part.side.groups[0]]
@@ -50,7 +50,7 @@ def sum_of_factors(
             None for no rounding.
 
     Returns:
-        The sum; call this in the context `dp_ilg.clipping.sums.wide`.
+        The sum; call this in the context `dp_ilg.clipping.adding.sums.wide`.
     """
     pairs = zip(factors.firsts, factors.seconds, strict=True)
     sums = [_sum_of_use(part, *pair, weights, units) for pair in pairs]
