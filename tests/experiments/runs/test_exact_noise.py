@@ -9,7 +9,8 @@ import pytest
 
 from dp_ilg.experiments.config.schema import Config, PrivacyConfig
 from dp_ilg.experiments.runs.hosts import Devices
-from dp_ilg.experiments.runs.job import build_job, noise_secret, run_keys
+from dp_ilg.experiments.runs.job import build_job
+from dp_ilg.experiments.runs.keys import noise_secret, run_keys
 from dp_ilg.experiments.runs.runner import run_training, with_seed
 from dp_ilg.experiments.runs.trainer import start, with_exact_noise
 from dp_ilg.training.draws_ahead import DrawsAhead
@@ -23,7 +24,8 @@ def test_a_run_with_exact_noise_says_so_and_keeps_its_secret(tmp_path):
     summary = run_training(with_seed(EXACT, 5), folder)
     plan = json.loads((folder / "plan.json").read_text())
     assert plan["exact_noise"] and summary["steps"] == 2
-    words = noise_secret(5), bytes.fromhex(noise_secret(5))
+    job = build_job(EXACT)
+    words = noise_secret(job, 5), bytes.fromhex(noise_secret(job, 5))
     public = [p.read_bytes() for p in folder.iterdir() if p.is_file()]
     assert len(public) > 3
     assert not [x for x in public if words[0].encode() in x or words[1] in x]
@@ -32,8 +34,9 @@ def test_a_run_with_exact_noise_says_so_and_keeps_its_secret(tmp_path):
 
 
 def test_draws_are_the_steps_own_whatever_was_asked_before():
-    job, secret = build_job(EXACT), noise_secret(7)
-    position = start(job, run_keys(7))
+    job = build_job(EXACT)
+    secret = noise_secret(job, 7)
+    position = start(job, run_keys(job, 7))
     tools: Any = with_exact_noise(None, job, position, secret)
     alone = tools.draws(1)
     with DrawsAhead(tools.draws, 2) as ahead:
@@ -49,9 +52,9 @@ def test_what_cannot_draw_exactly_is_refused_before_anything_is_written(tmp_path
     assert not (tmp_path / "run").exists()
     job = build_job(EXACT)
     with pytest.raises(ValueError, match="no secret for exact noise"):
-        with_exact_noise(None, job, start(job, run_keys(0)), None)
+        with_exact_noise(None, job, start(job, run_keys(job, 0)), None)
     usual = build_job(Config())
-    assert with_exact_noise(None, usual, start(usual, run_keys(0)), None) is None
+    assert with_exact_noise(None, usual, start(usual, run_keys(usual, 0)), None) is None
 
 
 def test_a_draw_that_failed_fails_the_step_it_is_for():
