@@ -90,4 +90,4 @@ def pytest_collection_modifyitems(config, items):
     if len(items) > 3000:  # the whole suite
         gone = set(listed) - {item.nodeid for item in items}
         if gone:
-            raise pytest.UsageError(f"{SLOW} names no test: {", ".join(sorted(gone))}.")
+            raise pytest.UsageError(f"{SLOW} names no test: {', '.join(sorted(gone))}.")
