@@ -37,6 +37,8 @@ TABLES: dict[str, Table] = {
     "fine-tuning": costs.fine_tuning,
     "noise-cost": costs.noise_cost,
     "noise-density": costs.noise_density,
+    "exactness-time": costs.exactness_time,
+    "exactness-accuracy": costs.exactness_accuracy,
     "embedding": costs.embedding,
     "waiting": costs.waiting,
     "scaling": costs.scaling,
@@ -49,6 +51,7 @@ TABLES: dict[str, Table] = {
     # docs/accounting.md
     "accounting": trust.accounting,
     "truncation": trust.truncation,
+    "oracle": trust.oracle,
     "filters": studies.filters,
     "filter-noise": studies.filter_noise,
     # docs/audits.md

@@ -1,6 +1,15 @@
 """Tables of what large batches, noise, data and devices cost, and a roofline."""
 
-from tables.lines import Lines, group, markdown, significant
+from tables.lines import (
+    Lines,
+    gap,
+    group,
+    markdown,
+    percent,
+    significant,
+    spread,
+    with_interval,
+)
 from tables.steps import MODELS
 
 
@@ -87,6 +96,42 @@ def noise_density(lines: Lines) -> str:
     ]
     head = ["standard deviations", "largest relative error", "23 bits"]
     return markdown(head, rows)
+
+
+def exactness_time(lines: Lines) -> str:
+    """The private step before and after norms, sums and noise had their proofs."""
+    rows = [
+        [
+            MODELS[r["row"]],
+            f"{r['before_ms']:,.1f}",
+            f"{r['after_ms']:,.1f}",
+            f"{r['ratio']:.2f}",
+            f"{r['before_mib']:.0f} / {r['after_mib']:.0f}",
+        ]
+        for r in lines("two_codes_step")
+    ]
+    head = ["step", "before, ms", "after, ms", "ratio", "MiB, before / after"]
+    return markdown(head, rows)
+
+
+def exactness_accuracy(lines: Lines) -> str:
+    """Accuracy before and after, over the same seeds."""
+    rows = []
+    for task, own in group(lines("two_codes"), "task").items():
+        before, after = (
+            percent(r for r in own if r["code"] == code) for code in ("before", "after")
+        )
+        rows.append(
+            [
+                task.replace("_", " "),
+                spread(before.values()),
+                spread(after.values()),
+                with_interval(gap(after, before)),
+                str(len(before.keys() & after.keys())),
+            ]
+        )
+    head = ["configuration", "before, %", "after, %"]
+    return markdown([*head, "after - before, 95 %", "seeds"], rows)
 
 
 def embedding(lines: Lines) -> str:

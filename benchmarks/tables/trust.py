@@ -1,6 +1,7 @@
 """Tables of audits, of accounting, and of what was broken on purpose."""
 
 import collections
+import statistics
 from collections.abc import Callable
 
 from tables.lines import Lines, Record, group, markdown, significant
@@ -52,6 +53,26 @@ def sensitivity(lines: Lines) -> str:
     ]
     rows.append(["all", f"{found['cases']:,}", f"{found['largest_ratio']:.7f}"])
     return markdown(["family of examples", "cases", "largest change / C"], rows)
+
+
+def oracle(lines: Lines) -> str:
+    """The default accountant against an oracle, over random runs."""
+    judged = [r for r in lines("accountant") if r.get("above") is not None]
+    rows = []
+    for low, high in ((1e-30, 1e-16), (1e-16, 1e-8), (1e-8, 1.0)):
+        own = [r for r in judged if low <= r["delta"] < high]
+        if own:
+            rows.append(
+                [
+                    f"{low:.0e} to {high:.0e}",
+                    f"{len(own):,}",
+                    f"{max(r['above'] for r in own):.4f}",
+                    f"{sum(r['within'] >= 1 for r in own):,}",
+                    significant(statistics.median(r["seconds"] for r in own)),
+                ]
+            )
+    head = ["delta", "runs", "largest true delta / delta", "within 0.1 %"]
+    return markdown([*head, "median time, s"], rows)
 
 
 def kills(lines: Lines) -> str:
