@@ -26,8 +26,8 @@ NOT_COVERED = (
     "unless it is named above",
     "results of evaluating the model on test data, which speak of that data",
     "further releases computed from the same data, whose costs add up",
-    "a computer that is not as assumed: the gradient of an example is computed from its "
-    "own row, float64 rounds as IEEE 754 says, and the random bits cannot be guessed",
+    "a computer that is not as assumed: the gradient of an example is computed from "
+    "its own row, float64 rounds as IEEE 754 says, and random bits cannot be guessed",
 )
 
 

@@ -76,7 +76,7 @@ class Job:
 
         Example:
             >>> [x.shape for x in build_job(Config()).batch_shapes()]
-            [(256, 64), (256,)]
+            [(256, 8, 8, 1), (256,)]
         """
         size = self.plan.batch_size
         return jax.tree.map(
