@@ -308,16 +308,16 @@ def clipped_grad(
 
 
 def _zero(params: Params, geometry: Geometry, l2_clip_norm: Any) -> ClippedGrad:
-    trees = [
+    sums, low, fine = (
         jax.tree.map(lambda p: jnp.zeros(p.shape, accumulator(p.dtype)), params)
         for _ in range(3)
-    ]
+    )
     trained = [leaf.dtype for leaf in geometry.groups.leaves if leaf.groups]
     widest = jnp.result_type(*[accumulator(dtype) for dtype in trained])
     shares = jnp.zeros(len(geometry.groups.names), jnp.float32)
     bound = jnp.asarray(l2_clip_norm, widest)
     fits = jnp.zeros(1 + len(geometry.groups.names), jnp.float32)
-    return ClippedGrad(trees[0], shares, geometry, bound, fits, *trees[1:], shares)
+    return ClippedGrad(sums, shares, geometry, bound, fits, low, fine, shares)
 
 
 def _no_loss(params: Params, example: Example) -> Any:

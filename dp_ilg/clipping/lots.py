@@ -76,7 +76,8 @@ def _whole(total: ClippedGrad) -> ClippedGrad:
     """The sum with float64 gradients, where it is known and float64 is off."""
     leaves, treedef = jax.tree.flatten(total.gradients)
     known = not any(isinstance(x, Tracer) for x in leaves)
-    if total.remainder is None or not known or jax.config.jax_enable_x64:
+    config: Any = jax.config
+    if total.remainder is None or not known or config.jax_enable_x64:
         return total
     with wide():
         rests = jax.tree.leaves(total.remainder)

@@ -186,7 +186,8 @@ def float32_view(clipped: Any) -> list[Any]:
         dtype('float32')
     """
     leaves = jax.tree.leaves(clipped.gradients)
-    if jax.config.jax_enable_x64 or clipped.remainder is None:
+    config: Any = jax.config
+    if config.jax_enable_x64 or clipped.remainder is None:
         return leaves
     with jax.enable_x64(True):
         return [x.astype(np.float32) if x.dtype == np.float64 else x for x in leaves]

@@ -1,5 +1,7 @@
 """Sums of few products: norms right to the rounding of a sum, however terms cancel."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,7 +47,8 @@ def check(side, first, second, dense=None):
     """Never below the truth, and above by the roundings of the terms' sizes."""
     axes = {"": None, "batch": 1, "first": 2, "second": 3}
     dense = first if dense is None else dense
-    x, y = (np.float64(a) for a in (dense, second))
+    x: Any = np.asarray(dense, np.float64)
+    y: Any = np.asarray(second, np.float64)
     whole = np.einsum("bgta,bgtc->bgac", x, y)
     sizes = np.linalg.norm(x, axis=3) * np.linalg.norm(y, axis=3)
     size = sizes.sum(axis=(1, 2))

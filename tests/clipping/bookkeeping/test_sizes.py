@@ -1,5 +1,7 @@
 """What the rounding of a sum over examples is in proportion to, by path."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +18,7 @@ def product(p, e):
     return jnp.sum((e[0] @ p["w"]) * e[1])
 
 
-def sizes_of(loss, params, batch, layers="leaf"):
+def sizes_of(loss, params, batch, layers: Any = "leaf"):
     groups = group(params, layers)
     run = jax.jit(lambda p, b: ENGINES[ENGINE](loss, p, b, groups)[::2])
     return [np.asarray(x, np.float64) for x in run(params, batch)]
