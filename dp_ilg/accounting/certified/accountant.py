@@ -19,6 +19,8 @@ from dp_ilg.accounting.kinds import Kind, merged
 _ADDED = 3e-3  # of epsilon, that the imagined release may cost at first
 _ADDED_THEN = 4e-4
 _SETTLED = 6e-4  # of epsilon: what a quarter of it may change, to be enough
+_GOAL = 1e-4  # of epsilon, that it shall cost in the end
+_BLURRED = 1e-4  # of epsilon, that rounding may cost
 _TRIES = 12
 _MOST_KINDS, _ROUGH_KINDS = 2048, 16
 _BARE = 0.02  # noise below it hides nobody who takes part
@@ -113,30 +115,51 @@ def _sides(kinds: Sequence[Kind], log_delta: float, sensitivity: int) -> float:
 
 def _side(run: Run, few: Run, log_delta: float, bound: float, tilt: float) -> float:
     """Epsilon of one side: a line is fitted to an epsilon until that is the answer."""
-    best, about, added, before = bound, bound, _ADDED, math.inf
+    best, about, added, before, retilted = bound, bound, _ADDED, math.inf, False
     for _ in range(_TRIES):
         share = min(1.0, tilt * about)
         line = contour.fitted(few.cut(log_delta, share), tilt, log_delta, about, added)
         terms = line and contour.summed(run.cut(log_delta, share), line)
         if terms is None:
-            break
-        found = contour.solve(terms, log_delta + math.log1p(-share * CUT), best)
+            if before < math.inf or added > 0.1:
+                break
+            added *= 8  # looser, but within reach
+            continue
+        left = log_delta + math.log1p(-share * CUT)
+        found = contour.solve(terms, left, best)
         best = min(best, found)
         if found == 0 or before - found < _SETTLED * found:
             break
-        if found > 0.9 * about:  # the line fits: see what less of the imagined gives
+        blurred = contour.blurred(terms, found) > _BLURRED and not retilted
+        if found < 0.5 * about or blurred:
+            retilted = found > 0.5 * about
+            relative = terms.error / abs(terms.values[0])
+            tilt = _better_tilt(few, tilt, log_delta, found, relative)
+            before, added = math.inf, min(added, _ADDED_THEN)
+        elif found > 0.9 * about:  # the line fits: see what less of the imagined gives
+            if before < math.inf:  # what it costs is in proportion
+                rest = (before - found) / 3 / found
+                added *= min(1.0, max(4 * _GOAL / rest, 1 / 16))
             before, added = found, added / 4
-        elif found < 0.5 * about:
-            tilt = _better_tilt(few, tilt, log_delta, found)
-        added, about = min(added, _ADDED_THEN), best
+        else:
+            added = min(added, _ADDED_THEN)
+        about = best
     return best
 
 
-def _better_tilt(run: Run, tilt: float, log_delta: float, about: float) -> float:
-    """The tilt that takes the fewest terms, among some around the given one."""
+def _better_tilt(
+    run: Run, tilt: float, log_delta: float, about: float, relative: float
+) -> float:
+    """The tilt that takes the fewest terms, among some around the given one.
 
-    def terms(one: float) -> float:
+    Where terms cancel, their rounding, relative to the first one, would drown delta.
+    """
+
+    def costs(one: float) -> float:
         line = contour.fitted(run, one, log_delta, about, _ADDED)
-        return line.terms if line else math.inf
+        if not line:
+            return math.inf
+        drowned = relative * math.exp(min(line.size, 600.0)) / max(1.0, one * about)
+        return line.terms * (1 + (drowned / _BLURRED) ** 2)
 
-    return min((tilt * _OTHER).tolist(), key=terms)
+    return min((tilt * _OTHER).tolist(), key=costs)
