@@ -18,8 +18,8 @@ from dp_ilg.accounting.kinds import Kind, merged
 
 _ADDED = 3e-3  # of epsilon, that the imagined release may cost at first
 _ADDED_THEN = 4e-4
-_SETTLED = 6e-4  # of epsilon: what a quarter of it may change, to be enough
-_GOAL = 1e-4  # of epsilon, that it shall cost in the end
+_SETTLED, _GOAL = 3e-4, 2e-4  # of epsilon, that it may and shall cost in the end
+_MOST_ADDED = 0.1
 _BLURRED = 1e-4  # of epsilon, that rounding may cost
 _TRIES = 12
 _MOST_KINDS, _ROUGH_KINDS = 2048, 16
@@ -115,34 +115,32 @@ def _sides(kinds: Sequence[Kind], log_delta: float, sensitivity: int) -> float:
 
 def _side(run: Run, few: Run, log_delta: float, bound: float, tilt: float) -> float:
     """Epsilon of one side: a line is fitted to an epsilon until that is the answer."""
-    best, about, added, before, retilted = bound, bound, _ADDED, math.inf, False
+    best, about, added = bound, bound, _ADDED
+    before, after, retilted = math.inf, 0.0, False  # epsilon, and `added` there
     for _ in range(_TRIES):
         share = min(1.0, tilt * about)
         line = contour.fitted(few.cut(log_delta, share), tilt, log_delta, about, added)
         terms = line and contour.summed(run.cut(log_delta, share), line)
         if terms is None:
-            if before < math.inf or added > 0.1:
+            if before < math.inf or added > _MOST_ADDED:
                 break
             added *= 8  # looser, but within reach
             continue
-        left = log_delta + math.log1p(-share * CUT)
-        found = contour.solve(terms, left, best)
+        found = contour.solve(terms, log_delta + math.log1p(-share * CUT), best)
         best = min(best, found)
-        if found == 0 or before - found < _SETTLED * found:
+        rest = (before - found) / max(1e-9, after / added - 1)  # in proportion
+        if found == 0 or rest < _SETTLED * found:
             break
-        blurred = contour.blurred(terms, found) > _BLURRED and not retilted
-        if found < 0.5 * about or blurred:
-            retilted = found > 0.5 * about
+        slope, blurred = contour.slope(terms, found)
+        near = found > 0.5 * about
+        if not near or (blurred > _BLURRED and not retilted):
+            retilted, before = near, math.inf
             relative = terms.error / abs(terms.values[0])
             tilt = _better_tilt(few, tilt, log_delta, found, relative)
-            before, added = math.inf, min(added, _ADDED_THEN)
-        elif found > 0.9 * about:  # the line fits: see what less of the imagined gives
-            if before < math.inf:  # what it costs is in proportion
-                rest = (before - found) / 3 / found
-                added *= min(1.0, max(4 * _GOAL / rest, 1 / 16))
-            before, added = found, added / 4
-        else:
             added = min(added, _ADDED_THEN)
+        elif found > 0.9 * about:  # the line fits: see what less of the imagined gives
+            before, after = found, added
+            added = min(added / 4, max(added / 64, _GOAL * (1 + tilt) / slope))
         about = best
     return best
 
@@ -160,6 +158,6 @@ def _better_tilt(
         if not line:
             return math.inf
         drowned = relative * math.exp(min(line.size, 600.0)) / max(1.0, one * about)
-        return line.terms * (1 + (drowned / _BLURRED) ** 2)
+        return line.terms * (1 + drowned / _BLURRED)
 
     return min((tilt * _OTHER).tolist(), key=costs)

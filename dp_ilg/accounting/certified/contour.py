@@ -44,7 +44,7 @@ from dp_ilg.accounting.certified import moments
 from dp_ilg.accounting.certified.runs import Run, gain
 
 _ALIAS = 1e-5  # of delta, that the terms k other than 0 may add
-_TAIL = 1e-7  # of delta, that terms beyond the last one may add
+_TAIL = 1e-6  # of delta, that terms beyond the last one may add
 _MOST_TERMS = 2**18
 _POINTS = 256  # summed at a time
 _MARKS = 60
@@ -117,7 +117,8 @@ def fitted(
     """
     moment = run.log_moment(tilt)
     wider = [(t, run.log_moment(t)) for t in (tilt * _WIDER).tolist()]
-    near = max(0.0, -math.log(tilt * about)) - math.log(_ALIAS)
+    small = max(0.0, -math.log(tilt * about))
+    near = small - math.log(_ALIAS)
     left = (near - log_delta) / tilt
     right = min(
         (m + gain(t) - t * about - log_delta + near) / (t - tilt) for t, m in wider
@@ -125,7 +126,7 @@ def fitted(
     period = max(left, right)
     normal = run.normal + 2 * added * about / (1 + tilt)
     scale = max(0.0, moment - tilt * about - log_delta)  # of terms over delta
-    exponent = scale - math.log(_TAIL) + near
+    exponent = scale - math.log(_TAIL) + small
     reach = math.sqrt(2 * exponent / normal)
     needed = reach * period / (2 * math.pi)
     if not needed < _MOST_TERMS:
@@ -305,26 +306,29 @@ def solve(terms: Terms, log_delta: float, bound: float) -> float:
     return bound
 
 
-def blurred(terms: Terms, epsilon: float) -> float:
-    """Which share of an epsilon the charged errors of the sum make up, about.
+def slope(terms: Terms, epsilon: float) -> tuple[float, float]:
+    """How fast delta falls with epsilon, and what the errors charged make of epsilon.
 
     Args:
         terms: as in `solve`.
         epsilon: what `solve` found, above 0.
 
     Returns:
-        The share; infinite where the errors are all there is.
+        The slope of -log delta, and which share of epsilon is due to errors; both
+        about, and infinite where the errors are all there is.
 
     Example:
         >>> from dp_ilg.accounting.kinds import Kind
         >>> run = Run.of([Kind(0.01, 1.0, (), 1000)], 1, True, 0).cut(-11.5, 1.0)
         >>> terms = summed(run, fitted(run, 6.0, -11.5, 2.1, 1e-4))
-        >>> blurred(terms, 1.83) < 1e-6
+        >>> falls, blurred = slope(terms, 1.83)
+        >>> 6 < falls < 9 and blurred < 1e-6
         True
     """
-    tilt = terms.line.tilt
     frequencies = 2 * math.pi / terms.line.period * np.arange(len(terms.values))
     turned = terms.values * np.exp(1j * frequencies * (terms.mean - epsilon))
     total = float(np.sum(turned.real))
-    slope = tilt * total - float(frequencies @ turned.imag)
-    return terms.error / (slope * epsilon) if slope > 0 else math.inf
+    falls = terms.line.tilt * total - float(frequencies @ turned.imag)
+    if total <= 0 or falls <= 0:
+        return math.inf, math.inf
+    return falls / total, terms.error / (falls * epsilon)

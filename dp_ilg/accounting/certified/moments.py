@@ -41,7 +41,7 @@ _LONG, _HIGH = 17 / 8, 15 / 8  # half axes of the ellipse whose axes add up to 4
 _RULE = math.log(64 / 15 / (1 - 4.0**-2)) - 80 * math.log(4.0)
 _QUADRATURE = -46.0  # log of the rule's error over the moment, about
 _MOST_POINTS = 2**18
-_NEGLIGIBLE = -50.0  # log of a term, relative to the largest, that is dropped
+_NEGLIGIBLE = -45.0  # log of a term, relative to the largest, that is dropped
 _CELLS = 400
 UNIT = 2.0**-52  # twice the rounding of one operation
 
@@ -211,7 +211,7 @@ def _panels(
     if order.sensitivity == 2:
         share = share + _share(q, a, -t)
     slope = a * share * (order.frequency + 1 + order.tilt)
-    density = max(0.4, 0.8 * a) + slope / 40
+    density = max(0.4, 0.8 * a) + slope / 50
     least = _log_least(t, q, a, order)
     pieces = 0.5 * (density[1:] + density[:-1]) * np.diff(t)
     count = np.concatenate([[0.0], np.cumsum(pieces)])
