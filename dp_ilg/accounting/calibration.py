@@ -19,7 +19,8 @@ from dp_ilg.accounting.plan import PrivacyPlan
 _CONSTANT = schedules.constant()
 _LEAST_NOISE, _MOST_NOISE = 1e-3, 1e6
 _MOST_STEPS = 1_000_000
-_LARGEST_EPSILON = 10_000
+_LEAST_EPSILON, _LARGEST_EPSILON = 1e-6, 10_000
+_LEAST_DELTA = 1e-30  # that "pld" was held against an oracle for
 
 PriorReleases = tuple[tuple[str, float], ...]
 
@@ -93,11 +94,13 @@ def plan_privacy(
     `num_stages` stages first, so the plan's multipliers are exactly those accounted.
 
     Args:
-        epsilon: the target; the plan's epsilon is at most it and within 0.5 % of it.
+        epsilon: the target, at least 1e-6; the plan's epsilon is at most it and within
+            0.5 % of it.
         noise_multiplier: instead of `epsilon`, the scale of the schedule: the
             effective multiplier z where the schedule is 1. With 0 there is no privacy,
             and the plan's statement says so.
-        delta: the delta of the guarantee, best below 1 / num_examples.
+        delta: the delta of the guarantee, best below 1 / num_examples; for ``"pld"`` at
+            least 1e-30.
         num_examples: the number of training examples.
         batch_size: the expected batch size.
         num_steps: the number of steps.
@@ -144,6 +147,7 @@ def plan_privacy(
             "exactly one of them must be given."
         )
     _warn_of_delta(asked.template())
+    _check_answerable(asked)
     plan = asked.shaped()
     if epsilon is None:
         if noise_multiplier != 0:
@@ -294,6 +298,7 @@ def _largest(name: str, asked: Calibration, most: Any) -> PrivacyPlan:
     validation.positive("noise_multiplier", asked.noise_multiplier)
     changed = functools.partial(dataclasses.replace, asked)
     _check_left(changed(**{name: 1}).template())
+    _check_answerable(asked)
 
     def at(value: float) -> PrivacyPlan:
         plan = changed(**{name: int(value)}).shaped()
@@ -345,6 +350,20 @@ def _check_useful(epsilon: Any) -> None:
         raise ValueError(
             f"epsilon is {epsilon}, which promises nothing; choose at most "
             f"{_LARGEST_EPSILON:,}, or noise_multiplier=0 for a run without privacy."
+        )
+
+
+def _check_answerable(asked: Calibration) -> None:
+    """Raises where no accountant, or not the one chosen, has a good answer."""
+    if asked.epsilon is not None and asked.epsilon < _LEAST_EPSILON:
+        raise ValueError(
+            f"epsilon is {asked.epsilon:g}, but accountants here resolve none below "
+            f"{_LEAST_EPSILON:g}; choose a larger epsilon."
+        )
+    if asked.accountant == "pld" and asked.delta < _LEAST_DELTA:
+        raise ValueError(
+            f"delta is {asked.delta:g}, but the accountant 'pld' is checked down to "
+            f"{_LEAST_DELTA:g} only; choose a larger delta or accountant='rdp'."
         )
 
 

@@ -199,9 +199,7 @@ def _ends(q, a, order: Order, log_cut: float) -> tuple[float, float]:
     return -far, max(far, a + moved)
 
 
-def _panels(
-    q, a, order: Order, ends
-) -> tuple[np.ndarray, np.ndarray, float] | None:
+def _panels(q, a, order: Order, ends) -> tuple[np.ndarray, np.ndarray, float] | None:
     """Middles and halves of panels, cut in two until the rule is exact, and its error.
 
     That error is the log of a bound, and added up over the panels.
