@@ -19,8 +19,6 @@ from dp_ilg.accounting.plan import PrivacyPlan
 _CONSTANT = schedules.constant()
 _LEAST_NOISE, _MOST_NOISE = 1e-3, 1e6
 _MOST_STEPS = 1_000_000
-_LEAST_EPSILON, _LARGEST_EPSILON = 1e-6, 10_000
-_LEAST_DELTA = 1e-30  # that "pld" was held against an oracle for
 
 PriorReleases = tuple[tuple[str, float], ...]
 
@@ -147,13 +145,12 @@ def plan_privacy(
             "exactly one of them must be given."
         )
     _warn_of_delta(asked.template())
-    _check_answerable(asked)
+    search.check_answerable(epsilon, delta, accountant)
     plan = asked.shaped()
     if epsilon is None:
         if noise_multiplier != 0:
             validation.positive("noise_multiplier", noise_multiplier)
         return _scaled(plan, noise_multiplier)
-    _check_useful(epsilon)
     _check_left(plan)
     scale = search.furthest_plan(
         lambda x: _scaled(plan, x), epsilon, _MOST_NOISE, _LEAST_NOISE, whole=False
@@ -298,7 +295,7 @@ def _largest(name: str, asked: Calibration, most: Any) -> PrivacyPlan:
     validation.positive("noise_multiplier", asked.noise_multiplier)
     changed = functools.partial(dataclasses.replace, asked)
     _check_left(changed(**{name: 1}).template())
-    _check_answerable(asked)
+    search.check_answerable(asked.epsilon, asked.delta, asked.accountant)
 
     def at(value: float) -> PrivacyPlan:
         plan = changed(**{name: int(value)}).shaped()
@@ -343,28 +340,6 @@ def _multipliers(schedule: Any, plan: PrivacyPlan) -> np.ndarray:
 def _scaled(plan: PrivacyPlan, scale: Any) -> PrivacyPlan:
     stages = tuple((count, z * float(scale)) for count, z in plan.stages)
     return dataclasses.replace(plan, stages=stages)
-
-
-def _check_useful(epsilon: Any) -> None:
-    if epsilon > _LARGEST_EPSILON:
-        raise ValueError(
-            f"epsilon is {epsilon}, which promises nothing; choose at most "
-            f"{_LARGEST_EPSILON:,}, or noise_multiplier=0 for a run without privacy."
-        )
-
-
-def _check_answerable(asked: Calibration) -> None:
-    """Raises where no accountant, or not the one chosen, has a good answer."""
-    if asked.epsilon is not None and asked.epsilon < _LEAST_EPSILON:
-        raise ValueError(
-            f"epsilon is {asked.epsilon:g}, but accountants here resolve none below "
-            f"{_LEAST_EPSILON:g}; choose a larger epsilon."
-        )
-    if asked.accountant == "pld" and asked.delta < _LEAST_DELTA:
-        raise ValueError(
-            f"delta is {asked.delta:g}, but the accountant 'pld' is checked down to "
-            f"{_LEAST_DELTA:g} only; choose a larger delta or accountant='rdp'."
-        )
 
 
 def _check_left(plan: PrivacyPlan) -> None:

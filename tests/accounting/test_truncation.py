@@ -120,7 +120,7 @@ def test_near_dp_accountings_own(relation, most):
     if relation == "replace_one":  # the same pair at the same rate
         assert known * (1 - 2e-3) <= ours.epsilon() <= 1.0005 * known
     else:  # there it takes the pair of the other relation, which is looser
-        print(ours.epsilon()/known); assert 0.9 * known <= ours.epsilon() <= 1.001 * known
+        assert 0.9 * known <= ours.epsilon() <= 1.001 * known
 
 
 @pytest.mark.parametrize("relation", list(accountants.NEIGHBORING_RELATIONS))
