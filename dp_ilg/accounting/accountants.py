@@ -108,6 +108,34 @@ def check_names(accountant: Any, neighboring_relation: Any) -> None:
             raise ValueError(f"{name} is {value!r}, but must be one of {names}.")
 
 
+def answered_by(event: dp_accounting.DpEvent, accountant: str) -> str:
+    """Which package computes the epsilon of an event: ours or dp_accounting.
+
+    Args:
+        event: as in `epsilon`.
+        accountant: a key of `ACCOUNTANTS`.
+
+    Returns:
+        ``"dp-ilg"`` or ``"dp-accounting"``.
+
+    Raises:
+        ValueError: for an event that is not supported.
+
+    Example:
+        >>> import dp_accounting
+        >>> gaussian = dp_accounting.GaussianDpEvent(2.0)
+        >>> answered_by(gaussian, "pld")
+        'dp-accounting'
+        >>> answered_by(dp_accounting.PoissonSampledDpEvent(0.1, gaussian), "pld")
+        'dp-ilg'
+    """
+    if accountant == "pld":
+        ours = not _closed_form(kinds_of(event))
+    else:
+        ours = accountant == "zcdp"
+    return "dp-ilg" if ours else "dp-accounting"
+
+
 def effective_noise_multiplier(noise_multipliers: Iterable[float]) -> float:
     """The one Gaussian that equals several Gaussians on the same sample.
 
@@ -189,9 +217,14 @@ def _epsilon(kinds: _Kinds, delta: float, accountant: str, relation: str) -> flo
 
 def _pld_epsilon(kinds: _Kinds, delta: float, relation: str) -> float:
     """Unsampled Gaussians have a closed form; all else is summed along a line."""
-    if all(q == 1 and not truncated for q, _, truncated, _ in kinds):
+    if _closed_form(kinds):
         return _gaussian_epsilon(kinds, delta, relation)
     return certified.epsilon(kinds, delta, NEIGHBORING_RELATIONS[relation])
+
+
+def _closed_form(kinds: _Kinds) -> bool:
+    """Whether all are Gaussians that are neither sampled nor cut."""
+    return all(q == 1 and not truncated for q, _, truncated, _ in kinds)
 
 
 def _gaussian_epsilon(kinds: _Kinds, delta: float, relation: str) -> float:
@@ -200,7 +233,9 @@ def _gaussian_epsilon(kinds: _Kinds, delta: float, relation: str) -> float:
 
     z = sum(kind.count * kind.noise_multiplier**-2.0 for kind in kinds) ** -0.5
     relative = z / NEIGHBORING_RELATIONS[relation]
-    return float(dp_accounting.get_epsilon_gaussian(relative, delta))
+    with np.errstate(divide="ignore"):
+        found = float(dp_accounting.get_epsilon_gaussian(relative, delta))
+    return found * (1 + 1e-12) + 2e-12 if found else 0.0  # its root is good to 1e-12
 
 
 # --- Renyi divergences --------------------------------------------------------------

@@ -19,7 +19,6 @@ from dp_ilg.accounting.plan import PrivacyPlan
 _CONSTANT = schedules.constant()
 _LEAST_NOISE, _MOST_NOISE = 1e-3, 1e6
 _MOST_STEPS = 1_000_000
-_LARGEST_EPSILON = 10_000
 
 PriorReleases = tuple[tuple[str, float], ...]
 
@@ -93,11 +92,13 @@ def plan_privacy(
     `num_stages` stages first, so the plan's multipliers are exactly those accounted.
 
     Args:
-        epsilon: the target; the plan's epsilon is at most it and within 0.5 % of it.
+        epsilon: the target, at least 1e-6; the plan's epsilon is at most it and within
+            0.5 % of it.
         noise_multiplier: instead of `epsilon`, the scale of the schedule: the
             effective multiplier z where the schedule is 1. With 0 there is no privacy,
             and the plan's statement says so.
-        delta: the delta of the guarantee, best below 1 / num_examples.
+        delta: the delta of the guarantee, best below 1 / num_examples; for ``"pld"`` at
+            least 1e-30.
         num_examples: the number of training examples.
         batch_size: the expected batch size.
         num_steps: the number of steps.
@@ -144,12 +145,12 @@ def plan_privacy(
             "exactly one of them must be given."
         )
     _warn_of_delta(asked.template())
+    search.check_answerable(epsilon, delta, accountant)
     plan = asked.shaped()
     if epsilon is None:
         if noise_multiplier != 0:
             validation.positive("noise_multiplier", noise_multiplier)
         return _scaled(plan, noise_multiplier)
-    _check_useful(epsilon)
     _check_left(plan)
     scale = search.furthest_plan(
         lambda x: _scaled(plan, x), epsilon, _MOST_NOISE, _LEAST_NOISE, whole=False
@@ -294,6 +295,7 @@ def _largest(name: str, asked: Calibration, most: Any) -> PrivacyPlan:
     validation.positive("noise_multiplier", asked.noise_multiplier)
     changed = functools.partial(dataclasses.replace, asked)
     _check_left(changed(**{name: 1}).template())
+    search.check_answerable(asked.epsilon, asked.delta, asked.accountant)
 
     def at(value: float) -> PrivacyPlan:
         plan = changed(**{name: int(value)}).shaped()
@@ -338,14 +340,6 @@ def _multipliers(schedule: Any, plan: PrivacyPlan) -> np.ndarray:
 def _scaled(plan: PrivacyPlan, scale: Any) -> PrivacyPlan:
     stages = tuple((count, z * float(scale)) for count, z in plan.stages)
     return dataclasses.replace(plan, stages=stages)
-
-
-def _check_useful(epsilon: Any) -> None:
-    if epsilon > _LARGEST_EPSILON:
-        raise ValueError(
-            f"epsilon is {epsilon}, which promises nothing; choose at most "
-            f"{_LARGEST_EPSILON:,}, or noise_multiplier=0 for a run without privacy."
-        )
 
 
 def _check_left(plan: PrivacyPlan) -> None:

@@ -14,6 +14,43 @@ from dp_ilg.accounting import accountants
 from dp_ilg.accounting.plan import PrivacyPlan
 
 _TOLERANCE = {False: 1e-3, True: 2e-4}  # of epsilon; by whether numbers are whole
+_LEAST_EPSILON, _LARGEST_EPSILON = 1e-6, 10_000
+_LEAST_DELTA = 1e-30  # that "pld" was held against an oracle for
+
+
+def check_answerable(epsilon: Any, delta: Any, accountant: str) -> None:
+    """Raises where no accountant, or not the one chosen, has a useful answer.
+
+    Args:
+        epsilon: the target; None if there is none.
+        delta: the delta of the guarantee.
+        accountant: a key of `accountants.ACCOUNTANTS`.
+
+    Raises:
+        ValueError: for an epsilon below 1e-6 or above 10,000, and for `"pld"` with a
+            delta below 1e-30.
+
+    Example:
+        >>> check_answerable(1.0, 1e-40, "rdp")
+        >>> check_answerable(1.0, 1e-40, "pld")
+        Traceback (most recent call last):
+        ValueError: delta is 1e-40, but the accountant 'pld' is checked down to 1e-30...
+    """
+    if epsilon is not None and epsilon > _LARGEST_EPSILON:
+        raise ValueError(
+            f"epsilon is {epsilon}, which promises nothing; choose at most "
+            f"{_LARGEST_EPSILON:,}, or noise_multiplier=0 for a run without privacy."
+        )
+    if epsilon is not None and epsilon < _LEAST_EPSILON:
+        raise ValueError(
+            f"epsilon is {epsilon:g}, but accountants here resolve none below "
+            f"{_LEAST_EPSILON:g}; choose a larger epsilon."
+        )
+    if accountant == "pld" and delta < _LEAST_DELTA:
+        raise ValueError(
+            f"delta is {delta:g}, but the accountant 'pld' is checked down to "
+            f"{_LEAST_DELTA:g} only; choose a larger delta or accountant='rdp'."
+        )
 
 
 def furthest_within(

@@ -5,6 +5,8 @@ import importlib.metadata
 import math
 from typing import Any
 
+from dp_ilg.accounting import accountants
+
 RELATIONS = {
     "add_or_remove_one": "adding one training example to the data or removing one",
     "replace_one": "replacing one training example by any other",
@@ -183,9 +185,11 @@ def implementation(plan: Any) -> str:
         >>> implementation(plan).startswith("dp_ilg's certified accountant")
         True
     """
-    if plan.accountant == "pld" and plan.sampling_prob < 1:
-        return f"dp_ilg's certified accountant (dp-ilg {_version('dp-ilg')})"
-    return f"dp-accounting {_version('dp-accounting')}"
+    package = accountants.answered_by(plan.event(), plan.accountant)
+    known = f"{package} {_version(package)}"
+    if package == "dp-ilg" and plan.accountant == "pld":
+        return f"dp_ilg's certified accountant ({known})"
+    return known
 
 
 def _noise(plan) -> str:

@@ -299,6 +299,8 @@ setattr(plain, "PrivacyPlan", PlainPlan)  # noqa: B010 - pyright sees a module
         (dict(schedule=schedules.array([1, 2])), "2 values but the plan has 600"),
         (dict(num_stages=0), "num_stages is 0"),
         (dict(delta=1e-300, epsilon=0.01, accountant="rdp"), "cannot be reached"),
+        (dict(epsilon=1e-9), "epsilon is 1e-09, .*resolve none below 1e-06"),
+        (dict(delta=1e-40), "delta is 1e-40, .*accountant='rdp'"),
     ],
 )
 def test_bad_input_gets_one_sentence(changes, message):

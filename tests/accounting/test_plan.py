@@ -285,6 +285,27 @@ def test_a_missing_fact_is_named(name):
 # --- Statement ----------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("changes", "certified"),
+    [
+        ({}, True),
+        (dict(prior_releases=(("DP-PCA", 16.0),)), True),
+        (dict(batch_size=60_000), False),
+        (dict(batch_size=60_000, prior_releases=(("DP-PCA", 16.0),)), False),
+        (dict(batch_size=50_000, max_batch_size=50_000), True),
+        (dict(batch_size=60_000, max_batch_size=60_000), True),  # a neighbour has more
+    ],
+)
+def test_statement_says_which_code_answered(changes, certified, monkeypatch):
+    asked, ours = [], accountants.certified.epsilon
+    monkeypatch.setattr(
+        accountants.certified, "epsilon", lambda *a: asked.append(a) or ours(*a)
+    )
+    one = plan(delta=1.25e-5, **changes)  # asked nowhere else, so not in the cache
+    named = one.statement().as_dict()["accountant_implementation"]
+    assert named.startswith("dp_ilg's certified") == certified == bool(asked)
+
+
 @pytest.mark.parametrize("relation", list(accountants.NEIGHBORING_RELATIONS))
 @pytest.mark.parametrize("accountant", list(accountants.ACCOUNTANTS))
 def test_statement_names_every_condition(accountant, relation):
@@ -301,7 +322,11 @@ def test_statement_names_every_condition(accountant, relation):
         "60,000 examples",
         "100 steps",
         "between 1 and 2",
-        "certified accountant (dp-ilg " if accountant == "pld" else "dp-accounting ",
+        {
+            "pld": "with dp_ilg's certified accountant (dp-ilg ",
+            "rdp": "with dp-accounting ",
+            "zcdp": "with dp-ilg ",
+        }[accountant],
         "hyper-parameters",
         "vocabulary",
         "preprocessing",

@@ -1,6 +1,7 @@
 """Random runs over the whole domain of the accountant, and an oracle's verdict.
 
 A run has one or a few kinds of steps. Rates, noise, steps and delta are log-uniform.
+In about a seventh of the runs draws are cut to a largest size.
 """
 
 import math
@@ -10,6 +11,7 @@ import numpy as np
 
 from dp_ilg.accounting.certified import accountant
 from dp_ilg.accounting.kinds import Kind
+from dp_ilg.accounting.truncation import cut_laws
 from tests.helpers.exact_delta import Exact
 
 
@@ -27,9 +29,34 @@ def draw(rng):
         if rng.random() < 0.2:
             kinds.append(Kind(1.0, 10 ** rng.uniform(0.5, 3), (), 1))
         sensitivity = int(rng.choice([1, 2]))
+        laws = _laws(q, rng) if rng.random() < 0.15 else ()
+        kinds = [
+            k._replace(truncated=laws) if k.sampling_prob < 1 else k for k in kinds
+        ]
         rough = accountant.rough_epsilon(kinds, delta, sensitivity)
         if 1e-4 < rough < 120:
             return kinds, delta, sensitivity
+
+
+def _laws(q, rng):
+    """Of cut draws, from hardly ever to one in two; none where that is never."""
+    examples = int(10 ** rng.uniform(3, 7))
+    mean = examples * q
+    return cut_laws(examples, q, 1 + int(mean + rng.uniform(0, 4) * mean**0.5))
+
+
+def _sides(kinds, sensitivity):
+    """Steps as the oracle takes them, for every law of cut draws, and directions."""
+    for law in (0, 1) if any(k.truncated for k in kinds) else (0,):
+        steps = []
+        for q, z, laws, count in kinds:
+            parts = [(1.0, q, z)]
+            if laws:
+                cut, rate = laws[law]
+                parts = [(1 - cut, q, z), (cut, rate, z / 2)]
+            steps.append(([part for part in parts if part[0] > 0], count))
+        for removed in (True, False) if sensitivity == 1 else (True,):
+            yield steps, removed
 
 
 def verdict(kinds, delta, sensitivity):
@@ -45,9 +72,8 @@ def verdict(kinds, delta, sensitivity):
     facts = {"epsilon": epsilon, "seconds": seconds, "above": None, "within": None}
     if not 1e-4 <= epsilon <= 100:
         return facts
-    steps = [([(1.0, k.sampling_prob, k.noise_multiplier)], k.count) for k in kinds]
     found = []
-    for removed in (True, False) if sensitivity == 1 else (True,):
+    for steps, removed in _sides(kinds, sensitivity):
         most = sum(
             -k.count * math.log1p(-min(k.sampling_prob, 1 - 1e-16)) for k in kinds
         )

@@ -44,9 +44,11 @@ from dp_ilg.accounting.certified import moments
 from dp_ilg.accounting.certified.runs import Run, gain
 
 _ALIAS = 1e-5  # of delta, that the terms k other than 0 may add
-_TAIL = 1e-7  # of delta, that terms beyond the last one may add
+_TAIL = 1e-6  # of delta, that terms beyond the last one may add
 _MOST_TERMS = 2**18
 _POINTS = 256  # summed at a time
+_MARKS = 60
+_SINE = [(-1) ** k / math.factorial(2 * k + 1) for k in range(1, 11)]  # of sin x - x
 _WIDER = np.array([1.03, 1.1, 1.2, 1.4, 1.7, 2.0, 3.0, 5.0])
 _UNIT = moments.UNIT
 
@@ -60,6 +62,7 @@ class Line(NamedTuple):
         terms: how many, after the first.
         normal: squared distance of real and imagined Gaussians together.
         tail: bound on the terms left out, as the sum is scaled.
+        size: log of the first term over delta, about.
     """
 
     tilt: float
@@ -67,6 +70,7 @@ class Line(NamedTuple):
     terms: int
     normal: float
     tail: float
+    size: float
 
 
 class Terms(NamedTuple):
@@ -113,7 +117,8 @@ def fitted(
     """
     moment = run.log_moment(tilt)
     wider = [(t, run.log_moment(t)) for t in (tilt * _WIDER).tolist()]
-    near = max(0.0, -math.log(tilt * about)) - math.log(_ALIAS)
+    small = max(0.0, -math.log(tilt * about))
+    near = small - math.log(_ALIAS)
     left = (near - log_delta) / tilt
     right = min(
         (m + gain(t) - t * about - log_delta + near) / (t - tilt) for t, m in wider
@@ -121,7 +126,7 @@ def fitted(
     period = max(left, right)
     normal = run.normal + 2 * added * about / (1 + tilt)
     scale = max(0.0, moment - tilt * about - log_delta)  # of terms over delta
-    exponent = scale - math.log(_TAIL) + near
+    exponent = scale - math.log(_TAIL) + small
     reach = math.sqrt(2 * exponent / normal)
     needed = reach * period / (2 * math.pi)
     if not needed < _MOST_TERMS:
@@ -130,7 +135,9 @@ def fitted(
     reach = 2 * math.pi * terms / period
     size = 0.5 * normal * reach**2
     tail = math.exp(-size) / math.pi * min(1 / reach, 1 / (normal * reach**3))
-    return Line(tilt, period, terms, normal, tail)
+    size_first = moment - tilt * about - log_delta
+    size_first -= math.log(period * tilt * (1 + tilt))
+    return Line(tilt, period, terms, normal, tail, size_first)
 
 
 def summed(run: Run, line: Line) -> Terms | None:
@@ -186,16 +193,30 @@ def _excess(loss: moments.TiltedLoss, step: float, terms: int) -> np.ndarray:
 
     ``exp(i (f + g) L) - 1`` is the product of the two less 1, plus each less 1: small
     numbers throughout, where one step says little, so that rounding is small too.
+    Where f L stays small, its mean is set apart and only the rest, of second order, is
+    summed this way.
     """
     block = math.isqrt(terms) + 1
     found = np.zeros((block, block), np.complex128)
-    for first in range(0, len(loss.losses), _POINTS):
-        part = slice(first, first + _POINTS)
-        turns, weights = step * loss.losses[part], loss.weights[part]
-        inner = _turned(np.outer(turns, np.arange(block)))
-        outer = _turned(np.outer(block * np.arange(block), turns)) * weights
-        found += outer @ inner + outer.sum(axis=1)[:, None] + weights @ inner
-    return found.ravel()[: terms + 1]
+    near = _near(loss, step * terms)
+    for some, rest in ((near, True), (~near, False)):
+        losses, weights = step * loss.losses[some], loss.weights[some]
+        for first in range(0, len(losses), _POINTS):
+            part = slice(first, first + _POINTS)
+            fine = np.outer(losses[part], np.arange(block))
+            coarse = np.outer(block * np.arange(block), losses[part])
+            inner, outer = _turned(fine), _turned(coarse) * weights[part]
+            found += outer @ inner
+            if rest:
+                inner, outer = _bent(fine), _bent(coarse) * weights[part]
+            found += outer.sum(axis=1)[:, None] + weights[part] @ inner
+    mean = math.fsum((loss.weights * loss.losses)[near].tolist())
+    return found.ravel()[: terms + 1] + 1j * step * mean * np.arange(terms + 1)
+
+
+def _near(loss: moments.TiltedLoss, frequency: float) -> np.ndarray:
+    """Which losses turn little, up to a frequency."""
+    return frequency * np.abs(loss.losses) < 1
 
 
 def _turned(angle: np.ndarray) -> np.ndarray:
@@ -204,13 +225,36 @@ def _turned(angle: np.ndarray) -> np.ndarray:
     return -2 * half * half + 1j * np.sin(angle)
 
 
+def _bent(angle: np.ndarray) -> np.ndarray:
+    """exp(i angle) - 1 - i angle to full relative precision, for angles up to 1."""
+    half, square = np.sin(0.5 * angle), angle * angle
+    series = np.full_like(angle, _SINE[-1])
+    for one in _SINE[-2::-1]:
+        series = one + square * series
+    return -2 * half * half + 1j * (angle * square * series)
+
+
 def _error(loss: moments.TiltedLoss, frequencies: np.ndarray) -> np.ndarray:
-    """What `_excess` may be off: each of its terms is at most min(2, f |L|)."""
-    summed = _POINTS + len(loss.losses) / _POINTS + 20  # by blocks, then over blocks
-    relative = loss.weights * (loss.weight_error + 4 * _UNIT * summed)
-    growing = frequencies * float(relative @ np.abs(loss.losses))
-    found = np.minimum(2 * float(relative.sum()), growing) + loss.error
-    return found + frequencies * loss.turning
+    """What `_excess` may be off.
+
+    With x = f |L|: an error of a weight counts at most min(2, x); products and sums of
+    a block round what is at most x^2 / 2 where the mean is set apart and min(8, 2 x)
+    elsewhere; angles and the mean round by a few units of x.
+    """
+    near, sizes = _near(loss, float(frequencies[-1])), np.abs(loss.losses)
+    rounding = 1.5 * _UNIT * (_POINTS + len(sizes) / _POINTS + 30)
+    marks = frequencies[-1] * 1.25 ** np.arange(-_MARKS, 1.0)
+    found = np.zeros(_MARKS + 1)
+    for first in range(0, len(sizes), _POINTS):
+        part = slice(first, first + _POINTS)
+        x = np.outer(sizes[part], marks)
+        rounded = np.where(near[part, None], 0.5 * x * x, np.minimum(8.0, 2 * x))
+        weights = loss.weights[part]
+        found += (weights * loss.weight_error[part]) @ np.minimum(2.0, x)
+        found += rounding * (weights @ rounded)
+    above = np.searchsorted(marks, frequencies * (1 - 1e-9)).clip(0, _MARKS)
+    turning = loss.turning + 8 * _UNIT * float(loss.weights @ sizes)
+    return found[above] * (frequencies > 0) + loss.error + frequencies * turning
 
 
 def _floor(sizes: np.ndarray) -> np.ndarray:
@@ -261,3 +305,31 @@ def solve(terms: Terms, log_delta: float, bound: float) -> float:
             return found
         found += 1e-9 * bound
     return bound
+
+
+def slope(terms: Terms, epsilon: float) -> tuple[float, float]:
+    """How fast delta falls with epsilon, and what the errors charged make of epsilon.
+
+    Args:
+        terms: as in `solve`.
+        epsilon: what `solve` found, above 0.
+
+    Returns:
+        The slope of -log delta, and which share of epsilon is due to errors; both
+        about, and infinite where the errors are all there is.
+
+    Example:
+        >>> from dp_ilg.accounting.kinds import Kind
+        >>> run = Run.of([Kind(0.01, 1.0, (), 1000)], 1, True, 0).cut(-11.5, 1.0)
+        >>> terms = summed(run, fitted(run, 6.0, -11.5, 2.1, 1e-4))
+        >>> falls, blurred = slope(terms, 1.83)
+        >>> 6 < falls < 9 and blurred < 1e-6
+        True
+    """
+    frequencies = 2 * math.pi / terms.line.period * np.arange(len(terms.values))
+    turned = terms.values * np.exp(1j * frequencies * (terms.mean - epsilon))
+    total = float(np.sum(turned.real))
+    falls = terms.line.tilt * total - float(frequencies @ turned.imag)
+    if total <= 0 or falls <= 0:
+        return math.inf, math.inf
+    return falls / total, terms.error / (falls * epsilon)

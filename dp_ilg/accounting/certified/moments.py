@@ -39,9 +39,9 @@ import numpy as np
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(40)
 _LONG, _HIGH = 17 / 8, 15 / 8  # half axes of the ellipse whose axes add up to 4
 _RULE = math.log(64 / 15 / (1 - 4.0**-2)) - 80 * math.log(4.0)
-_QUADRATURE = -39.0  # log of the rule's error over the moment, at most
+_QUADRATURE = -46.0  # log of the rule's error over the moment, about
 _MOST_POINTS = 2**18
-_NEGLIGIBLE = -44.0  # log of a term, relative to the largest, that is dropped
+_NEGLIGIBLE = -45.0  # log of a term, relative to the largest, that is dropped
 _CELLS = 400
 UNIT = 2.0**-52  # twice the rounding of one operation
 
@@ -106,7 +106,7 @@ class _Terms(NamedTuple):
     logs: np.ndarray
     error: np.ndarray  # relative, of each term, but for that of its loss
     turning: np.ndarray  # absolute, of each loss
-    log_rest: float  # of what lies outside the panels
+    log_rest: float  # of what lies outside the panels, and of the rule's error
 
 
 def tilted_loss(
@@ -143,7 +143,7 @@ def tilted_loss(
     total = float(weights.sum())
     weights /= total
     kept = logs > top + _NEGLIGIBLE
-    still = float(weights[~kept].sum()) + len(terms) * math.exp(_QUADRATURE)
+    still = float(weights[~kept].sum())
     still += sum(math.exp(one.log_rest - top) for one in terms) / total
     mean_error = float(weights @ error) + order.tilt * float(weights @ turning)
     log_moment, log_error = top + math.log(total), mean_error + 1e-13
@@ -176,20 +176,15 @@ def _terms(q: float, a: float, order: Order, log_cut: float) -> _Terms | None:
     outside = np.concatenate([most[: seen[0]], most[seen[-1] + 1 :], [-math.inf]])
     log_rest = float(np.logaddexp.reduce(outside))
     ends = float(t[seen[0]]), float(t[seen[-1] + 1])
-    for finer in 1.5 ** np.arange(12):
-        edges = _panels(q, a, order, ends, finer)
-        if edges is None:
-            return None
-        half, middle = 0.5 * np.diff(edges), 0.5 * (edges[1:] + edges[:-1])
-        points = (middle[:, None] + half[:, None] * _NODES).ravel()
-        widths = np.log((half[:, None] * _WEIGHTS).ravel())
-        found = _at(points, q, a, order)
-        found = found._replace(logs=found.logs + widths, log_rest=log_rest)
-        wrong = float(_log_wrong(middle, half, q, a, order).max()) + math.log(len(half))
-        top = float(found.logs.max())
-        if wrong < _QUADRATURE + top + math.log(np.exp(found.logs - top).sum()):
-            return found
-    return None
+    panels = _panels(q, a, order, ends)
+    if panels is None:
+        return None
+    middle, half, log_wrong = panels
+    log_rest = float(np.logaddexp(log_rest, log_wrong))
+    points = (middle[:, None] + half[:, None] * _NODES).ravel()
+    widths = np.log((half[:, None] * _WEIGHTS).ravel())
+    found = _at(points, q, a, order)
+    return found._replace(logs=found.logs + widths, log_rest=log_rest)
 
 
 def _ends(q, a, order: Order, log_cut: float) -> tuple[float, float]:
@@ -204,20 +199,42 @@ def _ends(q, a, order: Order, log_cut: float) -> tuple[float, float]:
     return -far, max(far, a + moved)
 
 
-def _panels(q, a, order: Order, ends, finer: float) -> np.ndarray | None:
-    """Edges of panels, short where the integrand turns or climbs fast."""
+def _panels(q, a, order: Order, ends) -> tuple[np.ndarray, np.ndarray, float] | None:
+    """Middles and halves of panels, cut in two until the rule is exact, and its error.
+
+    That error is the log of a bound, and added up over the panels.
+    """
     t = np.linspace(ends[0], ends[1], _CELLS + 1)
     share = _share(q, a, t)
     if order.sensitivity == 2:
         share = share + _share(q, a, -t)
     slope = a * share * (order.frequency + 1 + order.tilt)
-    density = finer * (max(0.4, 0.8 * a) + slope / 40)
+    density = max(0.4, 0.8 * a) + slope / 50
+    least = _log_least(t, q, a, order)
     pieces = 0.5 * (density[1:] + density[:-1]) * np.diff(t)
     count = np.concatenate([[0.0], np.cumsum(pieces)])
     panels = math.ceil(count[-1])
     if not panels * len(_NODES) < _MOST_POINTS:
         return None
-    return np.interp(np.linspace(0, count[-1], panels + 1), count, t)
+    edges = np.interp(np.linspace(0, count[-1], panels + 1), count, t)
+    half, middle = 0.5 * np.diff(edges), 0.5 * (edges[1:] + edges[:-1])
+    while len(half) * len(_NODES) < _MOST_POINTS:
+        wrong = _log_wrong(middle, half, q, a, order)
+        bad = wrong > _QUADRATURE + least - math.log(len(half))
+        if not bad.any():
+            return middle, half, float(np.logaddexp.reduce(wrong))
+        quarter = 0.5 * half[bad]
+        moved = (middle[bad] - quarter, middle[bad] + quarter)
+        middle = np.concatenate([middle[~bad], *moved])
+        half = np.concatenate([half[~bad], quarter, quarter])
+    return None
+
+
+def _log_least(t: np.ndarray, q: float, a: float, order: Order) -> float:
+    """Log of about the tilted mass between points: a sum over a cell's worse end."""
+    logs = _at(t, q, a, order).logs
+    worse = np.minimum(logs[1:], logs[:-1])
+    return float(np.logaddexp.reduce(worse)) + math.log(t[1] - t[0])
 
 
 def _log_wrong(middle, half, q, a, order: Order) -> np.ndarray:
