@@ -120,7 +120,8 @@ def test_near_dp_accountings_own(relation, most):
     if relation == "replace_one":  # the same pair at the same rate
         assert known * (1 - 2e-3) <= ours.epsilon() <= 1.0005 * known
     else:  # there it takes the pair of the other relation, which is looser
-        assert 0.9 * known <= ours.epsilon() <= 1.001 * known
+        least = {44: 0.905, 50: 0.949, 60: 0.979, 80: 0.9995}[most]
+        assert least * known <= ours.epsilon() <= 1.001 * known
 
 
 @pytest.mark.parametrize("relation", list(accountants.NEIGHBORING_RELATIONS))
