@@ -332,7 +332,7 @@ def test_statement_names_every_condition(accountant, relation):
         "preprocessing",
         "test data",
         "costs add up",
-        "floating-point",
+        "a computer that is not as assumed",
     ):
         assert phrase in text
     assert ("takes no advantage of the random sampling" in text) == (

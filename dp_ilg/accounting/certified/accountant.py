@@ -159,7 +159,8 @@ def _better_tilt(
         line = contour.fitted(run, one, log_delta, about, _ADDED)
         if not line:
             return math.inf
-        drowned = relative * math.exp(min(line.size, 600.0)) / max(1.0, one * about)
+        log_drowned = math.log(relative or 1e-300) + line.size
+        drowned = math.exp(min(log_drowned, 300.0)) / max(1.0, one * about)
         return line.terms * (1 + drowned / _BLURRED)
 
     return min((tilt * _OTHER).tolist(), key=costs)
