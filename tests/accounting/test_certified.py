@@ -5,6 +5,7 @@ import math
 import resource
 import subprocess
 import sys
+from typing import Any
 
 import dp_accounting
 import numpy as np
@@ -174,7 +175,7 @@ def test_an_accountant_that_is_a_thousandth_too_small_is_found_out():
 def test_unsampled_gaussians_against_the_closed_form(sensitivity, delta):
     kinds = [Kind(1.0, 10.0, (), 16), Kind(1.0, 20.0, (), 64)]
     distance = sensitivity * math.sqrt(16 / 10**2 + 64 / 20**2)
-    known = optimize.brentq(
+    known: Any = optimize.brentq(
         lambda e: gaussian_delta(e, distance) / delta - 1, 0.1, 50, xtol=1e-12
     )
     found = accountant.epsilon(kinds, delta, sensitivity)
@@ -185,7 +186,7 @@ def test_unsampled_gaussians_against_the_closed_form(sensitivity, delta):
 @pytest.mark.parametrize("z", [0.3, 1.0, 4.0])
 def test_one_step_against_the_closed_form(z, delta):
     q = 0.2
-    known = optimize.brentq(
+    known: Any = optimize.brentq(
         lambda e: one_step_delta(e, q, z, True) - delta, 1e-6, 600, xtol=1e-12
     )
     found = accountant.epsilon([Kind(q, z, (), 1)], delta, 1)
@@ -255,10 +256,12 @@ def test_it_is_monotone():
         ("delta", [1e-30, 1e-12, 1e-8, 1e-2]),
         ("z", [0.5, 1.0, 2.0, 40.0]),
     ):
-        found = [at(**{name: value}) for value in values]
+        facts: list[dict[str, Any]] = [{name: value} for value in values]
+        found = [at(**one) for one in facts]
         assert found == sorted(found, reverse=True) and len(set(found)) == 4
     for name, values in (("q", [1e-5, 1e-3, 0.1, 0.9]), ("steps", [1, 30, 900, 10**7])):
-        found = [at(**{name: value}) for value in values]
+        facts: list[dict[str, Any]] = [{name: value} for value in values]
+        found = [at(**one) for one in facts]
         assert found == sorted(found) and len(set(found)) == 4
 
 

@@ -327,7 +327,7 @@ def slope(terms: Terms, epsilon: float) -> tuple[float, float]:
         True
     """
     frequencies = 2 * math.pi / terms.line.period * np.arange(len(terms.values))
-    turned = terms.values * np.exp(1j * frequencies * (terms.mean - epsilon))
+    turned: Any = terms.values * np.exp(1j * frequencies * (terms.mean - epsilon))
     total = float(np.sum(turned.real))
     falls = terms.line.tilt * total - float(frequencies @ turned.imag)
     if total <= 0 or falls <= 0:
