@@ -129,9 +129,10 @@ class PerExampleGrads(NamedTuple):
     sizes: Float[Array, "batch groups"]
 
 
-SEAL = (np.bool_(True), np.int32(0x5EA1ED))
+SEAL = (np.bool_(True), np.int32(0x5EA1ED), np.float32(1 + 2**-20))
 """What a sum carries untouched: a reduction over devices makes a number of the first,
-and other arithmetic changes the second; see `dp_ilg.geometry.seal`."""
+arithmetic on whole numbers changes the second, and any on floats, a cast to fewer bits
+among it, the third; see `dp_ilg.geometry.seal`."""
 
 
 @jax.tree_util.register_dataclass
@@ -213,8 +214,9 @@ class ClippedGrad:
         fits = None
         if self.fits is not None and other.fits is not None:
             fits = self.fits + other.fits
-        (kind, mark), (their_kind, their_mark) = self.seal, other.seal
-        seal = jnp.minimum(kind, their_kind), jnp.where(mark == their_mark, mark, 0)
+        kinds, *marks = zip(self.seal, other.seal, strict=True)
+        others = [jnp.where(one == two, one, 0) for one, two in marks]
+        seal = (jnp.minimum(*kinds), *others)
         rest: dict[str, Any] = dict(l2_clip_norm=bound, fits=fits, seal=seal)
         if self.remainder is None and other.remainder is None:
             add = jax.tree.map(lambda a, b: a + b, self.gradients, other.gradients)

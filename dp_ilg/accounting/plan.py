@@ -212,7 +212,8 @@ class PrivacyPlan:
             accountant=self.accountant,
             neighboring_relation=self.neighboring_relation,
         )
-        return found + (self.noise_charge.epsilon if found else 0.0)
+        bare = steps is not None and int(steps) == 0 and not found
+        return found + (0.0 if bare else self.noise_charge.epsilon)
 
     def statement(self) -> Statement:
         """Returns the guarantee of the whole plan in words and as JSON.

@@ -35,7 +35,15 @@ def sealed(clipped: ClippedGrad) -> Any:
     parts = [jnp.asarray(x) for x in jax.tree.leaves(clipped.seal)]
     whole: Any = [x.dtype for x in parts] == [x.dtype for x in SEAL]
     if whole:
-        whole = jnp.all(parts[0]) & jnp.all(parts[1] == SEAL[1])
+        marks = [jnp.all(x == y) for x, y in zip(parts[1:], SEAL[1:], strict=True)]
+        whole = jnp.all(parts[0]) & jnp.stack(marks).all()
+    narrow = {jnp.result_type(x) for x in jax.tree.leaves(clipped.gradients)}
+    narrow = {x for x in narrow if jnp.issubdtype(x, jnp.floating) and x.itemsize < 4}
+    if narrow:
+        raise ValueError(
+            f"A sum was cast to {min(map(str, narrow))}, which rounds it by more than "
+            "its bound allows; hand over what clipping returned."
+        )
     if not isinstance(whole, Tracer) and not bool(whole):
         raise ValueError(
             "Arithmetic was done on a whole ClippedGrad (jax.lax.psum, pmean, or a sum "

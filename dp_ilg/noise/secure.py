@@ -126,7 +126,7 @@ class SecureNoise:
             The draws, as JAX arrays.
 
         Raises:
-            ValueError: for a step that is negative or no integer.
+            ValueError: for a step that is negative, no integer, or above 2^31 - 1.
 
         Example:
             >>> import dp_ilg, jax.numpy as jnp
@@ -137,6 +137,10 @@ class SecureNoise:
             (4, (2, 3), (1,))
         """
         step = validation.count("step", step)
+        if step >= 2**31:
+            raise ValueError(
+                f"step is {step}, but must be below 2^31; use fewer steps."
+            )
         leaves, treedef = jax.tree.flatten(params)
         drawn = [self._leaf(step, i, x.shape) for i, x in enumerate(leaves)]
         scores = self._leaf(step, _SCORES, (len(geometry.groups.names),))

@@ -147,10 +147,11 @@ def sensitivity_certificate(
     """
     groups = group(params, layers)
     count = sum(groups.sizes)
-    if count > plan.most_parameters:
+    drawn = count + len(groups.names)  # a score for every group, at most
+    if drawn > plan.most_parameters:
         raise ValueError(
-            f"The model has {count:,} parameters, but the plan pays noise for "
-            f"{plan.most_parameters:,}; plan with num_parameters={count}."
+            f"A step draws up to {drawn:,} numbers, but the plan pays for "
+            f"{plan.most_parameters:,}; plan with num_parameters={drawn}."
         )
     rows = grad_fn.explain(params, batch, layers)
     errors = grad_fn.sum_error(params, batch, layers)

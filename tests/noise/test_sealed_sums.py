@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 import dp_ilg
 from dp_ilg.clipping.lots import sum_over_axis
+from dp_ilg.geometry import seal
 from tests.helpers.baseline_cases import NAMES, examples, make, plan_for, zeros
 from tests.helpers.models import plan, trees_close
 
@@ -157,3 +158,39 @@ def test_zeroed_nans_release_nothing_from_any_method(name):
 
     assert all(map(bool, step(True)))
     assert not any(map(bool, step(False)))
+
+
+def floats_only(change):
+    floating = lambda x: jnp.issubdtype(jnp.asarray(x).dtype, jnp.floating)  # noqa: E731
+    return lambda x: change(x) if floating(x) else x
+
+
+@pytest.mark.parametrize("change", [lambda x: 0.1 * x, lambda x: x.astype("bfloat16")])
+def test_arithmetic_on_the_floats_alone_is_refused_and_under_jit_poisons(change):
+    """As filtered trees do it: scaled bound and weights would shrink the noise twice."""
+    params = {"w": jnp.zeros(4)}
+    facts = dp_ilg.plan_privacy(
+        noise_multiplier=1.0, delta=1e-5, num_examples=100, batch_size=10, num_steps=5
+    )
+    geometry = dp_ilg.Geometry.uniform(params)
+    noise = dp_ilg.add_importance_noise(facts, key=jax.random.key(0))
+    total = dp_ilg.ClippedGrad(
+        {"w": jnp.ones(4)}, jnp.ones(1), geometry, jnp.float32(1.0)
+    )
+    changed = jax.tree.map(
+        floats_only(lambda x: change(jnp.asarray(x, jnp.float32))), total
+    )
+    with pytest.raises(ValueError, match=r"Arithmetic was done|was cast to bfloat16"):
+        noise.update(changed, noise.init(params))
+    if change(jnp.ones(1)).dtype == jnp.float32:
+        update = jax.jit(lambda c, s: noise.update(c, s)[0]["w"])
+        assert np.isnan(update(changed, noise.init(params))).all()
+
+
+def test_a_sum_of_fewer_bits_is_refused():
+    params = {"w": jnp.zeros(4)}
+    geometry = dp_ilg.Geometry.uniform(params)
+    short = {"w": jnp.ones(4, jnp.bfloat16)}
+    total = dp_ilg.ClippedGrad(short, jnp.ones(1), geometry, jnp.float32(1.0))
+    with pytest.raises(ValueError, match="cast to bfloat16"):
+        seal.sound(total)

@@ -147,11 +147,11 @@ def read_run(run_dir: Path) -> RunRecord:
         history=history,
         shows_private_loss=bool(table.get("run", {}).get("show_private_loss")),
         summary=_object(summary_path) if summary_path.exists() else None,
-        certificate=_certificate(run_dir / "certificate.json"),
+        certificate=_certificate(run_dir / "certificate.json", plan),
     )
 
 
-def _certificate(path: Path) -> dict[str, Any] | None:
+def _certificate(path: Path, plan: PrivacyPlan) -> dict[str, Any] | None:
     """The sensitivity certificate; None in a folder that has none."""
     if not path.exists():
         return None
@@ -165,6 +165,8 @@ def _certificate(path: Path) -> dict[str, Any] | None:
         whole &= name in found
     if not whole:
         raise _damaged(path, "not a sensitivity certificate")
+    if found.get("plan_digest") != plan.digest():
+        raise _damaged(path, "the certificate of another plan")
     return found
 
 
@@ -173,8 +175,13 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ValueError(f"{path} is missing; give a complete run folder.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read: {error}.") from None
+    except UnicodeDecodeError as error:
+        raise _damaged(path, error.reason) from None
+    except OSError as error:
+        raise ValueError(
+            f"{path} cannot be read ({error.strerror}); change its permissions or "
+            "restore it."
+        ) from None
 
 
 def _damaged(path: Path, why: object) -> ValueError:
