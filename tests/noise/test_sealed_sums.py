@@ -167,7 +167,7 @@ def floats_only(change):
 
 @pytest.mark.parametrize("change", [lambda x: 0.1 * x, lambda x: x.astype("bfloat16")])
 def test_arithmetic_on_the_floats_alone_is_refused_and_under_jit_poisons(change):
-    """As filtered trees do it: scaled bound and weights would shrink the noise twice."""
+    """As filtered trees do it: scaled bound and weights shrink the noise twice."""
     params = {"w": jnp.zeros(4)}
     facts = dp_ilg.plan_privacy(
         noise_multiplier=1.0, delta=1e-5, num_examples=100, batch_size=10, num_steps=5
