@@ -152,7 +152,7 @@ def check(numbers):
 
 
 def test_random_runs_of_the_whole_domain():
-    assert check(range(6)) >= 5
+    assert check(range(2000, 2004)) >= 3
 
 
 @pytest.mark.slow
