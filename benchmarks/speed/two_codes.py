@@ -72,7 +72,7 @@ def work(name: str, toy: bool) -> None:
     inputs = row.params, state, row.batch
     step = jax.jit(function(contestant, "step")).lower(*inputs).compile()
     jax.block_until_ready(step(*inputs))
-    memory = step.memory_analysis()
+    memory: Any = step.memory_analysis()
     print(json.dumps({"peak_bytes": memory.temp_size_in_bytes}), flush=True)
     for _ in sys.stdin:
         began = time.perf_counter()
@@ -116,7 +116,7 @@ def table(lines: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--before", type=Path)
     parser.add_argument("--rows", nargs="*", default=list(ROWS))
     parser.add_argument("--repeats", type=int, default=20)

@@ -19,9 +19,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
-sys.path.insert(0, str(Path(__file__).parents[1] / "speed"))
-import step_records as records  # noqa: E402
-from common import RESULTS, machine  # noqa: E402
+from common import RESULTS, commit, machine  # noqa: E402
 from tests.helpers.random_plans import draw, verdict  # noqa: E402
 
 LINES = RESULTS / "accountant.jsonl"
@@ -40,13 +38,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=LINES)
     parser.add_argument("--runs", type=int, default=2000)
     args = parser.parse_args()
-    about = machine() | records.run_facts()
+    about = machine() | {"commit": commit()}
     for run in sorted(set(range(args.runs)) - done(args.out)):
         kinds, delta, sensitivity = draw(np.random.default_rng(run))
         steps = [list(kind) for kind in kinds]
         asked = {"run": run, "kinds": steps, "delta": delta, "sensitivity": sensitivity}
         record = asked | verdict(kinds, delta, sensitivity)
-        records.append(args.out, record | about)
+        with open(args.out, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record | about) + "\n")
         print(json.dumps(record), flush=True)
 
 

@@ -90,7 +90,7 @@ def table(lines: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--code", choices=("before", "after"), default="after")
     parser.add_argument("--tree", type=Path, default=ROOT)
     parser.add_argument("--tasks", nargs="*", default=list(TASKS), choices=TASKS)
