@@ -115,28 +115,35 @@ def score_layer_importance(
         _check_clipped(updates, state)
         if plan.score_budget == 0:
             return updates, state._replace(step=state.step + 1)
-        tau = multiplier_at(plan.score_noise_multipliers, state.step)
-        tau = jnp.where(sound(updates), tau, jnp.nan)
-        step_key = jax.random.fold_in(
-            jax.random.fold_in(state.key, _SCORE_TAG), state.step
-        )
-        shape = updates.layer_shares.shape
-        check_multiplier(float(plan.score_noise_multipliers.max()), shape[0])
-        check_draws(noise, plan.exact_noise)
-        draw = normal_steps(step_key, [updates.layer_shares])[0]
-        if noise is not None:
-            draw, right = given_scores(noise, state.step, shape)
-            tau = jnp.where(right, tau, jnp.nan)
-        grid = grid_of(1.0, tau, updates.layer_shares.size)
-        low = updates.shares_remainder
-        released = noised(updates.layer_shares, low, grid, draw) / plan.batch_size
-        variance = jnp.square(tau / plan.batch_size)
+        released, variance = _released_shares(updates, plan, state, noise)
         state = _averaged(state, released, variance, decay)
         level, unexplained = _unbiased(state, decay)
         squares = jnp.square(jnp.maximum(level, 0)) - unexplained
         return updates, _weighted(state, squares, chosen, floor)
 
     return _scorer(init, update, key, plan)
+
+
+def _released_shares(
+    clipped: ClippedGrad,
+    plan: PrivacyPlan,
+    state: ScoreLayerImportanceState,
+    noise: Any,
+) -> tuple[Array, Array]:
+    """The mean layer shares with this step's noise, and the variance of that."""
+    tau = multiplier_at(plan.score_noise_multipliers, state.step)
+    tau = jnp.where(sound(clipped), tau, jnp.nan)
+    shares = clipped.layer_shares
+    check_multiplier(float(plan.score_noise_multipliers.max()), shares.size)
+    check_draws(noise, plan.exact_noise)
+    key = jax.random.fold_in(jax.random.fold_in(state.key, _SCORE_TAG), state.step)
+    draw = normal_steps(key, [shares])[0]
+    if noise is not None:
+        draw, right = given_scores(noise, state.step, shares.shape)
+        tau = jnp.where(right, tau, jnp.nan)
+    grid = grid_of(1.0, tau, shares.size)
+    total = noised(shares, clipped.shares_remainder, grid, draw)
+    return total / plan.batch_size, jnp.square(tau / plan.batch_size)
 
 
 def score_released_gradients(

@@ -127,8 +127,8 @@ def sensitivity_certificate(
         The `Certificate`.
 
     Raises:
-        ValueError: for a model with more parameters than the plan pays noise for, and
-            as `grad_fn`.
+        ValueError: for a model with more parameters than the plan pays noise for, for
+            batches that are larger than the bound on sums allows, and as `grad_fn`.
 
     Privacy: reads no data; everything in it is public.
 
@@ -155,6 +155,11 @@ def sensitivity_certificate(
         )
     rows = grad_fn.explain(params, batch, layers)
     errors = grad_fn.sum_error(params, batch, layers)
+    if plan.batch_size > errors.largest_lot:
+        raise ValueError(
+            f"A step draws {plan.batch_size:,} examples on average, but the bound on "
+            f"sums holds for {errors.largest_lot:,}; choose a smaller batch."
+        )
     return Certificate(
         plan_digest=plan.digest(),
         parameters=count,
