@@ -22,7 +22,7 @@ from dp_ilg.base import ClippedGrad, Params, PrivateTransformation
 from dp_ilg.geometry.geometry import LARGEST_RATIO, Geometry
 from dp_ilg.geometry.seal import sound
 from dp_ilg.noise.add_noise import fresh_key, multiplier_at
-from dp_ilg.noise.normal import normal_steps
+from dp_ilg.noise.normal import array_steps
 from dp_ilg.noise.release import check_multiplier, grid_of, noised
 from dp_ilg.noise.secure import check_draws, given_scores
 
@@ -179,7 +179,7 @@ def noisy_counts(
         counts: one number, or one for each of J groups.
         noise_multiplier: tau; the noise has deviation ``tau sqrt(J) / 2``.
         key: used for this step only.
-        draw: int32 steps of `dp_ilg.noise.normal.normal_steps` to take instead of
+        draw: int32 steps of `dp_ilg.noise.normal.array_steps` to take instead of
             drawing under the key.
 
     Returns:
@@ -195,7 +195,7 @@ def noisy_counts(
     """
     sensitivity = np.float32(math.sqrt(counts.size) / 2)
     if draw is None:
-        draw = normal_steps(key, [counts])[0]
+        draw = array_steps(key, counts.shape)
     grid = grid_of(sensitivity, noise_multiplier, counts.size)
     return noised(counts, None, grid, draw)
 

@@ -100,7 +100,29 @@ def standard_normal(key: Array, shape: Shape) -> Array:
         >>> 0.9 < float(draw.std()) < 1.1
         True
     """
-    return in_stddevs(normal_steps(key, [jnp.zeros(shape, jnp.float32)])[0])
+    return in_stddevs(array_steps(key, shape))
+
+
+def array_steps(key: Array, shape: Shape) -> Int32[Array, "..."]:
+    """The draw for one array that is no leaf of the parameters: scores, counts.
+
+    Args:
+        key: one PRNG key; used up by this call.
+        shape: of the result.
+
+    Returns:
+        What `normal_steps` draws for one such leaf, whatever `sharded_draws` says.
+
+    Privacy: as `normal_steps`.
+
+    Example:
+        >>> import jax
+        >>> with sharded_draws([None, None]):
+        ...     array_steps(jax.random.key(0), (3,)).shape
+        (3,)
+    """
+    with sharded_draws([None]):
+        return normal_steps(key, [jax.ShapeDtypeStruct(shape, jnp.float32)])[0]
 
 
 def normal_steps(key: Array, leaves: Sequence[Any], wanted: Any = True) -> list[Any]:

@@ -23,7 +23,7 @@ from dp_ilg.geometry.layers import group
 from dp_ilg.geometry.rules import Rule, as_rule, check_rule
 from dp_ilg.geometry.seal import sound
 from dp_ilg.noise.add_noise import fresh_key, multiplier_at, noise_stddev
-from dp_ilg.noise.normal import normal_steps
+from dp_ilg.noise.normal import array_steps
 from dp_ilg.noise.release import check_multiplier, grid_of, noised
 from dp_ilg.noise.secure import check_draws, given_scores
 
@@ -137,7 +137,7 @@ def _released_shares(
     check_multiplier(float(plan.score_noise_multipliers.max()), shares.size)
     check_draws(noise, plan.exact_noise)
     key = jax.random.fold_in(jax.random.fold_in(state.key, _SCORE_TAG), state.step)
-    draw = normal_steps(key, [shares])[0]
+    draw = array_steps(key, shares.shape)
     if noise is not None:
         draw, right = given_scores(noise, state.step, shares.shape)
         tau = jnp.where(right, tau, jnp.nan)

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from dp_ilg import validation
-from dp_ilg.noise.normal import normal_steps
+from dp_ilg.noise.normal import array_steps
 from dp_ilg.noise.release import allowed_stddev, on_host
 
 if TYPE_CHECKING:
@@ -40,6 +39,7 @@ class PrivatePca(NamedTuple):
         charged. Projecting examples is not a release; the projections stay private.
 
     Example:
+        >>> import jax
         >>> x = jnp.array([[3.0, 4.0], [6.0, 8.0]])
         >>> pca = private_pca(x, 1, noise_multiplier=0.01, key=jax.random.key(0))
         >>> np.abs(pca.components).round(1)
@@ -135,6 +135,7 @@ def private_pca(
         meet on a public grid (`dp_ilg.noise.release`).
 
     Example:
+        >>> import jax
         >>> x = np.random.default_rng(0).normal(size=(5000, 4)) * [5, 3, 0.1, 0.1]
         >>> pca = private_pca(x, 2, noise_multiplier=8.0, key=jax.random.key(0))
         >>> pca.components.shape, pca.project(x).shape
@@ -180,6 +181,7 @@ def noised_second_moment(
         See `private_pca`. It is no traced function: sums and noise meet in float64.
 
     Example:
+        >>> import jax
         >>> x = jnp.array([[0.0, 9.0], [jnp.nan, 1.0]])
         >>> noised_second_moment(x, 0.0, jax.random.key(0)).round(3).tolist()
         [[0.0, 0.0], [0.0, 1.0]]
@@ -211,12 +213,13 @@ def with_noise(total: np.ndarray, noise_multiplier: float, key: Array) -> np.nda
     Privacy: one Gaussian mechanism; see `dp_ilg.noise.release`.
 
     Example:
+        >>> import jax
         >>> with_noise(np.ones(3), 0.0, jax.random.key(0)).tolist()
         [1.0, 1.0, 1.0]
     """
     if noise_multiplier == 0:
         return total
-    (steps,) = normal_steps(key, [jax.ShapeDtypeStruct(total.shape, "float32")])
+    steps = array_steps(key, total.shape)
     stddev = allowed_stddev(noise_multiplier, noise_multiplier, total.size)
     return on_host(total, stddev, np.asarray(steps))
 
@@ -243,6 +246,7 @@ def with_symmetric_noise(
     Privacy: one Gaussian mechanism; see `dp_ilg.noise.release`.
 
     Example:
+        >>> import jax
         >>> noised = with_symmetric_noise(np.eye(3), 2.0, jax.random.key(0))
         >>> bool((noised == noised.T).all())
         True

@@ -125,7 +125,7 @@ def noise(shards):
         "same": same,
         "cut": [s is not None for s in places],
         "collectives": collectives(text),
-        "whole": len(re.findall(r"f32\[(?:16,24|384|3,8,40|960)\]", text)),
+        "whole": len(re.findall(r"[fsu]32\[(?:16,24|384|3,8,40|960)\]", text)),
     }
 
 

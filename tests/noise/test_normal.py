@@ -7,7 +7,12 @@ import pytest
 from scipy import stats
 
 from dp_ilg.noise import table
-from dp_ilg.noise.normal import normal_steps, standard_normal
+from dp_ilg.noise.normal import (
+    array_steps,
+    normal_steps,
+    sharded_draws,
+    standard_normal,
+)
 from dp_ilg.noise.steps import in_stddevs, steps_of
 
 SHAPES = [(), (1,), (0,), (3, 0), (65,), (10, 3, 7), (128, 256), (784, 100), (40_001,)]
@@ -157,3 +162,10 @@ def test_a_key_used_twice_is_still_seen():
         with pytest.raises(jax.errors.KeyReuseError):
             standard_normal(key, (3,))
     np.testing.assert_array_equal(first, standard_normal(jax.random.key(0), (3,)))
+
+
+def test_scores_and_counts_are_drawn_whole_where_parameters_are_sharded():
+    with sharded_draws([None] * 3):
+        inside = array_steps(jax.random.key(5), (7,))
+    (alone,) = normal_steps(jax.random.key(5), [jnp.zeros(7)])
+    np.testing.assert_array_equal(inside, alone)

@@ -12,6 +12,7 @@ from flax.training.train_state import TrainState
 import dp_ilg
 from dp_ilg.experiments.models.networks import build_model
 from dp_ilg.experiments.models.sizes import Facts
+from dp_ilg.training import mesh as meshes
 from dp_ilg.training.step import (
     make_train_step,
     nnx_step,
@@ -132,3 +133,21 @@ def test_a_clipped_gradient_goes_through_nnx_optimizer():
         jax.tree.leaves(trained), jax.tree.leaves(params), strict=True
     ):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_a_step_on_a_mesh_of_one_device_is_the_plain_one_with_scores_too():
+    plan, _, (batch, mask) = small_problem()
+    assert plan.score_budget > 0
+    params = {"w": jnp.ones((2, 3)), "b": jnp.zeros(3)}
+    rows = batch[0], mask
+    loss = lambda p, x: jnp.sum(jnp.square(x @ p["w"] + p["b"]))  # noqa: E731
+    found = []
+    for mesh in (None, meshes.make_mesh(1, 1)):
+        tx, grad_fn = optimizer_for(plan), dp_ilg.clipped_grad(loss, l2_clip_norm=1.0)
+        state, at = tx.init(params), None
+        if mesh is not None:
+            at = meshes.Shardings.of(params, state, mesh)
+            grad_fn = meshes.spread(grad_fn, mesh)
+        step = make_train_step(grad_fn, tx, at)
+        found.append(step(jax.tree.map(jnp.copy, params), state, [rows])[0])
+    jax.tree.map(np.testing.assert_array_equal, *found)
