@@ -68,5 +68,5 @@ MEANINGS: dict[str, str] = {
     "run.chunk_size": "rows gathered at a time, by default a whole draw",
     "run.engine": "how gradients are clipped: `auto`, `bookkeeping` or `vmap`",
     "run.compile_cache": "a folder in which compiled programs are kept",
-    "run.show_private_loss": "show the training loss, which voids the guarantee",
+    "run.unprotected_train_loss": "show the raw training loss, which voids the guarantee",
 }

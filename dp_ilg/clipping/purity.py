@@ -52,11 +52,7 @@ def check_loss(
     jaxpr, out = _traced(loss_fn, params, example)
     shapes = jax.tree.leaves(out)
     if len(shapes) != 1 + measures or shapes[0].shape != ():
-        raise ValueError(
-            f"The loss of one example has shapes {[s.shape for s in shapes]}, but must "
-            "be one scalar; reduce it, and return nothing beside it, or a pair (loss, "
-            "aux) with has_aux=True."
-        )
+        raise no_scalar(shapes)
     if not jnp.issubdtype(shapes[0].dtype, jnp.floating):
         raise ValueError(
             f"The loss is {shapes[0].dtype}, but must be a real floating-point number."
@@ -65,6 +61,15 @@ def check_loss(
         raise ValueError(
             "The loss ignores the example; it must use its second argument."
         )
+
+
+def no_scalar(outputs: list[Any]) -> ValueError:
+    """What to raise for a loss of these outputs, which are not one number."""
+    return ValueError(
+        f"The loss of one example has shapes {[jnp.shape(x) for x in outputs]}, but "
+        "must be one scalar; reduce it, and return nothing beside it, or a pair (loss, "
+        "aux) with has_aux=True."
+    )
 
 
 def _depends(jaxpr: Any, count: int) -> bool:
