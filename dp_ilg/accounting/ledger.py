@@ -38,9 +38,9 @@ class PrivacyLedger:
     """Append-only record of the steps taken under one plan.
 
     Opening a file that has steps needs ``resume=True``: a second run under the same key
-    is either the same run, or it gives data away. A last line that was cut while it was being
-    written is dropped, since `record` had not returned and nothing had been released;
-    one that lacks its line end alone counts.
+    is either the same run, or it gives data away. A last line that was cut while it was
+    being written is dropped, since `record` had not returned and nothing had been
+    released; one that lacks its line end alone counts.
     The file is locked against a second writer until `close`.
 
     Attributes:
@@ -52,8 +52,8 @@ class PrivacyLedger:
         relation of the plan. A repeated step is charged once, which is right only if it
         repeats the same release bit for bit (law: keyed by step). `released_from` holds
         a step to that: the same parameters, program and data, or it is refused; a step
-        that was recorded without cannot be repeated. Whoever can edit or delete the file
-        can hide steps: the CRC guards against accidents, not against people.
+        that was recorded without cannot be repeated. Whoever can edit or delete the
+        file can hide steps: the CRC guards against accidents, not against people.
 
     Example:
         >>> import tempfile
