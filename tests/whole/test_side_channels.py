@@ -24,9 +24,9 @@ from dp_ilg.experiments.data.datasets import load_dataset
 from dp_ilg.experiments.models.networks import build_model
 from dp_ilg.experiments.models.sizes import Facts
 from dp_ilg.experiments.runs import job, runner
-from dp_ilg.experiments.runs.checkpoints import read_checkpoint, save_checkpoint
 from dp_ilg.experiments.runs.runner import run_training
 from dp_ilg.sampling.poisson import PoissonSampler
+from dp_ilg.training.checkpoints import read_checkpoint, save_checkpoint
 from tests.experiments.runs.test_trainer import tiny
 from tests.helpers.compiled import compiled_once  # noqa: F401 - a fixture
 from tests.helpers.models import CLIP_MODES, mlp_batch, mlp_loss, mlp_params, plan

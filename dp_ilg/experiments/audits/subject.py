@@ -25,12 +25,12 @@ from dp_ilg.base import ClippedGrad, LossFn, Params, PrivateTransformation
 from dp_ilg.experiments.config.schema import Config, LearningRateConfig
 from dp_ilg.experiments.data.datasets import Dataset
 from dp_ilg.experiments.runs import projection
-from dp_ilg.experiments.runs.checkpoints import load_checkpoint, save_checkpoint
 from dp_ilg.experiments.runs.job import Job, build_job, load_data, ready
 from dp_ilg.experiments.runs.keys import RunKeys, run_keys
 from dp_ilg.experiments.runs.measures import with_itself
 from dp_ilg.projection.factor_pca import FactorPca
 from dp_ilg.sampling.poisson import PoissonSampler
+from dp_ilg.training.checkpoints import load_checkpoint, save_checkpoint
 from dp_ilg.training.step import TrainStep, make_train_step
 
 _BATCH_SIZES = range(6, 17)  # expected sizes of a scene's batch; the best fit to q wins

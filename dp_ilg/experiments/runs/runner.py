@@ -19,9 +19,7 @@ from dp_ilg.accounting.ledger import PrivacyLedger
 from dp_ilg.experiments.config.schema import Config
 from dp_ilg.experiments.data.locks import locked
 from dp_ilg.experiments.reports.page import write_report
-from dp_ilg.experiments.runs.checkpoints import load_checkpoint
 from dp_ilg.experiments.runs.distributed import Team, deaf_to_interrupts
-from dp_ilg.experiments.runs.environment import check_repeatable
 from dp_ilg.experiments.runs.evaluation import (
     accuracy_fn,
     params_sha256,
@@ -43,6 +41,8 @@ from dp_ilg.experiments.runs.trainer import (
     train,
     with_exact_noise,
 )
+from dp_ilg.training.checkpoints import load_checkpoint
+from dp_ilg.training.environment import check_repeatable
 from dp_ilg.training.memory_limits import memory_advice
 
 _ONE_DEVICE = Devices()

@@ -28,14 +28,15 @@ from dp_ilg.experiments.config.schema import (
     ScheduleConfig,
     config_to_toml,
 )
-from dp_ilg.experiments.runs import checkpoints, runner
 from dp_ilg.experiments.runs import folder as run_folder
+from dp_ilg.experiments.runs import runner
 from dp_ilg.experiments.runs.evaluation import params_sha256
 from dp_ilg.experiments.runs.job import build_job
 from dp_ilg.experiments.runs.keys import derived_keys, identity, run_keys
 from dp_ilg.experiments.runs.recipe import learning_rate
 from dp_ilg.experiments.runs.runner import Interrupted, run_training, with_seed
 from dp_ilg.experiments.runs.trainer import Watch, start, train
+from dp_ilg.training import checkpoints
 from tests.helpers.compiled import compiled_once  # noqa: F401 - a fixture
 
 SEED = 918273645
