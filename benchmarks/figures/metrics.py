@@ -35,7 +35,6 @@ def draw(found: Numbers) -> Figure:
     panels[0].legend(frameon=False, loc="lower right")
     panels[-1].set_xlabel("step")
     title(figure, "Released training metrics, and the truth")
-    figure.tight_layout()
     return figure
 
 
