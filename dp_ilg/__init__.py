@@ -18,6 +18,7 @@ from dp_ilg.accounting.ledger import BudgetExhausted, PrivacyLedger
 from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.base import ClippedGrad, PerExampleGrads
 from dp_ilg.baselines import published as published  # no guarantee, so not in __all__
+from dp_ilg.clipping.adding.metric_sums import Metric
 from dp_ilg.clipping.clip import clip_per_example
 from dp_ilg.clipping.clip_schedule import clip_by_schedule
 from dp_ilg.clipping.clipped_grad import clipped_grad
@@ -36,6 +37,7 @@ from dp_ilg.optimizers.importance import (
     score_released_gradients,
     set_layer_importance,
 )
+from dp_ilg.optimizers.metrics import Released, release_metrics
 from dp_ilg.projection.pca import private_pca
 from dp_ilg.sampling.poisson import PoissonSampler
 from dp_ilg.training.loop.front import private_training
@@ -47,11 +49,13 @@ __all__ = [
     "ClippedGrad",
     "FilterExhausted",
     "Geometry",
+    "Metric",
     "PerExampleGrads",
     "PoissonSampler",
     "PrivacyFilter",
     "PrivacyLedger",
     "PrivacyPlan",
+    "Released",
     "accounting",
     "add_importance_noise",
     "auditing",
@@ -71,6 +75,7 @@ __all__ = [
     "private_pca",
     "private_training",
     "release_digest",
+    "release_metrics",
     "scale_by_balanced_adam",
     "scale_by_noise_corrected_adam",
     "schedules",

@@ -29,6 +29,8 @@ Params = PyTree
 Example = PyTree
 LossFn = Callable[[Params, Example], Any]
 
+MOST_METRICS = 32
+"""How many metrics a step may release; noise given from outside has so many draws."""
 
 _LENIENT = ("allow", "standard")
 
@@ -120,6 +122,8 @@ class PerExampleGrads(NamedTuple):
             sum of ``|first_t| |second_t|`` over the terms of the group, for formed
             gradients and looked-up rows the norm itself. Never below `norms` but by
             rounding; NaN or infinite where the gradient is.
+        metrics: what the loss gives beside its value, ``[batch, metrics]``; None where
+            it gives nothing.
 
     Privacy: all are raw; none may leave before clipping and noise.
     """
@@ -127,6 +131,7 @@ class PerExampleGrads(NamedTuple):
     norms: Float[Array, "batch groups"]
     weighted_sum: Callable[..., Params]
     sizes: Float[Array, "batch groups"]
+    metrics: Any = None
 
 
 SEAL = (np.bool_(True), np.int32(0x5EA1ED), np.float32(1 + 2**-20))
@@ -156,10 +161,12 @@ class ClippedGrad:
             only adding another sum reads it.
         shares_remainder: what `layer_shares` were rounded by, float32 ``[groups]``.
         seal: two constants, by which arithmetic on the whole tree is found out.
+        metrics: the `dp_ilg.clipping.adding.metric_sums.MetricSums` of the step, or
+            None where `dp_ilg.clipped_grad` was given no metrics.
 
     Privacy: adding or removing one example moves `gradients` by at most
-    `l2_clip_norm` in the geometry's norm, `layer_shares` by at most 1 in L2, and
-    every entry of `fits` by 1/2.
+    `l2_clip_norm` in the geometry's norm, `layer_shares` and `metrics` by at most 1
+    in L2, and every entry of `fits` by 1/2.
     The values are not private themselves: noise has still to be added. ``jax.lax.psum``
     or any other arithmetic on the whole tree would change bound and weights with the
     sum: noise refuses what has been through it.
@@ -186,6 +193,7 @@ class ClippedGrad:
     fine: Any = None
     shares_remainder: Any = None
     seal: Any = SEAL
+    metrics: Any = None
 
     def __contains__(self, name: object) -> bool:
         """Whether the parameter tree has a top-level entry `name` (Flax asks)."""
@@ -217,7 +225,10 @@ class ClippedGrad:
         kinds, *marks = zip(self.seal, other.seal, strict=True)
         others = [jnp.where(one == two, one, 0) for one, two in marks]
         seal = (jnp.minimum(*kinds), *others)
-        rest: dict[str, Any] = dict(l2_clip_norm=bound, fits=fits, seal=seal)
+        metrics = _joined_metrics(self.metrics, other.metrics)
+        rest: dict[str, Any] = dict(
+            l2_clip_norm=bound, fits=fits, seal=seal, metrics=metrics
+        )
         if self.remainder is None and other.remainder is None:
             add = jax.tree.map(lambda a, b: a + b, self.gradients, other.gradients)
             shares = self.layer_shares + other.layer_shares
@@ -246,6 +257,16 @@ class ClippedGrad:
         return factors[neighboring_relation] * float(self.l2_clip_norm)
 
 
+def _joined_metrics(one: Any, other: Any) -> Any:
+    """The metrics of two chunks, of which either both have some or none."""
+    if (one is None) != (other is None):
+        raise ValueError(
+            "One of two chunks has metrics and the other has none; make both with the "
+            "same dp_ilg.clipped_grad."
+        )
+    return None if one is None else one + other
+
+
 def _same_bound(one: ClippedGrad, other: ClippedGrad) -> Any:
     """Whether two sums were clipped alike; raises where that is known to be false."""
     facts = [jax.tree.flatten((c.geometry, c.l2_clip_norm)) for c in (one, other)]
@@ -266,11 +287,12 @@ class PrivateTransformation(optax.GradientTransformationExtraArgs):
     """An Optax transformation that also says what `dp_ilg.chain` must know.
 
     Attributes:
-        role: "clip", "score", "noise", "private" (a whole chain) or "".
+        role: "clip", "score", "metric", "noise", "private" (a whole chain) or "".
         key: the PRNG key given to the factory, or None.
         plan: the `PrivacyPlan` given to the factory, or None.
         geometry: maps the transformation's state to its `Geometry`, or None.
         importance: maps the state to importance shares ``[groups]``, or None.
+        metrics: maps the state to released metrics by name, or None.
         links: of a chain, the transformations it was made of; else empty.
     """
 
@@ -281,6 +303,7 @@ class PrivateTransformation(optax.GradientTransformationExtraArgs):
     plan: Any
     geometry: Any
     importance: Any
+    metrics: Any
     links: tuple[Any, ...]
 
     def __new__(
@@ -293,11 +316,12 @@ class PrivateTransformation(optax.GradientTransformationExtraArgs):
         plan: Any = None,
         geometry: Callable[..., Any] | None = None,
         importance: Callable[..., Any] | None = None,
+        metrics: Callable[..., Any] | None = None,
         links: tuple[Any, ...] = (),
     ) -> PrivateTransformation:
         """Makes the (init, update) pair and hangs the facts on it."""
         self = super().__new__(cls, own_promotion(init), own_promotion(update))
         self.role, self.key, self.plan = role, key, plan
         self.geometry, self.importance = geometry, importance
-        self.links = links
+        self.metrics, self.links = metrics, links
         return self

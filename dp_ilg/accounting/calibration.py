@@ -47,6 +47,7 @@ class Calibration:
     max_batch_size: Any
     num_parameters: Any
     exact_noise: Any
+    metric_budget: Any
 
     def template(self) -> PrivacyPlan:
         """Returns the plan with noise 1 throughout."""
@@ -85,6 +86,7 @@ def plan_privacy(
     max_batch_size: SupportsIndex | None = None,
     num_parameters: SupportsIndex | None = None,
     exact_noise: bool = False,
+    metric_budget: SupportsFloat = 0.0,
 ) -> PrivacyPlan:
     """Plans a run: finds the noise for a target epsilon, or takes it as given.
 
@@ -117,6 +119,7 @@ def plan_privacy(
         num_parameters: the most coordinates that noise is drawn for in a step, scores
             included; None for a billion, or as many as 1 % of delta pays for.
         exact_noise: draw from an exact sampler only (`dp_ilg.noise.exact`); slower.
+        metric_budget: the share for released metrics, in [0, 1); 0.005 is plenty.
 
     Returns:
         The plan.
@@ -180,6 +183,7 @@ def steps_for_epsilon(
     max_batch_size: SupportsIndex | None = None,
     num_parameters: SupportsIndex | None = None,
     exact_noise: bool = False,
+    metric_budget: SupportsFloat = 0.0,
 ) -> PrivacyPlan:
     """Plans the longest run that a target epsilon allows at a given noise.
 
@@ -199,6 +203,7 @@ def steps_for_epsilon(
         max_batch_size: as in `plan_privacy`.
         num_parameters: as in `plan_privacy`.
         exact_noise: as in `plan_privacy`.
+        metric_budget: as in `plan_privacy`.
 
     Returns:
         The plan; its `num_steps` is the answer, to about 0.1 %.
@@ -243,6 +248,7 @@ def batch_size_for_epsilon(
     max_batch_size: SupportsIndex | None = None,
     num_parameters: SupportsIndex | None = None,
     exact_noise: bool = False,
+    metric_budget: SupportsFloat = 0.0,
 ) -> PrivacyPlan:
     """Plans the largest expected batch that a target epsilon allows at a given noise.
 
@@ -263,6 +269,7 @@ def batch_size_for_epsilon(
         max_batch_size: as in `plan_privacy`.
         num_parameters: as in `plan_privacy`.
         exact_noise: as in `plan_privacy`.
+        metric_budget: as in `plan_privacy`.
 
     Returns:
         The plan; its `batch_size` is the answer, to about 0.1 %, at most
@@ -331,8 +338,7 @@ def _multipliers(schedule: Any, plan: PrivacyPlan) -> np.ndarray:
         )
     if not np.all((values > 0) & np.isfinite(values)):
         raise ValueError(
-            "The schedule gives a multiplier that is not a finite number above 0; "
-            "give only such."
+            "The schedule gives a multiplier that is no finite number above 0."
         )
     return values
 

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float
 
 from dp_ilg import validation
 from dp_ilg.base import ClippedGrad, Params, PerExampleGrads, PrivateTransformation
+from dp_ilg.clipping.adding.metric_sums import Facts, sum_metrics
 from dp_ilg.clipping.adding.sum_error import COEFFICIENT_ERROR, SUM_ERROR
 from dp_ilg.clipping.adding.sums import CANCELLATION, wide, widened
 from dp_ilg.clipping.per_example import from_gradients
@@ -161,6 +162,7 @@ def clip_sum(
     l2_clip_norm: Any,
     mode: ClipMode,
     is_padding_example: Array | None = None,
+    facts: Facts = (),
 ) -> ClippedGrad:
     """Sums clipped examples; padding and non-finite examples are absent.
 
@@ -171,6 +173,7 @@ def clip_sum(
             that is no positive number makes everything NaN.
         mode: how to bound.
         is_padding_example: bool ``[batch]``; True rows do not exist.
+        facts: name and bounds of the metrics that the engine found values of.
 
     Returns:
         The `ClippedGrad`.
@@ -178,8 +181,8 @@ def clip_sum(
     Raises:
         ValueError: if the mask does not fit the batch.
 
-    Privacy: sensitivity ``l2_clip_norm`` for the sum, 1 for the shares and 1/2 for
-    each count, for adding or removing one example; nothing here is private before
+    Privacy: sensitivity ``l2_clip_norm`` for the sum, 1 for shares and metrics and 1/2
+    for each count, for adding or removing one example; nothing here is private before
     noise.
     """
     rough = per_example.sizes / np.float32(CANCELLATION)
@@ -202,9 +205,11 @@ def clip_sum(
         [length[:, None] <= bound, norms <= group_bounds(geometry.weights, bound)], 1
     )
     fits = jnp.sum(jnp.where(present[:, None], within - 0.5, 0), 0, jnp.float32)
-    return ClippedGrad(
-        **fields, **shares, geometry=geometry, l2_clip_norm=bound, fits=fits
-    )
+    metrics = None
+    if facts:
+        metrics = sum_metrics(per_example.metrics, present, facts)
+    rest = dict(l2_clip_norm=bound, fits=fits, metrics=metrics)
+    return ClippedGrad(**fields, **shares, geometry=geometry, **rest)
 
 
 def _present(norms: Array, is_padding_example: Array | None) -> Array:

@@ -22,13 +22,16 @@ _REFUSED = {
 }
 
 
-def check_loss(loss_fn: LossFn, params: Params, example: Example) -> None:
+def check_loss(
+    loss_fn: LossFn, params: Params, example: Example, measures: bool = False
+) -> None:
     """Raises unless the loss of one example is one real number that depends on it.
 
     Args:
         loss_fn: the loss.
         params: the parameters.
         example: one example, as shapes and dtypes.
+        measures: whether it gives the values of metrics beside its own.
 
     Raises:
         ValueError: for a loss that is not scalar, ignores the example, has effects
@@ -48,10 +51,11 @@ def check_loss(loss_fn: LossFn, params: Params, example: Example) -> None:
     """
     jaxpr, out = _traced(loss_fn, params, example)
     shapes = jax.tree.leaves(out)
-    if len(shapes) != 1 or shapes[0].shape != ():
+    if len(shapes) != 1 + measures or shapes[0].shape != ():
         raise ValueError(
             f"The loss of one example has shapes {[s.shape for s in shapes]}, but must "
-            "be one scalar; reduce it, and return nothing beside it."
+            "be one scalar; reduce it, and return nothing beside it, or a pair (loss, "
+            "aux) with has_aux=True."
         )
     if not jnp.issubdtype(shapes[0].dtype, jnp.floating):
         raise ValueError(
@@ -64,13 +68,14 @@ def check_loss(loss_fn: LossFn, params: Params, example: Example) -> None:
 
 
 def _depends(jaxpr: Any, count: int) -> bool:
-    """Whether an output is reached from the last `count` inputs."""
+    """Whether the loss is reached from the last `count` inputs."""
     reached = set(jaxpr.invars[-count:]) if count else set()
     for equation in jaxpr.eqns:
         inputs = {v for v in equation.invars if not isinstance(v, Literal)}
         if inputs & reached:
             reached |= set(equation.outvars)
-    return any(v in reached for v in jaxpr.outvars if not isinstance(v, Literal))
+    loss = jaxpr.outvars[:1]
+    return any(v in reached for v in loss if not isinstance(v, Literal))
 
 
 def _traced(loss_fn: LossFn, params: Params, example: Example) -> tuple[Any, Any]:

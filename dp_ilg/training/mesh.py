@@ -246,7 +246,10 @@ def spread(grad_fn: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
                 for parts, step, spec in sums
             ]
             everywhere = functools.partial(lax.psum, axis_name=AXES)
-            small = devices.reduced_shares(own, everywhere), everywhere(own.fits)
+            small = {
+                "fits": everywhere(own.fits),
+                "metrics": own.metrics and own.metrics.reduced(everywhere),
+            } | devices.reduced_shares(own, everywhere)
             return pairs, small, own.l2_clip_norm
 
         share = jax.shard_map(
@@ -258,9 +261,7 @@ def spread(grad_fn: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
         )
         pairs, small, bound = share(params, geometry, batch, is_padding_example)
         sums = devices.settled(pairs, treedef, geometry, bound)
-        return ClippedGrad(
-            **sums, **small[0], geometry=geometry, l2_clip_norm=bound, fits=small[1]
-        )
+        return ClippedGrad(**sums, **small, geometry=geometry, l2_clip_norm=bound)
 
     return on_mesh
 

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.accounting.statement import Statement
 from dp_ilg.noise.repeats import next_digest, release_digest
+from dp_ilg.training.frameworks.adapt import Adapted, adapt
 from dp_ilg.training.loop.binding import Binding, bind, bound_keys
-from dp_ilg.training.loop.losses import Adapted, adapt, over_views
+from dp_ilg.training.loop.losses import over_views
 from dp_ilg.training.loop.lots import Lot, Lots
 from dp_ilg.training.loop.recipe import Recipe
 from dp_ilg.training.loop.standing import Standing, admit, steps_of
@@ -54,7 +55,7 @@ class PrivateTraining:
         self._secret = RunSecret(recipe.seed)
         if self._secret.fixed:
             _say_that_it_is_for_tests()
-        self._tx = recipe.transformation(self._noise_key())
+        self._tx: Any = None
         self._adapted: Adapted | None = None
         self._at: Standing | None = None
         self._binding: Binding | None = None
@@ -64,19 +65,24 @@ class PrivateTraining:
         where = "a fixed seed" if self._secret.fixed else "from the operating system"
         return f"PrivateTraining({self.plan.num_steps} steps, secret=<hidden: {where}>)"
 
-    def init(self, model: Any) -> PrivateState:
+    def init(self, model: Any, *, wrt: Any = None) -> PrivateState:
         """The state before the first step.
 
         Args:
-            model: the parameters, a tree of floating-point arrays. It is copied, and
-                may be used further.
+            model: a tree of parameters (linen, Haiku), a linen ``TrainState``, an
+                ``nnx.Module``, ``(nnx.Module, nnx.Optimizer)`` or an Equinox module.
+                It is copied, and may be used further.
+            wrt: what of it is trained: an NNX filter, or a filter of
+                ``equinox.partition``; None for the usual.
 
         Returns:
             The `PrivateState`.
 
         Raises:
             ValueError: once lots were handed out: a second run from the start would
-                have the same noise.
+                have the same noise; for a model that mixes examples; and for an
+                optimizer that cannot stand behind the noise.
+            TypeError: for parameters that are no floating-point arrays.
 
         Privacy:
             The model must not depend on the private data, or have a price of its own.
@@ -87,7 +93,8 @@ class PrivateTraining:
                 "from the start would be stepped with the same noise; make a new "
                 "private_training for a new run."
             )
-        self._adapted = adapt(model, self._recipe.loss_fn)
+        self._adapted = adapt(model, self._recipe.loss_fn, wrt=wrt)
+        self._tx = self._recipe.transformation(self._noise_key(), model)
         params = self._adapted.params
         params, inner = jax.tree.map(jnp.copy, (params, self._tx.init(params)))
         state = self._state(params, Counted(inner, jnp.zeros((), jnp.int32)))
@@ -212,6 +219,24 @@ class PrivateTraining:
         """
         return _shortened(self.plan, self._steps(state)).statement()
 
+    def metrics(self, state: PrivateState) -> dict[str, Any]:
+        """The metrics released so far, smoothed over steps, with their error.
+
+        Args:
+            state: of this run.
+
+        Returns:
+            Name -> `dp_ilg.Released`; empty without ``metrics=``.
+
+        Raises:
+            ValueError: before `init`.
+
+        Privacy:
+            Released, and charged to the plan; they may be logged and published.
+        """
+        self._begun("metrics")
+        return self._tx.metrics(state.opt_state) if self._tx.metrics else {}
+
     def _charge(self, step: int) -> None:
         self._charged = max(self._charged, step + 1)
 
@@ -221,8 +246,7 @@ class PrivateTraining:
     def _begun(self, what: str) -> Standing:
         if self._at is None:
             raise ValueError(
-                f"{what} comes after init: the ledger records what each step is "
-                "released from; call state = train.init(params) first."
+                f"{what} comes after init; call state = train.init(params) first."
             )
         return self._at
 
@@ -241,8 +265,10 @@ class PrivateTraining:
 
     def _bound(self, data: Any) -> Binding:
         """The run bound to its data, which must be the same ones every time."""
-        at, recipe, adapted = self._at, self._recipe, self._adapted
+        at, adapted = self._at, self._adapted
         assert at is not None and adapted is not None
+        random = adapted.random or self._recipe.augment is not None
+        recipe = dataclasses.replace(self._recipe, random=random)
         loss = over_views(adapted.loss, recipe.views, recipe.augment)
         found = bind(recipe, self._tx, loss, at.state, self._secret)(data)
         if self._binding is not None and found.digest != self._binding.digest:
