@@ -132,6 +132,30 @@ def check_length(rows: Rows, wanted: int) -> None:
         )
 
 
+def check_unchanged(before: tuple[str, str] | None, now: tuple[str, str]) -> None:
+    """Raises if a run goes on with another program, or with other data.
+
+    Args:
+        before: digests of program and data that it was begun with, None if it was not.
+        now: those it has now.
+
+    Raises:
+        ValueError: if they differ.
+
+    Example:
+        >>> check_unchanged(("a", "b"), ("a", "c"))
+        Traceback (most recent call last):
+        ValueError: The data are not those this run was begun with, and the same ...
+    """
+    if before is None or before == now:
+        return
+    what = "data are" if before[0] == now[0] else "loss, optimizer or code are"
+    raise ValueError(
+        f"The {what} not those this run was begun with, and the same noise on other "
+        "sums would show their difference; go on with the same, or begin a new run."
+    )
+
+
 def _sampler(recipe: Recipe, key: Any) -> PoissonSampler:
     found = PoissonSampler.for_plan(recipe.plan, key=key, chunk_size=recipe.chunk_size)
     if recipe.mesh is None:

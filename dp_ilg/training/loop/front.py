@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.clipping.adding.metric_sums import Metric
 from dp_ilg.training.loop.recipe import Recipe
 from dp_ilg.training.loop.run import PrivateTraining
 
 
 def private_training(
-    loss_fn: Callable[..., Any],
+    loss_fn: Any,
     optimizer: Any,
-    plan: PrivacyPlan,
+    plan: Any,
     *,
     seed: Any = None,
     importance: Any = "min_noise_energy",
@@ -24,17 +23,17 @@ def private_training(
     ema_decay: Any = 0.9,
     floor: Any = 0.01,
     public_importance: Any = None,
-    views: int = 1,
-    augment: Callable[..., Any] | None = None,
+    views: Any = 1,
+    augment: Any = None,
     has_aux: bool = False,
     metrics: Mapping[str, Metric] | None = None,
     engine: str = "auto",
-    microbatch_size: int | None = None,
-    chunk_size: int | None = None,
-    memory_mib: float | None = None,
+    microbatch_size: Any = None,
+    chunk_size: Any = None,
+    memory_mib: Any = None,
     mesh: Any = None,
     noise: str | None = None,
-    ahead: int = 2,
+    ahead: Any = 2,
 ) -> PrivateTraining:
     """Makes a training loop private: loss, optimizer and plan as one object.
 

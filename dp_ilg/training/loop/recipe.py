@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 from dp_ilg import validation
@@ -18,9 +17,9 @@ from dp_ilg.training.frameworks.optimizers import optimizer_of
 class Recipe:
     """The arguments of `private_training`; see there."""
 
-    loss_fn: Callable[..., Any]
+    loss_fn: Any
     optimizer: Any
-    plan: PrivacyPlan
+    plan: Any
     seed: Any
     importance: Any
     source: str
