@@ -10,11 +10,10 @@ import functools
 import warnings
 from typing import Any, SupportsFloat, SupportsIndex
 
-import numpy as np
-
 from dp_ilg import validation
 from dp_ilg.accounting import schedules, search
 from dp_ilg.accounting.plan import PrivacyPlan
+from dp_ilg.accounting.shapes import multipliers_of
 
 _CONSTANT = schedules.constant()
 _LEAST_NOISE, _MOST_NOISE = 1e-3, 1e6
@@ -59,7 +58,8 @@ class Calibration:
     def shaped(self) -> PrivacyPlan:
         """Returns the plan whose noise is the schedule, unscaled."""
         plan = self.template()
-        values = _multipliers(self.schedule, plan)
+        schedule = schedules.as_schedule(self.schedule)
+        values = multipliers_of(schedule, plan.num_steps, 1 / plan.sampling_prob)
         stages = schedules.to_stages(values, self.num_stages)
         return dataclasses.replace(plan, stages=stages)
 
@@ -104,7 +104,8 @@ def plan_privacy(
         num_examples: the number of training examples.
         batch_size: the expected batch size.
         num_steps: the number of steps.
-        schedule: the shape of the noise over the steps, from `dp_ilg.schedules`.
+        schedule: the shape of the noise over the steps: from `dp_ilg.schedules`, any
+            function of the step (such as Optax's), one number a step, or a name.
         score_budget: the share of each step's budget for layer scores, in [0, 1).
         l2_clip_norm: the bound of one example's gradient.
         accountant: ``"pld"`` (tightest), ``"rdp"`` or ``"zcdp"``.
@@ -320,27 +321,6 @@ def _warn_of_delta(plan: PrivacyPlan) -> None:
             UserWarning,
             stacklevel=3,
         )
-
-
-def _multipliers(schedule: Any, plan: PrivacyPlan) -> np.ndarray:
-    """The schedule's multiplier of every step, checked."""
-    if not callable(getattr(schedule, "multipliers", None)):
-        raise ValueError(
-            f"schedule is {schedule!r}, but must be made by dp_ilg.schedules: one of "
-            f"{', '.join(schedules.SCHEDULES)}."
-        )
-    values = schedule.multipliers(plan.num_steps, 1 / plan.sampling_prob)
-    values = np.asarray(values, np.float64)
-    if values.shape != (plan.num_steps,):
-        raise ValueError(
-            f"The schedule gives an array of shape {values.shape}, but the plan has "
-            f"{plan.num_steps} steps; give one multiplier a step."
-        )
-    if not np.all((values > 0) & np.isfinite(values)):
-        raise ValueError(
-            "The schedule gives a multiplier that is no finite number above 0."
-        )
-    return values
 
 
 def _scaled(plan: PrivacyPlan, scale: Any) -> PrivacyPlan:

@@ -124,7 +124,7 @@ def test_the_summary_and_the_metrics_tell_what_was_released(whole):
         layers = line["layers"]
         assert layers["names"] == ["hidden_0", "output"]
         assert {len(values) for values in layers.values()} == {2}
-        assert "private_train_loss" not in line
+        assert "unprotected_train_loss" not in line
     assert lines[-1]["test_accuracy"] == summary["test_accuracy"]
 
 
@@ -141,10 +141,10 @@ def test_the_noise_in_the_metrics_is_that_on_the_mean(whole):
 
 
 def test_training_loss_is_shown_only_if_asked_for_and_labelled(tmp_path):
-    config = tiny(run__show_private_loss=True)
+    config = tiny(run__unprotected_train_loss=True)
     summary = run_training(config, tmp_path / "run")
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    assert all(json.loads(line)["private_train_loss"] > 0 for line in lines)
+    assert all(json.loads(line)["unprotected_train_loss"] > 0 for line in lines)
     assert "guarantee does not hold" in summary["warning"]
 
 
