@@ -79,14 +79,7 @@ def open_ledger(path: Any, plan: PrivacyPlan, key: Any, resume: bool) -> Privacy
         OSError: if it cannot be written.
     """
     Path(path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = PrivacyLedger(path, plan, key=key)
-    if found.steps and not resume:
-        found.close()
-        raise ValueError(
-            f"The ledger {path} has {found.steps} steps already; pass resume=True to "
-            "go on with that run, or choose another path."
-        )
-    return found
+    return PrivacyLedger(path, plan, key=key, resume=resume)
 
 
 class _Noise:
