@@ -33,7 +33,7 @@ from dp_ilg.optimizers.metric_links import (
     metrics_place,
     metrics_reader,
 )
-from dp_ilg.optimizers.types import like_before, like_parameters
+from dp_ilg.optimizers.types import apart, like_before, like_parameters
 from dp_ilg.optimizers.wrappers import refuse_wrappers
 
 
@@ -94,7 +94,7 @@ def chain(*transformations: optax.GradientTransformation) -> PrivateTransformati
 
     def init(params: Params) -> tuple[Any, ...]:
         check_budget_spent(transformations, told)
-        return tuple(link.init(params) for link in links)
+        return apart(tuple(link.init(params) for link in links), params)
 
     def update(
         updates: Any, state: tuple[Any, ...], params: Params | None = None, **extra: Any
