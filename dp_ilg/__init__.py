@@ -1,8 +1,9 @@
 """Differentially private Adam for JAX with importance-shaped noise.
 
-Start with `plan_privacy` (how much noise for an epsilon), `dp_adam_ilg` (an Optax
-transformation) and `clipped_grad` (the clipped gradient of a batch); batches come
-from `PoissonSampler`, and `PrivacyLedger` refuses a step past the plan.
+Start with `plan_privacy` (how much noise for an epsilon) and `private_training` (loss,
+optimizer and plan as one loop). Its parts: `dp_adam_ilg` (an Optax transformation),
+`clipped_grad` (the clipped gradient of a batch), `PoissonSampler`, and `PrivacyLedger`,
+which refuses a step past the plan.
 """
 
 from dp_ilg import accounting, auditing, baselines
@@ -39,6 +40,7 @@ from dp_ilg.optimizers.importance import (
 from dp_ilg.optimizers.metrics import Released, release_metrics
 from dp_ilg.projection.pca import private_pca
 from dp_ilg.sampling.poisson import PoissonSampler
+from dp_ilg.training.loop.front import private_training
 
 __version__ = "0.1.0"
 
@@ -71,6 +73,7 @@ __all__ = [
     "layers",
     "plan_privacy",
     "private_pca",
+    "private_training",
     "release_digest",
     "release_metrics",
     "scale_by_balanced_adam",

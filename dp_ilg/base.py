@@ -218,6 +218,7 @@ class ClippedGrad:
                 "Two chunks were clipped in different groups; pass both the same "
                 "geometry."
             )
+        _check_modes(self.geometry.facts, other.geometry.facts)
         bound = jnp.where(_same_bound(self, other), self.l2_clip_norm, jnp.nan)
         fits = None
         if self.fits is not None and other.fits is not None:
@@ -229,12 +230,11 @@ class ClippedGrad:
         rest: dict[str, Any] = dict(
             l2_clip_norm=bound, fits=fits, seal=seal, metrics=metrics
         )
+        rest["geometry"] = self.geometry.saying(other.geometry.facts)
         if self.remainder is None and other.remainder is None:
             add = jax.tree.map(lambda a, b: a + b, self.gradients, other.gradients)
-            shares = self.layer_shares + other.layer_shares
-            return ClippedGrad(add, shares, self.geometry, **rest)
-        sums = self.geometry.joined(self, other)
-        return ClippedGrad(**sums, geometry=self.geometry, **rest)
+            return ClippedGrad(add, self.layer_shares + other.layer_shares, **rest)
+        return ClippedGrad(**self.geometry.joined(self, other), **rest)
 
     def sensitivity(self, neighboring_relation: str = "add_or_remove_one") -> float:
         """How far one example moves the sum, in the geometry's norm.
@@ -267,9 +267,21 @@ def _joined_metrics(one: Any, other: Any) -> Any:
     return None if one is None else one + other
 
 
+def _check_modes(one: Any, other: Any) -> None:
+    """Raises for two sums that say different clip modes."""
+    modes = [facts.clip_mode for facts in (one, other) if facts is not None]
+    if len(modes) == 2 and None not in modes and not modes[0].agrees(modes[1]):
+        raise ValueError(
+            f"Two chunks were clipped with clip_mode {modes[0]} and {modes[1]}; clip "
+            "all chunks of a step with one function."
+        )
+
+
 def _same_bound(one: ClippedGrad, other: ClippedGrad) -> Any:
     """Whether two sums were clipped alike; raises where that is known to be false."""
-    facts = [jax.tree.flatten((c.geometry, c.l2_clip_norm)) for c in (one, other)]
+    bare = [dataclasses.replace(c.geometry, facts=None) for c in (one, other)]
+    norms = one.l2_clip_norm, other.l2_clip_norm
+    facts = [jax.tree.flatten(pair) for pair in zip(bare, norms, strict=True)]
     (mine, structure), (theirs, other_structure) = facts
     alike: Any = structure == other_structure
     if alike:
@@ -294,6 +306,8 @@ class PrivateTransformation(optax.GradientTransformationExtraArgs):
         importance: maps the state to importance shares ``[groups]``, or None.
         metrics: maps the state to released metrics by name, or None.
         links: of a chain, the transformations it was made of; else empty.
+        facts: what it says of the clip (`dp_ilg.geometry.facts.ClipFacts`), or None.
+        clip_norm: of a clip, maps its state to the clip norm of the step; or None.
     """
 
     init: Callable[[Params], Any]
@@ -305,6 +319,8 @@ class PrivateTransformation(optax.GradientTransformationExtraArgs):
     importance: Any
     metrics: Any
     links: tuple[Any, ...]
+    facts: Any
+    clip_norm: Any
 
     def __new__(
         cls,
@@ -318,10 +334,13 @@ class PrivateTransformation(optax.GradientTransformationExtraArgs):
         importance: Callable[..., Any] | None = None,
         metrics: Callable[..., Any] | None = None,
         links: tuple[Any, ...] = (),
+        facts: Any = None,
+        clip_norm: Callable[..., Any] | None = None,
     ) -> PrivateTransformation:
         """Makes the (init, update) pair and hangs the facts on it."""
         self = super().__new__(cls, own_promotion(init), own_promotion(update))
         self.role, self.key, self.plan = role, key, plan
         self.geometry, self.importance = geometry, importance
         self.metrics, self.links = metrics, links
+        self.facts, self.clip_norm = facts, clip_norm
         return self

@@ -88,6 +88,7 @@ class Baseline(NamedTuple):
         *,
         key: Any,
         metrics: Mapping[str, Metric] | None = None,
+        smooth_steps: Any = 25,
         **options: Any,
     ) -> PrivateTransformation:
         """Makes the optimizer.
@@ -97,6 +98,7 @@ class Baseline(NamedTuple):
             plan: without score budget unless `spends_scores`.
             key: PRNG key, secret.
             metrics: name -> `dp_ilg.Metric`, released by any of the methods.
+            smooth_steps: over how many steps' worth they are averaged.
             **options: those of `options`.
 
         Returns:
@@ -117,7 +119,7 @@ class Baseline(NamedTuple):
                 f"{plan.score_budget:g} would be wasted; make it with score_budget=0."
             )
         tx = self.make(learning_rate, plan, key=key, **options)
-        own = metric_links(plan, metrics, key)
+        own = metric_links(plan, metrics, key, smooth_steps)
         return chain(tx.links[0], *own, *tx.links[1:]) if own else tx
 
     def options(self) -> tuple[str, ...]:

@@ -36,13 +36,15 @@ from dp_ilg.clipping.adding.metric_sums import (
 from dp_ilg.clipping.adding.sum_error import SumError, check_lot, sum_error
 from dp_ilg.clipping.adding.sums import MOST_ROWS
 from dp_ilg.clipping.batches import batch_length, split_rows
-from dp_ilg.clipping.clip import ClipMode, as_clip_mode, clip_sum
+from dp_ilg.clipping.clip import clip_sum
 from dp_ilg.clipping.engine_table import ENGINES
 from dp_ilg.clipping.explicit import placed_by_xla
 from dp_ilg.clipping.leaf_paths import Explanation
+from dp_ilg.clipping.modes import ClipMode, agreed_mode, as_clip_mode
 from dp_ilg.clipping.purity import check_loss
 from dp_ilg.clipping.sparse import plain
 from dp_ilg.geometry.coordinates import enter_loss
+from dp_ilg.geometry.facts import ClipFacts
 from dp_ilg.geometry.geometry import Geometry
 from dp_ilg.geometry.groups import Groups, accumulator
 from dp_ilg.geometry.layers import group
@@ -54,7 +56,7 @@ class ClippedGradFn:
 
     loss_fn: LossFn
     l2_clip_norm: Any
-    clip_mode: ClipMode
+    clip_mode: ClipMode | None
     engine: str
     microbatch_size: int | None
     has_aux: bool = False
@@ -82,12 +84,13 @@ class ClippedGradFn:
 
         Raises:
             ValueError: for a batch without common batch axis or with more examples
-                than the public grid holds, a loss that `purity.check_loss` refuses, or
-                a geometry of another model.
+                than the public grid holds, a loss that `purity.check_loss` refuses, a
+                geometry of another model, or of a chain with another mode or norm.
             TypeError: for parameters, a batch or a geometry of the wrong type, and
                 for a missing geometry.
         """
-        own, rows = self._settled(batch)
+        mode = agreed_mode(geometry, self.clip_mode, self.l2_clip_norm)
+        own, rows = dataclasses.replace(self, clip_mode=mode)._settled(batch)
 
         def total(*arrays: Any) -> ClippedGrad:
             return own._checked_sum(*arrays, self.loss_fn)
@@ -113,6 +116,7 @@ class ClippedGradFn:
         """The sum, compiled if a call outside of ``jax.jit`` would compile anyway."""
         size = batch_length(batch)
         geometry = self._check(params, batch, geometry)
+        geometry = geometry.saying(ClipFacts(self.clip_mode))
         check_lot(size, sum(geometry.groups.sizes))
         padding = jnp.zeros(size, bool) if mask is None else jnp.asarray(mask)
         if padding.shape != (size,) or padding.dtype != bool:
@@ -262,7 +266,7 @@ def clipped_grad(
     loss_fn: LossFn,
     *,
     l2_clip_norm: Any,
-    clip_mode: str | ClipMode = "joint",
+    clip_mode: str | ClipMode | None = None,
     engine: str = "auto",
     microbatch_size: int | None = None,
     has_aux: bool = False,
@@ -273,7 +277,8 @@ def clipped_grad(
     Args:
         loss_fn: ``(params, example) -> scalar``, pure, for ONE example.
         l2_clip_norm: bound C on one example in the geometry's norm.
-        clip_mode: "joint", "normalize", "per_layer" or a `ClipMode`.
+        clip_mode: "joint", "normalize", "per_layer" or a `ClipMode`; None takes what
+            the chain says whose ``geometry(state)`` is given, else "joint".
         engine: "bookkeeping" (exact for any pure loss, mostly without per-example
             gradients), "vmap" (the plain way), "exact" (the plain way, each clipped
             example rounded towards zero onto the public grid, so that sums do not
@@ -324,7 +329,8 @@ def clipped_grad(
         raise ValueError(
             f"engine is {engine!r}, but must be 'auto' or one of {sorted(ENGINES)}."
         )
-    how = as_clip_mode(clip_mode), chosen, microbatch_size
+    mode = None if clip_mode is None else as_clip_mode(clip_mode)
+    how = mode, chosen, microbatch_size
     return ClippedGradFn(loss_fn, l2_clip_norm, *how, has_aux, as_metrics(metrics))
 
 

@@ -14,11 +14,13 @@ from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.base import ClippedGrad, Params, PrivateTransformation
 from dp_ilg.clipping.adding.metric_sums import Metric
 from dp_ilg.clipping.clip import ClipMode, as_clip_mode, clip_per_example
+from dp_ilg.geometry.facts import joined_facts
 from dp_ilg.geometry.geometry import Geometry
 from dp_ilg.geometry.layers import as_layering, group
 from dp_ilg.geometry.rules import Rule, as_rule
 from dp_ilg.noise.add_noise import add_importance_noise, fresh_key
 from dp_ilg.optimizers.adam import scale_by_noise_corrected_adam, scale_by_wide_adam
+from dp_ilg.optimizers.arriving import checked
 from dp_ilg.optimizers.balance import scale_by_balanced_adam
 from dp_ilg.optimizers.importance import (
     score_layer_importance,
@@ -57,7 +59,9 @@ def chain(*transformations: optax.GradientTransformation) -> PrivateTransformati
 
     Raises:
         ValueError: for a missing or repeated clip, geometry or noise, a wrong order,
-            one key for two of them, or different plans.
+            one key for two of them, or different plans; in an update for a
+            `ClippedGrad` of other groups, weights, clip mode or norm than the chain's
+            (where that is traced, the release is NaN).
 
     Privacy: that of the noise; the chain adds nothing. ``optax.masked``, ``MultiSteps``
     and ``apply_if_finite`` around the whole chain are refused (raw gradients would
@@ -86,6 +90,9 @@ def chain(*transformations: optax.GradientTransformation) -> PrivateTransformati
     source: Any = transformations[holder]
     links: list[Any] = [optax.with_extra_args_support(t) for t in transformations]
     told = metrics_place(transformations)
+    said = joined_facts(getattr(t, "facts", None) for t in transformations)
+    asked = [getattr(t, "clip_norm", None) for t in transformations]
+    norms = [(place, norm) for place, norm in enumerate(asked) if norm is not None]
 
     def init(params: Params) -> tuple[Any, ...]:
         check_budget_spent(transformations, told)
@@ -101,6 +108,7 @@ def chain(*transformations: optax.GradientTransformation) -> PrivateTransformati
             )
         own = geometry(state)
         refuse_wrappers(updates, own.groups, extra.get("clipped_grad"))
+        updates, extra = checked(updates, extra, own, clip_norm(state))
         extra.setdefault("geometry", own)
         new = []
         for link, part in zip(links, state, strict=True):
@@ -113,7 +121,10 @@ def chain(*transformations: optax.GradientTransformation) -> PrivateTransformati
         return like_parameters(updates, own.groups), tuple(new)
 
     def geometry(state: tuple[Any, ...]) -> Geometry:
-        return source.geometry(state[holder])
+        return source.geometry(state[holder]).saying(said)
+
+    def clip_norm(state: tuple[Any, ...]) -> Any:
+        return next((norm(state[place]) for place, norm in norms), None)
 
     def importance(state: tuple[Any, ...]) -> Any:
         return source.importance(state[holder])

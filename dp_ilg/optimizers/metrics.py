@@ -179,7 +179,10 @@ def release_metrics(
 
 
 def metric_links(
-    plan: PrivacyPlan, metrics: Mapping[str, Metric] | None, key: Any
+    plan: PrivacyPlan,
+    metrics: Mapping[str, Metric] | None,
+    key: Any,
+    smooth_steps: Any = 25,
 ) -> list[PrivateTransformation]:
     """The links that a chain has for its metrics: one, or none.
 
@@ -187,6 +190,7 @@ def metric_links(
         plan: of the chain.
         metrics: name -> `Metric`; None or empty for none.
         key: that of the whole optimizer; the metrics' own is made from it.
+        smooth_steps: as in `release_metrics`.
 
     Returns:
         A list for `dp_ilg.chain`, to stand between clip and noise.
@@ -204,7 +208,7 @@ def metric_links(
     if not metrics:
         return []
     own = jax.random.fold_in(fresh_key(validation.key("key", key)), METRIC_TAG)
-    return [release_metrics(plan, metrics, key=own)]
+    return [release_metrics(plan, metrics, key=own, smooth_steps=smooth_steps)]
 
 
 def metrics_place(transformations: Sequence[Any]) -> int | None:

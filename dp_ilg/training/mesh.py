@@ -250,16 +250,17 @@ def spread(grad_fn: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
                 "fits": everywhere(own.fits),
                 "metrics": own.metrics and own.metrics.reduced(everywhere),
             } | devices.reduced_shares(own, everywhere)
-            return pairs, small, own.l2_clip_norm
+            return pairs, small, own.l2_clip_norm, own.geometry.facts
 
         share = jax.shard_map(
             local,
             mesh=mesh,
             in_specs=(P(), P(), P(AXES), P(AXES)),
-            out_specs=([(spec, spec) for spec in leaf_specs], P(), P()),
+            out_specs=([(spec, spec) for spec in leaf_specs], P(), P(), P()),
             check_vma=False,
         )
-        pairs, small, bound = share(params, geometry, batch, is_padding_example)
+        pairs, small, bound, said = share(params, geometry, batch, is_padding_example)
+        geometry = geometry.saying(said)
         sums = devices.settled(pairs, treedef, geometry, bound)
         return ClippedGrad(**sums, **small, geometry=geometry, l2_clip_norm=bound)
 

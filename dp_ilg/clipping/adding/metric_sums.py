@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float
 
 from dp_ilg.base import MOST_METRICS, Example, LossFn, Params
 from dp_ilg.clipping.adding.sums import wide, widened
+from dp_ilg.clipping.purity import no_scalar
 from dp_ilg.geometry.grid import SHARE_STEP, split_shares, two_sum
 
 Facts = tuple[tuple[str, float, float], ...]
@@ -84,7 +85,7 @@ Metrics = tuple[tuple[str, Metric], ...]
 """Checked metrics with their names, in the order of the names."""
 
 
-def as_metrics(metrics: Mapping[str, Metric] | None) -> Metrics:
+def as_metrics(metrics: Any) -> Metrics:
     """Checks a mapping from names to metrics, and sorts it by name.
 
     Args:
@@ -251,7 +252,8 @@ def measured(loss_fn: LossFn, has_aux: bool, metrics: Metrics) -> LossFn:
 
     Raises:
         TypeError: when called, for a loss that returns no pair although it should.
-        ValueError: when called, for a metric that is not one real number.
+        ValueError: when called, for a metric that is not one real number, or a loss
+            that is none.
 
     Privacy: raw values of one example; `aux` ends here.
 
@@ -268,9 +270,11 @@ def measured(loss_fn: LossFn, has_aux: bool, metrics: Metrics) -> LossFn:
     def whole(params: Params, example: Example) -> Any:
         found = loss_fn(params, example)
         loss, aux = _pair(found) if has_aux else (found, None)
+        if not metrics:
+            return loss
         leaves = jax.tree.leaves(loss)
-        if not metrics or len(leaves) != 1 or jnp.shape(leaves[0]) != ():
-            return loss  # a loss that is no scalar is refused for that
+        if [jnp.shape(x) for x in leaves] != [()]:
+            raise no_scalar(leaves)
         loss_and_aux = jax.lax.stop_gradient((loss, aux))
         values = [_scaled(*item, *loss_and_aux) for item in metrics]
         return loss, jnp.stack(values)
