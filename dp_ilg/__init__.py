@@ -1,8 +1,9 @@
 """Differentially private Adam for JAX with importance-shaped noise.
 
-Start with `plan_privacy` (how much noise for an epsilon), `dp_adam_ilg` (an Optax
-transformation) and `clipped_grad` (the clipped gradient of a batch); batches come
-from `PoissonSampler`, and `PrivacyLedger` refuses a step past the plan.
+Start with `plan_privacy` (how much noise for an epsilon) and `private_training` (loss,
+optimizer and plan as one loop). Its parts: `dp_adam_ilg` (an Optax transformation),
+`clipped_grad` (the clipped gradient of a batch), `PoissonSampler`, and `PrivacyLedger`,
+which refuses a step past the plan.
 """
 
 from dp_ilg import accounting, auditing, baselines
@@ -17,6 +18,7 @@ from dp_ilg.accounting.ledger import BudgetExhausted, PrivacyLedger
 from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.base import ClippedGrad, PerExampleGrads
 from dp_ilg.baselines import published as published  # no guarantee, so not in __all__
+from dp_ilg.clipping.adding.metric_sums import Metric
 from dp_ilg.clipping.clip import clip_per_example
 from dp_ilg.clipping.clip_schedule import clip_by_schedule
 from dp_ilg.clipping.clipped_grad import clipped_grad
@@ -35,8 +37,10 @@ from dp_ilg.optimizers.importance import (
     score_released_gradients,
     set_layer_importance,
 )
+from dp_ilg.optimizers.metrics import Released, release_metrics
 from dp_ilg.projection.pca import private_pca
 from dp_ilg.sampling.poisson import PoissonSampler
+from dp_ilg.training.loop.front import private_training
 
 __version__ = "0.1.0"
 
@@ -45,11 +49,13 @@ __all__ = [
     "ClippedGrad",
     "FilterExhausted",
     "Geometry",
+    "Metric",
     "PerExampleGrads",
     "PoissonSampler",
     "PrivacyFilter",
     "PrivacyLedger",
     "PrivacyPlan",
+    "Released",
     "accounting",
     "add_importance_noise",
     "auditing",
@@ -67,7 +73,9 @@ __all__ = [
     "layers",
     "plan_privacy",
     "private_pca",
+    "private_training",
     "release_digest",
+    "release_metrics",
     "scale_by_balanced_adam",
     "scale_by_noise_corrected_adam",
     "schedules",

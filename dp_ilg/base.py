@@ -29,6 +29,8 @@ Params = PyTree
 Example = PyTree
 LossFn = Callable[[Params, Example], Any]
 
+MOST_METRICS = 32
+"""How many metrics a step may release; noise given from outside has so many draws."""
 
 _LENIENT = ("allow", "standard")
 
@@ -120,6 +122,8 @@ class PerExampleGrads(NamedTuple):
             sum of ``|first_t| |second_t|`` over the terms of the group, for formed
             gradients and looked-up rows the norm itself. Never below `norms` but by
             rounding; NaN or infinite where the gradient is.
+        metrics: what the loss gives beside its value, ``[batch, metrics]``; None where
+            it gives nothing.
 
     Privacy: all are raw; none may leave before clipping and noise.
     """
@@ -127,6 +131,7 @@ class PerExampleGrads(NamedTuple):
     norms: Float[Array, "batch groups"]
     weighted_sum: Callable[..., Params]
     sizes: Float[Array, "batch groups"]
+    metrics: Any = None
 
 
 SEAL = (np.bool_(True), np.int32(0x5EA1ED), np.float32(1 + 2**-20))
@@ -156,10 +161,12 @@ class ClippedGrad:
             only adding another sum reads it.
         shares_remainder: what `layer_shares` were rounded by, float32 ``[groups]``.
         seal: two constants, by which arithmetic on the whole tree is found out.
+        metrics: the `dp_ilg.clipping.adding.metric_sums.MetricSums` of the step, or
+            None where `dp_ilg.clipped_grad` was given no metrics.
 
     Privacy: adding or removing one example moves `gradients` by at most
-    `l2_clip_norm` in the geometry's norm, `layer_shares` by at most 1 in L2, and
-    every entry of `fits` by 1/2.
+    `l2_clip_norm` in the geometry's norm, `layer_shares` and `metrics` by at most 1
+    in L2, and every entry of `fits` by 1/2.
     The values are not private themselves: noise has still to be added. ``jax.lax.psum``
     or any other arithmetic on the whole tree would change bound and weights with the
     sum: noise refuses what has been through it.
@@ -186,6 +193,7 @@ class ClippedGrad:
     fine: Any = None
     shares_remainder: Any = None
     seal: Any = SEAL
+    metrics: Any = None
 
     def __contains__(self, name: object) -> bool:
         """Whether the parameter tree has a top-level entry `name` (Flax asks)."""
@@ -210,6 +218,7 @@ class ClippedGrad:
                 "Two chunks were clipped in different groups; pass both the same "
                 "geometry."
             )
+        _check_modes(self.geometry.facts, other.geometry.facts)
         bound = jnp.where(_same_bound(self, other), self.l2_clip_norm, jnp.nan)
         fits = None
         if self.fits is not None and other.fits is not None:
@@ -217,13 +226,15 @@ class ClippedGrad:
         kinds, *marks = zip(self.seal, other.seal, strict=True)
         others = [jnp.where(one == two, one, 0) for one, two in marks]
         seal = (jnp.minimum(*kinds), *others)
-        rest: dict[str, Any] = dict(l2_clip_norm=bound, fits=fits, seal=seal)
+        metrics = _joined_metrics(self.metrics, other.metrics)
+        rest: dict[str, Any] = dict(
+            l2_clip_norm=bound, fits=fits, seal=seal, metrics=metrics
+        )
+        rest["geometry"] = self.geometry.saying(other.geometry.facts)
         if self.remainder is None and other.remainder is None:
             add = jax.tree.map(lambda a, b: a + b, self.gradients, other.gradients)
-            shares = self.layer_shares + other.layer_shares
-            return ClippedGrad(add, shares, self.geometry, **rest)
-        sums = self.geometry.joined(self, other)
-        return ClippedGrad(**sums, geometry=self.geometry, **rest)
+            return ClippedGrad(add, self.layer_shares + other.layer_shares, **rest)
+        return ClippedGrad(**self.geometry.joined(self, other), **rest)
 
     def sensitivity(self, neighboring_relation: str = "add_or_remove_one") -> float:
         """How far one example moves the sum, in the geometry's norm.
@@ -246,9 +257,31 @@ class ClippedGrad:
         return factors[neighboring_relation] * float(self.l2_clip_norm)
 
 
+def _joined_metrics(one: Any, other: Any) -> Any:
+    """The metrics of two chunks, of which either both have some or none."""
+    if (one is None) != (other is None):
+        raise ValueError(
+            "One of two chunks has metrics and the other has none; make both with the "
+            "same dp_ilg.clipped_grad."
+        )
+    return None if one is None else one + other
+
+
+def _check_modes(one: Any, other: Any) -> None:
+    """Raises for two sums that say different clip modes."""
+    modes = [facts.clip_mode for facts in (one, other) if facts is not None]
+    if len(modes) == 2 and None not in modes and not modes[0].agrees(modes[1]):
+        raise ValueError(
+            f"Two chunks were clipped with clip_mode {modes[0]} and {modes[1]}; clip "
+            "all chunks of a step with one function."
+        )
+
+
 def _same_bound(one: ClippedGrad, other: ClippedGrad) -> Any:
     """Whether two sums were clipped alike; raises where that is known to be false."""
-    facts = [jax.tree.flatten((c.geometry, c.l2_clip_norm)) for c in (one, other)]
+    bare = [dataclasses.replace(c.geometry, facts=None) for c in (one, other)]
+    norms = one.l2_clip_norm, other.l2_clip_norm
+    facts = [jax.tree.flatten(pair) for pair in zip(bare, norms, strict=True)]
     (mine, structure), (theirs, other_structure) = facts
     alike: Any = structure == other_structure
     if alike:
@@ -266,12 +299,15 @@ class PrivateTransformation(optax.GradientTransformationExtraArgs):
     """An Optax transformation that also says what `dp_ilg.chain` must know.
 
     Attributes:
-        role: "clip", "score", "noise", "private" (a whole chain) or "".
+        role: "clip", "score", "metric", "noise", "private" (a whole chain) or "".
         key: the PRNG key given to the factory, or None.
         plan: the `PrivacyPlan` given to the factory, or None.
         geometry: maps the transformation's state to its `Geometry`, or None.
         importance: maps the state to importance shares ``[groups]``, or None.
+        metrics: maps the state to released metrics by name, or None.
         links: of a chain, the transformations it was made of; else empty.
+        facts: what it says of the clip (`dp_ilg.geometry.facts.ClipFacts`), or None.
+        clip_norm: of a clip, maps its state to the clip norm of the step; or None.
     """
 
     init: Callable[[Params], Any]
@@ -281,7 +317,10 @@ class PrivateTransformation(optax.GradientTransformationExtraArgs):
     plan: Any
     geometry: Any
     importance: Any
+    metrics: Any
     links: tuple[Any, ...]
+    facts: Any
+    clip_norm: Any
 
     def __new__(
         cls,
@@ -293,11 +332,15 @@ class PrivateTransformation(optax.GradientTransformationExtraArgs):
         plan: Any = None,
         geometry: Callable[..., Any] | None = None,
         importance: Callable[..., Any] | None = None,
+        metrics: Callable[..., Any] | None = None,
         links: tuple[Any, ...] = (),
+        facts: Any = None,
+        clip_norm: Callable[..., Any] | None = None,
     ) -> PrivateTransformation:
         """Makes the (init, update) pair and hangs the facts on it."""
         self = super().__new__(cls, own_promotion(init), own_promotion(update))
         self.role, self.key, self.plan = role, key, plan
         self.geometry, self.importance = geometry, importance
-        self.links = links
+        self.metrics, self.links = metrics, links
+        self.facts, self.clip_norm = facts, clip_norm
         return self

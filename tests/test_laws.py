@@ -67,7 +67,7 @@ def test_law_1_a_geometry_of_other_groups_is_refused():
     other = dp_ilg.Geometry.uniform(params, "module")
     grad_fn = jax.jit(dp_ilg.clipped_grad(mlp_loss, l2_clip_norm=1.0))
     clipped = grad_fn(params, mlp_batch(), geometry=other)
-    with pytest.raises(ValueError, match="scored groups"):
+    with pytest.raises(ValueError, match="the chain.s groups are"):
         tx.update(clipped, tx.init(params), params)
 
 

@@ -68,5 +68,9 @@ MEANINGS: dict[str, str] = {
     "run.chunk_size": "rows gathered at a time, by default a whole draw",
     "run.engine": "how gradients are clipped: `auto`, `bookkeeping` or `vmap`",
     "run.compile_cache": "a folder in which compiled programs are kept",
-    "run.show_private_loss": "show the training loss, which voids the guarantee",
+    "run.unprotected_train_loss": "show the raw training loss: voids the guarantee",
+    "metrics.release": "release training loss and accuracy, noisy and charged",
+    "metrics.budget": "their share of each step's budget",
+    "metrics.loss_bound": "the loss is clipped to it; by default twice a guess's",
+    "metrics.smooth_steps": "steps that a running average goes over",
 }

@@ -50,8 +50,9 @@ from dp_ilg.experiments.config.schema import (  # noqa: E402
     RunConfig,
 )
 from dp_ilg.experiments.reports import page  # noqa: E402
-from dp_ilg.experiments.runs import environment, evaluation, job, runner, trainer
+from dp_ilg.experiments.runs import evaluation, job, runner, trainer
 from dp_ilg.experiments.runs.recipe import make_plan  # noqa: E402
+from dp_ilg.training import environment
 
 LINES = RESULTS / "kill_resume.jsonl"
 FORK = multiprocessing.get_context("fork")

@@ -10,11 +10,10 @@ import functools
 import warnings
 from typing import Any, SupportsFloat, SupportsIndex
 
-import numpy as np
-
 from dp_ilg import validation
 from dp_ilg.accounting import schedules, search
 from dp_ilg.accounting.plan import PrivacyPlan
+from dp_ilg.accounting.shapes import multipliers_of
 
 _CONSTANT = schedules.constant()
 _LEAST_NOISE, _MOST_NOISE = 1e-3, 1e6
@@ -47,6 +46,7 @@ class Calibration:
     max_batch_size: Any
     num_parameters: Any
     exact_noise: Any
+    metric_budget: Any
 
     def template(self) -> PrivacyPlan:
         """Returns the plan with noise 1 throughout."""
@@ -58,7 +58,8 @@ class Calibration:
     def shaped(self) -> PrivacyPlan:
         """Returns the plan whose noise is the schedule, unscaled."""
         plan = self.template()
-        values = _multipliers(self.schedule, plan)
+        schedule = schedules.as_schedule(self.schedule)
+        values = multipliers_of(schedule, plan.num_steps, 1 / plan.sampling_prob)
         stages = schedules.to_stages(values, self.num_stages)
         return dataclasses.replace(plan, stages=stages)
 
@@ -85,6 +86,7 @@ def plan_privacy(
     max_batch_size: SupportsIndex | None = None,
     num_parameters: SupportsIndex | None = None,
     exact_noise: bool = False,
+    metric_budget: SupportsFloat = 0.0,
 ) -> PrivacyPlan:
     """Plans a run: finds the noise for a target epsilon, or takes it as given.
 
@@ -102,7 +104,8 @@ def plan_privacy(
         num_examples: the number of training examples.
         batch_size: the expected batch size.
         num_steps: the number of steps.
-        schedule: the shape of the noise over the steps, from `dp_ilg.schedules`.
+        schedule: the shape of the noise over the steps: from `dp_ilg.schedules`, any
+            function of the step (such as Optax's), one number a step, or a name.
         score_budget: the share of each step's budget for layer scores, in [0, 1).
         l2_clip_norm: the bound of one example's gradient.
         accountant: ``"pld"`` (tightest), ``"rdp"`` or ``"zcdp"``.
@@ -117,6 +120,7 @@ def plan_privacy(
         num_parameters: the most coordinates that noise is drawn for in a step, scores
             included; None for a billion, or as many as 1 % of delta pays for.
         exact_noise: draw from an exact sampler only (`dp_ilg.noise.exact`); slower.
+        metric_budget: the share for released metrics, in [0, 1); 0.005 is plenty.
 
     Returns:
         The plan.
@@ -180,6 +184,7 @@ def steps_for_epsilon(
     max_batch_size: SupportsIndex | None = None,
     num_parameters: SupportsIndex | None = None,
     exact_noise: bool = False,
+    metric_budget: SupportsFloat = 0.0,
 ) -> PrivacyPlan:
     """Plans the longest run that a target epsilon allows at a given noise.
 
@@ -199,6 +204,7 @@ def steps_for_epsilon(
         max_batch_size: as in `plan_privacy`.
         num_parameters: as in `plan_privacy`.
         exact_noise: as in `plan_privacy`.
+        metric_budget: as in `plan_privacy`.
 
     Returns:
         The plan; its `num_steps` is the answer, to about 0.1 %.
@@ -243,6 +249,7 @@ def batch_size_for_epsilon(
     max_batch_size: SupportsIndex | None = None,
     num_parameters: SupportsIndex | None = None,
     exact_noise: bool = False,
+    metric_budget: SupportsFloat = 0.0,
 ) -> PrivacyPlan:
     """Plans the largest expected batch that a target epsilon allows at a given noise.
 
@@ -263,6 +270,7 @@ def batch_size_for_epsilon(
         max_batch_size: as in `plan_privacy`.
         num_parameters: as in `plan_privacy`.
         exact_noise: as in `plan_privacy`.
+        metric_budget: as in `plan_privacy`.
 
     Returns:
         The plan; its `batch_size` is the answer, to about 0.1 %, at most
@@ -313,28 +321,6 @@ def _warn_of_delta(plan: PrivacyPlan) -> None:
             UserWarning,
             stacklevel=3,
         )
-
-
-def _multipliers(schedule: Any, plan: PrivacyPlan) -> np.ndarray:
-    """The schedule's multiplier of every step, checked."""
-    if not callable(getattr(schedule, "multipliers", None)):
-        raise ValueError(
-            f"schedule is {schedule!r}, but must be made by dp_ilg.schedules: one of "
-            f"{', '.join(schedules.SCHEDULES)}."
-        )
-    values = schedule.multipliers(plan.num_steps, 1 / plan.sampling_prob)
-    values = np.asarray(values, np.float64)
-    if values.shape != (plan.num_steps,):
-        raise ValueError(
-            f"The schedule gives an array of shape {values.shape}, but the plan has "
-            f"{plan.num_steps} steps; give one multiplier a step."
-        )
-    if not np.all((values > 0) & np.isfinite(values)):
-        raise ValueError(
-            "The schedule gives a multiplier that is not a finite number above 0; "
-            "give only such."
-        )
-    return values
 
 
 def _scaled(plan: PrivacyPlan, scale: Any) -> PrivacyPlan:

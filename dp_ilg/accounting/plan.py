@@ -16,17 +16,22 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 import numpy as np
 
 from dp_ilg import validation
-from dp_ilg.accounting import accountants, sealing, truncation
+from dp_ilg.accounting import accountants, plan_checks, sealing, truncation
 from dp_ilg.accounting.charges import noise_law
 from dp_ilg.accounting.statement import Statement, describe
 
 if TYPE_CHECKING:
     import dp_accounting
 
-_MOST = 2**53  # above, floating point cannot tell a count from the next
-_LATER_FIELDS = ("prior_releases", "max_batch_size", "num_parameters", "exact_noise")
+_LATER_FIELDS = (
+    "prior_releases",
+    "max_batch_size",
+    "num_parameters",
+    "exact_noise",
+    "metric_budget",
+)
 _WHOLE = ("num_examples", "batch_size", "num_steps", "max_batch_size")
-_REAL = ("delta", "l2_clip_norm", "score_budget", "target_epsilon")
+_REAL = ("delta", "l2_clip_norm", "score_budget", "target_epsilon", "metric_budget")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,17 +62,20 @@ class PrivacyPlan:
             as many as 1 % of delta pays for, at most 10^9 (`most_parameters`).
         exact_noise: whether noise comes from an exact sampler only, which costs next to
             nothing at any delta (`dp_ilg.noise.exact`).
+        metric_budget: the share of each step's budget spent on released metrics, such
+            as the training loss (`dp_ilg.release_metrics`), in [0, 1).
 
     Raises:
         ValueError: on construction, for any value that makes no valid plan.
 
     Privacy:
         Every step is one Poisson-sampled Gaussian with noise multiplier z relative to
-        C. Its two parts, gradient and scores, see the same sample and have multipliers
-        z / sqrt(1 - r) and z / sqrt(r) for a score budget r; jointly they are z. The
-        claim holds if batches are drawn by Poisson sampling with this plan's rate and
-        one example moves the clipped sum by at most C. A prior release is one Gaussian
-        without sampling, its multiplier relative to how far one example moves it.
+        C. Its parts, gradient, scores and metrics, see the same sample and have
+        multipliers z / sqrt(1 - r - m), z / sqrt(r) and z / sqrt(m) for a score budget
+        r and a metric budget m; jointly they are z. The claim holds if batches are
+        drawn by Poisson sampling with this plan's rate and one example moves the
+        clipped sum by at most C. A prior release is one Gaussian without sampling, its
+        multiplier relative to how far one example moves it.
 
     Example:
         >>> plan = PrivacyPlan(
@@ -93,9 +101,10 @@ class PrivacyPlan:
     max_batch_size: int | None = None
     num_parameters: int | None = None
     exact_noise: bool = False
+    metric_budget: float = 0.0
 
     def __post_init__(self):
-        _check(self)
+        plan_checks.check(self)
         for kind, names in ((int, _WHOLE), (float, _REAL)):
             for name in names:
                 value = getattr(self, name)
@@ -132,15 +141,24 @@ class PrivacyPlan:
 
     @property
     def gradient_noise_multipliers(self) -> np.ndarray:
-        """The multiplier of the gradient's noise at every step, z / sqrt(1 - r)."""
-        return self.noise_multipliers / math.sqrt(1 - self.score_budget)
+        """The multiplier of the gradient's noise at every step, z / sqrt(1 - r - m)."""
+        left = 1 - self.score_budget - self.metric_budget
+        return self.noise_multipliers / math.sqrt(left)
 
     @property
     def score_noise_multipliers(self) -> np.ndarray:
         """The multiplier of the scores' noise, z / sqrt(r); infinite if r is 0."""
-        if self.score_budget == 0:
+        return self._part_multipliers(self.score_budget)
+
+    @property
+    def metric_noise_multipliers(self) -> np.ndarray:
+        """The multiplier of the metrics' noise, z / sqrt(m); infinite if m is 0."""
+        return self._part_multipliers(self.metric_budget)
+
+    def _part_multipliers(self, share: float) -> np.ndarray:
+        if share == 0:
             return np.full(self.num_steps, np.inf)
-        return self.noise_multipliers / math.sqrt(self.score_budget)
+        return self.noise_multipliers / math.sqrt(share)
 
     def event(self, steps: SupportsIndex | None = None) -> dp_accounting.DpEvent:
         """Returns what the first steps of the plan release, for any accountant.
@@ -296,64 +314,3 @@ def _expand(stages: tuple[tuple[int, float], ...]) -> np.ndarray:
     values = np.repeat(np.array(multipliers, np.float64), counts)
     values.flags.writeable = False
     return values
-
-
-def _check(plan: PrivacyPlan) -> None:
-    for name in ("num_examples", "batch_size", "num_steps"):
-        validation.whole(name, getattr(plan, name), most=_MOST)
-    if plan.batch_size > plan.num_examples:
-        raise ValueError(
-            f"batch_size is {plan.batch_size}, but there are only {plan.num_examples} "
-            "examples; choose a batch size of at most num_examples."
-        )
-    if plan.max_batch_size is not None:
-        validation.whole("max_batch_size", plan.max_batch_size, plan.batch_size, _MOST)
-    validation.fraction("delta", plan.delta)
-    validation.positive("l2_clip_norm", plan.l2_clip_norm)
-    validation.fraction("score_budget", plan.score_budget, include_zero=True)
-    if plan.target_epsilon is not None:
-        validation.positive("target_epsilon", plan.target_epsilon)
-    accountants.check_names(plan.accountant, plan.neighboring_relation)
-    noise_law.check(plan)
-    _check_stages(plan)
-    _check_prior(plan.prior_releases)
-
-
-def _check_prior(releases: Any) -> None:
-    if not isinstance(releases, tuple | list):
-        raise ValueError(
-            f"prior_releases is {releases!r}, but must be a tuple of pairs of a name "
-            "and a noise multiplier."
-        )
-    for release in releases:
-        pair = isinstance(release, tuple | list) and len(release) == 2
-        if not (pair and isinstance(release[0], str) and release[0].strip()):
-            raise ValueError(
-                f"The prior release {release!r} must be a pair of a name and a noise "
-                "multiplier, such as ('DP-PCA', 16.0)."
-            )
-        validation.positive(f"the noise multiplier of {release[0]!r}", release[1])
-
-
-def _check_stages(plan: PrivacyPlan) -> None:
-    if not isinstance(plan.stages, tuple | list):
-        raise ValueError(
-            f"stages is {plan.stages!r}, but must be a tuple of pairs of a number of "
-            "steps and a noise multiplier."
-        )
-    total = 0
-    for stage in plan.stages:
-        if not (isinstance(stage, tuple | list) and len(stage) == 2):
-            raise ValueError(
-                f"The stage {stage!r} must be a pair of a number of steps and a noise "
-                "multiplier."
-            )
-        validation.whole("the number of steps of a stage", stage[0])
-        if stage[1] != 0:
-            validation.positive("the noise multiplier of a stage", stage[1])
-        total += stage[0]
-    if total != plan.num_steps:
-        raise ValueError(
-            f"The stages have {total} steps but num_steps is {plan.num_steps}; they "
-            "must agree."
-        )

@@ -7,13 +7,16 @@ grows with the number of distinct multipliers.
 """
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable, Iterable
-from typing import SupportsFloat
+from typing import Any, SupportsFloat
 
 import numpy as np
 
 from dp_ilg import validation
+from dp_ilg.accounting.shapes import COUNTS, SHAPES
+from dp_ilg.registry.lookup import resolve, table, unknown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +29,9 @@ class Schedule:
         name: a key of `SCHEDULES`.
         parameters: the numbers the shape needs.
 
+    Raises:
+        ValueError: for a name that is no schedule, or another number of parameters.
+
     Example:
         >>> linear(0.5) == linear(0.5)
         True
@@ -35,6 +41,17 @@ class Schedule:
 
     name: str
     parameters: tuple[float, ...] = ()
+
+    def __post_init__(self):
+        if self.name not in SHAPES:
+            raise ValueError(unknown("schedule", self.name, SCHEDULES, "schedule"))
+        least, most = COUNTS[self.name]
+        if not least <= len(self.parameters) <= most:
+            raise ValueError(
+                f"Schedule({self.name!r}, {self.parameters}) has "
+                f"{len(self.parameters)} parameters, which is not how many "
+                f"{self.name} has; make it with dp_ilg.schedules.{self.name}."
+            )
 
     def multipliers(self, num_steps: int, steps_per_epoch: SupportsFloat) -> np.ndarray:
         """Returns the relative noise multiplier of every step.
@@ -58,7 +75,7 @@ class Schedule:
         steps = np.arange(int(num_steps))
         # The guard keeps 3 * (10 / 3) from being epoch 0 by rounding.
         epochs = np.floor(steps / float(steps_per_epoch) + 1e-9)
-        values = _SHAPES[self.name](self.parameters, steps, epochs)
+        values = SHAPES[self.name](self.parameters, steps, epochs)
         if not np.all(values > 0):
             raise ValueError(
                 f"The schedule {self.name}{self.parameters} reaches a noise multiplier "
@@ -213,15 +230,68 @@ def array(values: Iterable[SupportsFloat]) -> Schedule:
     return Schedule("array", _positive_values(values))
 
 
-SCHEDULES: dict[str, Callable[..., Schedule]] = {
-    "constant": constant,
-    "inverse_time": inverse_time,
-    "linear": linear,
-    "exponential": exponential,
-    "cosine": cosine,
-    "stages": stages,
-    "array": array,
-}
+SCHEDULES: dict[str, Callable[..., Schedule]] = table(
+    "schedule",
+    {
+        "constant": constant,
+        "inverse_time": inverse_time,
+        "linear": linear,
+        "exponential": exponential,
+        "cosine": cosine,
+        "stages": stages,
+        "array": array,
+    },
+)
+
+
+def as_schedule(schedule: Any, **parameters: Any) -> Any:
+    """Reads a schedule: anything that is one, or the name of one.
+
+    Args:
+        schedule: a `Schedule`, a function of the step, a sequence of multipliers, or a
+            name: of `SCHEDULES`, of an entry point of ``dp_ilg.schedules``, or
+            ``package.module:name`` or ``./file.py:name``.
+        **parameters: of a schedule that is named; what the name stands for is then
+            called with them.
+
+    Returns:
+        The schedule; `dp_ilg.accounting.shapes.multipliers_of` takes it.
+
+    Raises:
+        ValueError: for an unknown name, and for parameters that it does not have or
+            lacks.
+
+    Privacy: its values must not come from the private data.
+
+    Example:
+        >>> as_schedule("linear", end=0.5) == linear(0.5)
+        True
+        >>> as_schedule("linear")
+        Traceback (most recent call last):
+        ValueError: The schedule linear lacks end; give it.
+    """
+    if not isinstance(schedule, str):
+        if any(schedule is factory for factory in SCHEDULES.values()):
+            raise ValueError(
+                f"schedule is {schedule!r}, which makes schedules; call it."
+            )
+        return schedule
+    found = resolve("schedule", schedule, SCHEDULES, "schedule")
+    if schedule not in SCHEDULES and not parameters:
+        return found
+    _check_parameters(schedule, found, parameters)
+    return found(**parameters)
+
+
+def _check_parameters(name: str, factory: Any, parameters: dict[str, Any]) -> None:
+    known = inspect.signature(factory).parameters if callable(factory) else {}
+    for given in parameters:
+        if given not in known:
+            takes = f"it takes {', '.join(known)}" if known else "it takes none"
+            raise ValueError(f"The schedule {name} has no parameter {given}; {takes}.")
+    for wanted, parameter in known.items():
+        if parameter.default is parameter.empty and wanted not in parameters:
+            raise ValueError(f"The schedule {name} lacks {wanted}; give it.")
 
 
 def to_stages(
@@ -259,61 +329,6 @@ def to_stages(
         return tuple((len(piece), float(piece[0])) for piece in pieces)
     pieces = np.array_split(values, num_stages)
     return tuple((len(piece), float(np.mean(piece**-2.0) ** -0.5)) for piece in pieces)
-
-
-def _constant(parameters, steps, epochs):
-    return np.ones(len(steps))
-
-
-def _inverse_time(parameters, steps, epochs):
-    values = 1.0 / (1.0 + parameters[0] * epochs)
-    return np.maximum(values, parameters[1]) if len(parameters) == 2 else values
-
-
-def _linear(parameters, steps, epochs):
-    return 1.0 + (parameters[0] - 1.0) * _progress(steps)
-
-
-def _exponential(parameters, steps, epochs):
-    return np.exp(-parameters[0] * epochs)
-
-
-def _cosine(parameters, steps, epochs):
-    (end,) = parameters
-    return end + (1.0 - end) * 0.5 * (1.0 + np.cos(np.pi * _progress(steps)))
-
-
-def _stages(parameters, steps, epochs):
-    if len(parameters) > len(steps):
-        raise ValueError(
-            f"The schedule has {len(parameters)} stages but the plan only "
-            f"{len(steps)} steps; give at most one stage a step."
-        )
-    return np.array(parameters)[steps * len(parameters) // len(steps)]
-
-
-def _array(parameters, steps, epochs):
-    if len(parameters) != len(steps):
-        raise ValueError(
-            f"The schedule has {len(parameters)} values but the plan has "
-            f"{len(steps)} steps; give one value a step."
-        )
-    return np.array(parameters)
-
-
-_SHAPES = {
-    "constant": _constant,
-    "inverse_time": _inverse_time,
-    "linear": _linear,
-    "exponential": _exponential,
-    "cosine": _cosine,
-    "stages": _stages,
-    "array": _array,
-}
-
-
-def _progress(steps: np.ndarray) -> np.ndarray:
-    return steps / max(len(steps) - 1, 1)
 
 
 def _rate(name: str, value: SupportsFloat) -> float:

@@ -168,12 +168,26 @@ def _cut(plan) -> str:
 
 
 def _scores(plan) -> str:
-    if plan.score_budget == 0:
+    scores, metrics = (
+        f"{100 * share:.3g} %" for share in (plan.score_budget, plan.metric_budget)
+    )
+    if plan.score_budget == 0 == plan.metric_budget:
         return "Nothing is spent on measuring the importance of layers."
+    if plan.metric_budget == 0:
+        return (
+            f"{scores} of each step's privacy budget pays for noisy measurements of "
+            "how important each layer of the model is, and the rest for the gradient "
+            "itself; epsilon includes both."
+        )
+    layers = (
+        f"{scores} for noisy measurements of how important each layer of the model is, "
+        if plan.score_budget
+        else ""
+    )
     return (
-        f"{100 * plan.score_budget:.3g} % of each step's privacy budget pays for noisy "
-        "measurements of how important each layer of the model is, and the rest for "
-        "the gradient itself; epsilon includes both."
+        f"Each step's privacy budget pays {layers}{metrics} for noisy metrics of the "
+        "training examples, such as their mean loss, and the rest for the gradient "
+        "itself; epsilon includes all of it."
     )
 
 
@@ -253,6 +267,7 @@ def _facts(plan, steps: int, epsilon: float, text: str) -> dict[str, Any]:
         "smallest_noise_multiplier": least,
         "largest_noise_multiplier": most,
         "score_budget": plan.score_budget,
+        "metric_budget": plan.metric_budget,
         "prior_releases": plan.prior_releases,
         "most_parameters": plan.most_parameters,
         "exact_noise": plan.exact_noise,

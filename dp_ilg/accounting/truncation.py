@@ -31,6 +31,7 @@ example for every relation; for an example added or removed ours is the smaller 
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -74,6 +75,28 @@ def cut_laws(
         rate = kept / cut * largest / (others + 1) * (1 + _ROUNDING) if cut else 0.0
         found.append((min(cut * (1 + _ROUNDING), 1.0), min(rate, sampling_prob)))
     return tuple(found) if found[-1][0] else ()
+
+
+@functools.lru_cache(maxsize=64)
+def mean_drawn(num_examples: int, sampling_prob: float, largest: int) -> float:
+    """How many examples a draw that is cut has on average.
+
+    Args:
+        num_examples: N, the number of examples in the data.
+        sampling_prob: q, the Poisson rate before cutting.
+        largest: the size above which a draw is cut.
+
+    Returns:
+        ``E[min(n, largest)]``, n binomial.
+
+    Example:
+        >>> round(mean_drawn(1000, 0.1, 100), 2), round(mean_drawn(1000, 0.1, 500), 2)
+        (96.22, 100.0)
+    """
+    from scipy import stats
+
+    sizes = range(min(largest, num_examples))
+    return float(stats.binom.sf(sizes, num_examples, sampling_prob).sum())
 
 
 def truncated_event(

@@ -249,8 +249,8 @@ def quantile_clipping_per_layer(
         eps: Adam's epsilon.
 
     Returns:
-        An Optax transformation with ``geometry(state)``; `dp_ilg.clipped_grad` needs
-        ``clip_mode="per_layer"``.
+        An Optax transformation with ``geometry(state)``, which tells
+        `dp_ilg.clipped_grad` the clip mode, "per_layer".
 
     Raises:
         ValueError: for a plan without score budget, a bad number or layering.

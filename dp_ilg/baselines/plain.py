@@ -215,8 +215,8 @@ def automatic_clipping(
         eps: Adam's epsilon.
 
     Returns:
-        An Optax transformation with ``geometry(state)``; `dp_ilg.clipped_grad` needs
-        ``clip_mode=dp_ilg.clipping.clip.normalize(gamma)``.
+        An Optax transformation with ``geometry(state)``, which tells
+        `dp_ilg.clipped_grad` the clip mode.
 
     Raises:
         ValueError: for a bad number or layering.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from dp_ilg.accounting.plan import PrivacyPlan
@@ -29,9 +29,11 @@ from dp_ilg.baselines.plain import (
     dp_sgd,
     dp_sgd_decay,
 )
+from dp_ilg.clipping.adding.metric_sums import Metric
 from dp_ilg.clipping.clip import ClipMode, as_clip_mode, normalize
 from dp_ilg.geometry.rules import RULES
-from dp_ilg.optimizers.chains import dp_adam_ilg
+from dp_ilg.optimizers.chains import chain, dp_adam_ilg
+from dp_ilg.optimizers.metrics import metric_links
 
 __all__ = [
     "BASELINES",
@@ -78,7 +80,14 @@ class Baseline(NamedTuple):
     clips: Callable[[Options], Any]
 
     def __call__(
-        self, learning_rate: Any, plan: PrivacyPlan, *, key: Any, **options: Any
+        self,
+        learning_rate: Any,
+        plan: PrivacyPlan,
+        *,
+        key: Any,
+        metrics: Mapping[str, Metric] | None = None,
+        smooth_steps: Any = 25,
+        **options: Any,
     ) -> PrivateTransformation:
         """Makes the optimizer.
 
@@ -86,10 +95,13 @@ class Baseline(NamedTuple):
             learning_rate: a number or an Optax schedule.
             plan: without score budget unless `spends_scores`.
             key: PRNG key, secret.
+            metrics: name -> `dp_ilg.Metric`, released by any of the methods.
+            smooth_steps: over how many steps' worth they are averaged.
             **options: those of `options`.
 
         Returns:
-            An Optax transformation with ``geometry(state)`` and ``importance(state)``.
+            An Optax transformation with ``geometry(state)`` and ``importance(state)``,
+            and ``metrics(state)`` where there are metrics.
 
         Raises:
             ValueError: for an unknown option, a plan whose score budget would be
@@ -104,13 +116,15 @@ class Baseline(NamedTuple):
                 f"{self.name} releases no scores, so the plan's score_budget of "
                 f"{plan.score_budget:g} would be wasted; make it with score_budget=0."
             )
-        return self.make(learning_rate, plan, key=key, **options)
+        tx = self.make(learning_rate, plan, key=key, **options)
+        own = metric_links(plan, metrics, key, smooth_steps)
+        return chain(tx.links[0], *own, *tx.links[1:]) if own else tx
 
     def options(self) -> tuple[str, ...]:
         """Names of the options this method has."""
         known = inspect.signature(self.make).parameters
         fixed = self.make.keywords if isinstance(self.make, functools.partial) else {}
-        first = ("learning_rate", "plan", "key")
+        first = ("learning_rate", "plan", "key", "metrics")
         return tuple(name for name in known if name not in (*first, *fixed))
 
     def check_options(self, options: Options) -> None:

@@ -1,31 +1,29 @@
-"""Clipping of single examples in the geometry of the step.
-
-A clip mode maps the norms of one example's groups to its coefficients. Every mode
-keeps the clipped example within C in the geometry's norm, so the noise and the
-accounting do not depend on the mode.
-"""
+"""Clipping of single examples in the geometry of the step, and their sum."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from dp_ilg import validation
 from dp_ilg.base import ClippedGrad, Params, PerExampleGrads, PrivateTransformation
+from dp_ilg.clipping.adding.metric_sums import Facts, sum_metrics
 from dp_ilg.clipping.adding.sum_error import COEFFICIENT_ERROR, SUM_ERROR
 from dp_ilg.clipping.adding.sums import CANCELLATION, wide, widened
+from dp_ilg.clipping.modes import CLIP_MODES as CLIP_MODES
+from dp_ilg.clipping.modes import ClipMode, as_clip_mode, group_bounds
+from dp_ilg.clipping.modes import joint as joint
+from dp_ilg.clipping.modes import normalize as normalize
+from dp_ilg.clipping.modes import per_layer as per_layer
 from dp_ilg.clipping.per_example import from_gradients
 from dp_ilg.geometry import grid
 from dp_ilg.geometry.coordinates import enter_gradients
+from dp_ilg.geometry.facts import ClipFacts, constant
 from dp_ilg.geometry.geometry import Geometry
 from dp_ilg.geometry.groups import accumulator, weighted_norm
 from dp_ilg.geometry.layers import group
@@ -34,126 +32,6 @@ from dp_ilg.geometry.rounding import weighted_norm_rounding
 ROUNDING_SLACK = 2e-6
 """Relative margin left under the bound of the shares, for float32 rounding."""
 
-_SMALLEST = float(np.finfo(np.float32).smallest_normal)
-
-
-@dataclass(frozen=True)
-class ClipMode:
-    """A named way to bound one example; made by `joint`, `normalize`, `per_layer`.
-
-    Attributes:
-        name: as in `CLIP_MODES`.
-        coefficients: maps ``(norms [batch, groups], weights [groups], C)`` to
-            ``[batch]`` or ``[batch, groups]`` coefficients.
-    """
-
-    name: str
-    coefficients: Callable[[Array, Array, Any], Array]
-
-
-def joint() -> ClipMode:
-    """Clips the whole example in the geometry's norm: ``min(1, C / ||g||_w)``.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> norms, weights = jnp.array([[3.0, 4.0]]), jnp.ones(2)
-        >>> joint().coefficients(norms, weights, 2.5).tolist()
-        [0.5]
-
-    Reference: Abadi et al. 2016, Algorithm 1, in the norm of docs/idea.md.
-    """
-
-    def coefficients(norms: Array, weights: Array, bound: Any) -> Array:
-        return jnp.minimum(1.0, bound / weighted_norm(norms, weights))
-
-    return ClipMode("joint", coefficients)
-
-
-def normalize(gamma: float = 1e-4) -> ClipMode:
-    """Scales every example to (nearly) C: ``C / (||g||_w + gamma)``.
-
-    Args:
-        gamma: public stability constant; examples far below it fade out.
-
-    Returns:
-        The mode, also called automatic clipping.
-
-    Raises:
-        ValueError: unless `gamma` is a positive number that float32 holds in full:
-            one below 1.2e-38 is flushed to 0, and a gradient of 0 would be NaN.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> norms, weights = jnp.array([[0.3, 0.4]]), jnp.ones(2)
-        >>> normalize(0.5).coefficients(norms, weights, 1.0).tolist()
-        [1.0]
-
-    Reference: Bu et al. 2022 (automatic clipping, AUTO-S).
-    """
-    validation.positive("gamma", gamma)
-    if not isinstance(gamma, Tracer) and gamma < _SMALLEST:
-        raise ValueError(
-            f"gamma is {float(gamma)}, which float32 flushes to 0; make it at least "
-            f"{_SMALLEST:.2g}, the smallest normal number."
-        )
-
-    def coefficients(norms: Array, weights: Array, bound: Any) -> Array:
-        away = weighted_norm(norms, weights) + jnp.maximum(gamma, _SMALLEST)
-        # A large C over a tiny gamma is infinite, and that times 0 is NaN.
-        return jnp.minimum(bound / away, float(jnp.finfo(jnp.float32).max))
-
-    return ClipMode("normalize", coefficients)
-
-
-def per_layer() -> ClipMode:
-    """Clips every group on its own, to ``C w_j / sqrt(J)``.
-
-    The box of these bounds lies inside the ellipsoid ``||g||_w <= C``, so the noise
-    is the same as for `joint`; it clips more.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> norms, weights = jnp.array([[0.5, 4.0, 0.0, 0.0]]), jnp.ones(4)
-        >>> per_layer().coefficients(norms, weights, 2.0).tolist()
-        [[1.0, 0.25, 1.0, 1.0]]
-
-    Reference: He et al. 2023 (group-wise clipping); McMahan et al. 2018.
-    """
-
-    def coefficients(norms: Array, weights: Array, bound: Any) -> Array:
-        return jnp.minimum(1.0, group_bounds(weights, bound) / norms)
-
-    return ClipMode("per_layer", coefficients)
-
-
-CLIP_MODES = {"joint": joint, "normalize": normalize, "per_layer": per_layer}
-
-
-def as_clip_mode(mode: str | ClipMode) -> ClipMode:
-    """Reads a name of `CLIP_MODES` or a `ClipMode`.
-
-    Raises:
-        ValueError: for anything else.
-
-    Example:
-        >>> as_clip_mode("joint").name
-        'joint'
-    """
-    if isinstance(mode, ClipMode):
-        return mode
-    if not isinstance(mode, str) or mode not in CLIP_MODES:
-        raise ValueError(
-            f"clip_mode is {validation.shown(mode)}, but must be one of "
-            f"{sorted(CLIP_MODES)}."
-        )
-    return _named(mode)
-
-
-@functools.cache
-def _named(mode: str) -> ClipMode:
-    """One object a name, so that equal calls compile one program."""
-    return CLIP_MODES[mode]()
-
 
 def clip_sum(
     per_example: PerExampleGrads,
@@ -161,6 +39,7 @@ def clip_sum(
     l2_clip_norm: Any,
     mode: ClipMode,
     is_padding_example: Array | None = None,
+    facts: Facts = (),
 ) -> ClippedGrad:
     """Sums clipped examples; padding and non-finite examples are absent.
 
@@ -171,17 +50,19 @@ def clip_sum(
             that is no positive number makes everything NaN.
         mode: how to bound.
         is_padding_example: bool ``[batch]``; True rows do not exist.
+        facts: name and bounds of the metrics that the engine found values of.
 
     Returns:
-        The `ClippedGrad`.
+        The `ClippedGrad`; its geometry says the mode.
 
     Raises:
         ValueError: if the mask does not fit the batch.
 
-    Privacy: sensitivity ``l2_clip_norm`` for the sum, 1 for the shares and 1/2 for
-    each count, for adding or removing one example; nothing here is private before
+    Privacy: sensitivity ``l2_clip_norm`` for the sum, 1 for shares and metrics and 1/2
+    for each count, for adding or removing one example; nothing here is private before
     noise.
     """
+    geometry = geometry.saying(ClipFacts(clip_mode=mode))
     rough = per_example.sizes / np.float32(CANCELLATION)
     norms = jnp.maximum(per_example.norms, rough.astype(per_example.norms.dtype))
     present = _present(norms, is_padding_example)
@@ -202,9 +83,11 @@ def clip_sum(
         [length[:, None] <= bound, norms <= group_bounds(geometry.weights, bound)], 1
     )
     fits = jnp.sum(jnp.where(present[:, None], within - 0.5, 0), 0, jnp.float32)
-    return ClippedGrad(
-        **fields, **shares, geometry=geometry, l2_clip_norm=bound, fits=fits
-    )
+    metrics = None
+    if facts:
+        metrics = sum_metrics(per_example.metrics, present, facts)
+    rest = dict(l2_clip_norm=bound, fits=fits, metrics=metrics)
+    return ClippedGrad(**fields, **shares, geometry=geometry, **rest)
 
 
 def _present(norms: Array, is_padding_example: Array | None) -> Array:
@@ -237,17 +120,6 @@ def _exact_sums(
             )
         ]
     return grid.as_fields(exact, treedef)
-
-
-def group_bounds(weights: Float[Array, " groups"], bound: Any) -> Array:
-    """The box inside the ellipsoid ``||g||_w <= C``: ``C w_j / sqrt(groups)`` each.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> group_bounds(jnp.array([1.0, 3.0, 1.0, 1.0]), 2.0).tolist()
-        [1.0, 3.0, 1.0, 1.0]
-    """
-    return bound * weights / jnp.sqrt(weights.shape[-1])
 
 
 def _shares(
@@ -342,4 +214,7 @@ def clip_per_example(
         )
         return clipped, state
 
-    return PrivateTransformation(init, update, role="clip")
+    facts = ClipFacts(mode, constant(l2_clip_norm))
+    return PrivateTransformation(
+        init, update, role="clip", facts=facts, clip_norm=lambda state: l2_clip_norm
+    )

@@ -14,6 +14,7 @@ import optax
 from dp_ilg import validation
 from dp_ilg.base import ClippedGrad, Params, PrivateTransformation
 from dp_ilg.clipping.clip import ClipMode, as_clip_mode, clip_per_example
+from dp_ilg.geometry.facts import ClipFacts
 
 
 class ClipByScheduleState(NamedTuple):
@@ -82,4 +83,10 @@ def clip_by_schedule(
         clipped, _ = clip.update(updates, optax.EmptyState(), params, **extra)
         return clipped, ClipByScheduleState(state.step + 1)
 
-    return PrivateTransformation(init, update, role="clip")
+    return PrivateTransformation(
+        init,
+        update,
+        role="clip",
+        facts=ClipFacts(mode),
+        clip_norm=lambda state: schedule(state.step),
+    )

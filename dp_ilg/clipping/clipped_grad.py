@@ -7,7 +7,7 @@ everything here works on what it returns.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -25,16 +25,26 @@ from dp_ilg.base import (
     users_promotion,
 )
 from dp_ilg.clipping import eager
+from dp_ilg.clipping.adding.metric_sums import (
+    Metric,
+    Metrics,
+    as_metrics,
+    facts_of,
+    measured,
+    no_metrics,
+)
 from dp_ilg.clipping.adding.sum_error import SumError, check_lot, sum_error
 from dp_ilg.clipping.adding.sums import MOST_ROWS
 from dp_ilg.clipping.batches import batch_length, split_rows
-from dp_ilg.clipping.clip import ClipMode, as_clip_mode, clip_sum
+from dp_ilg.clipping.clip import clip_sum
 from dp_ilg.clipping.engine_table import ENGINES
 from dp_ilg.clipping.explicit import placed_by_xla
 from dp_ilg.clipping.leaf_paths import Explanation
+from dp_ilg.clipping.modes import ClipMode, agreed_mode, as_clip_mode
 from dp_ilg.clipping.purity import check_loss
 from dp_ilg.clipping.sparse import plain
 from dp_ilg.geometry.coordinates import enter_loss
+from dp_ilg.geometry.facts import ClipFacts
 from dp_ilg.geometry.geometry import Geometry
 from dp_ilg.geometry.groups import Groups, accumulator
 from dp_ilg.geometry.layers import group
@@ -46,9 +56,11 @@ class ClippedGradFn:
 
     loss_fn: LossFn
     l2_clip_norm: Any
-    clip_mode: ClipMode
+    clip_mode: ClipMode | None
     engine: str
     microbatch_size: int | None
+    has_aux: bool = False
+    metrics: Metrics = ()
 
     def __call__(
         self,
@@ -72,12 +84,13 @@ class ClippedGradFn:
 
         Raises:
             ValueError: for a batch without common batch axis or with more examples
-                than the public grid holds, a loss that `purity.check_loss` refuses, or
-                a geometry of another model.
+                than the public grid holds, a loss that `purity.check_loss` refuses, a
+                geometry of another model, or of a chain with another mode or norm.
             TypeError: for parameters, a batch or a geometry of the wrong type, and
                 for a missing geometry.
         """
-        own, rows = self._settled(batch)
+        mode = agreed_mode(geometry, self.clip_mode, self.l2_clip_norm)
+        own, rows = dataclasses.replace(self, clip_mode=mode)._settled(batch)
 
         def total(*arrays: Any) -> ClippedGrad:
             return own._checked_sum(*arrays, self.loss_fn)
@@ -91,7 +104,8 @@ class ClippedGradFn:
         And a new function at every call: JAX keeps what it traced by the function, and
         would not see what has changed in a loss that closes over it.
         """
-        loss_fn, rows = plain(users_promotion(self.loss_fn), batch)
+        loss_fn = measured(self.loss_fn, self.has_aux, self.metrics)
+        loss_fn, rows = plain(users_promotion(loss_fn), batch)
         fresh = lambda params, example: loss_fn(params, example)  # noqa: E731
         return dataclasses.replace(self, loss_fn=fresh), rows
 
@@ -102,6 +116,7 @@ class ClippedGradFn:
         """The sum, compiled if a call outside of ``jax.jit`` would compile anyway."""
         size = batch_length(batch)
         geometry = self._check(params, batch, geometry)
+        geometry = geometry.saying(ClipFacts(self.clip_mode))
         check_lot(size, sum(geometry.groups.sizes))
         padding = jnp.zeros(size, bool) if mask is None else jnp.asarray(mask)
         if padding.shape != (size,) or padding.dtype != bool:
@@ -118,6 +133,7 @@ class ClippedGradFn:
         if not eager.is_eager(closed.consts) or (fits and not eager.has_loops(closed)):
             return self._sum(*inputs)
         facts = self.clip_mode, ENGINES[self.engine], self.microbatch_size
+        facts += (facts_of(self.metrics),)
         bare = dataclasses.replace(self, loss_fn=_no_loss, l2_clip_norm=None)
 
         def total(loss_fn: LossFn, *inputs: Any) -> ClippedGrad:
@@ -140,14 +156,17 @@ class ClippedGradFn:
             loss_fn, point = enter_loss(geometry.coordinates, loss_fn, params)
         chunk, run = self._prepared(loss_fn, point, batch, geometry.groups)
 
+        facts, how = facts_of(self.metrics), (geometry, l2_clip_norm, self.clip_mode)
+
         def one(rows: Example, mask: Array) -> ClippedGrad:
-            found = run(point, rows)
-            return clip_sum(found, geometry, l2_clip_norm, self.clip_mode, mask)
+            return clip_sum(run(point, rows), *how, mask, facts)
 
         if len(padding) <= chunk:
             return one(batch, padding)
         pieces = (split_rows(batch, chunk), ~split_rows(~padding, chunk))
-        return self._many(one, pieces, _zero(params, geometry, l2_clip_norm))
+        start = _zero(params, geometry, l2_clip_norm)
+        start = dataclasses.replace(start, metrics=no_metrics(facts))
+        return self._many(one, pieces, start)
 
     def explain(self, params: Params, batch: Example, layers: Any = "module") -> Any:
         """Says for each leaf which path is taken, why, and what it costs.
@@ -239,7 +258,7 @@ class ClippedGradFn:
         example = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch
         )
-        check_loss(self.loss_fn, params, example)
+        check_loss(self.loss_fn, params, example, bool(self.metrics))
         return geometry
 
 
@@ -247,16 +266,19 @@ def clipped_grad(
     loss_fn: LossFn,
     *,
     l2_clip_norm: Any,
-    clip_mode: str | ClipMode = "joint",
+    clip_mode: str | ClipMode | None = None,
     engine: str = "auto",
     microbatch_size: int | None = None,
+    has_aux: bool = False,
+    metrics: Mapping[str, Metric] | None = None,
 ) -> ClippedGradFn:
     """Turns a loss of one example into the clipped gradient sum of a batch.
 
     Args:
         loss_fn: ``(params, example) -> scalar``, pure, for ONE example.
         l2_clip_norm: bound C on one example in the geometry's norm.
-        clip_mode: "joint", "normalize", "per_layer" or a `ClipMode`.
+        clip_mode: "joint", "normalize", "per_layer" or a `ClipMode`; None takes what
+            the chain says whose ``geometry(state)`` is given, else "joint".
         engine: "bookkeeping" (exact for any pure loss, mostly without per-example
             gradients), "vmap" (the plain way), "exact" (the plain way, each clipped
             example rounded towards zero onto the public grid, so that sums do not
@@ -264,6 +286,10 @@ def clipped_grad(
         microbatch_size: how many examples are differentiated at once, at most 2,048
             (None: the engine picks, from shapes). Changes memory and speed, and the
             result by rounding only.
+        has_aux: whether `loss_fn` returns a pair ``(loss, aux)``; `aux` feeds the
+            metrics and goes nowhere else.
+        metrics: name -> `dp_ilg.Metric`, a bounded function ``(loss, aux) -> number``
+            of one example. `dp_ilg.release_metrics` releases their noisy means.
 
     Returns:
         ``grad_fn(params, batch, *, geometry, is_padding_example=None)``, which gives a
@@ -271,11 +297,11 @@ def clipped_grad(
 
     Raises:
         ValueError: for a bad norm, mode, engine or size.
-        TypeError: for a loss that is no function.
+        TypeError: for a loss or metric that is no function.
 
     Privacy: sensitivity `l2_clip_norm` in the geometry's norm for adding or removing
-    one example, and 1 for the layer shares; not private before noise. Losses of
-    single examples do not leave.
+    one example, and 1 for the layer shares and for the metrics, whatever their
+    functions return; not private before noise. Values of single examples do not leave.
 
     Example:
         >>> import jax.numpy as jnp, dp_ilg
@@ -303,8 +329,9 @@ def clipped_grad(
         raise ValueError(
             f"engine is {engine!r}, but must be 'auto' or one of {sorted(ENGINES)}."
         )
-    mode = as_clip_mode(clip_mode)
-    return ClippedGradFn(loss_fn, l2_clip_norm, mode, chosen, microbatch_size)
+    mode = None if clip_mode is None else as_clip_mode(clip_mode)
+    how = mode, chosen, microbatch_size
+    return ClippedGradFn(loss_fn, l2_clip_norm, *how, has_aux, as_metrics(metrics))
 
 
 def _zero(params: Params, geometry: Geometry, l2_clip_norm: Any) -> ClippedGrad:

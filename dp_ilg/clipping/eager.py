@@ -93,7 +93,7 @@ def _program(jaxpr: Any, total: Total) -> Callable[..., Any]:
     def run(consts: Any, *inputs: Any) -> Any:
         def loss_fn(params: Params, example: Example) -> Any:
             flat = jax.tree.leaves((params, example))
-            return jaxpr_as_fun(ClosedJaxpr(jaxpr, consts))(*flat)[0]
+            return jaxpr_as_fun(ClosedJaxpr(jaxpr, consts))(*flat)
 
         return total(loss_fn, *inputs)
 

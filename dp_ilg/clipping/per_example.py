@@ -45,8 +45,8 @@ def vmap_engine(
         >>> found.norms.round(3).tolist()
         [[5.0], [1.0]]
     """
-    gradients = jax.vmap(jax.grad(loss_fn), (None, 0))(params, batch)
-    return from_gradients(gradients, groups)
+    gradients, values = _differentiated(loss_fn, params, batch)
+    return from_gradients(gradients, groups)._replace(metrics=values)
 
 
 def exact_engine(
@@ -79,8 +79,22 @@ def exact_engine(
         >>> found.weighted_sum(jnp.ones(1), jnp.ones(1))["w"].tolist()
         [3.0, 4.0]
     """
-    gradients = jax.vmap(jax.grad(loss_fn), (None, 0))(params, batch)
-    return from_gradients(gradients, groups, truncated=True)
+    gradients, values = _differentiated(loss_fn, params, batch)
+    return from_gradients(gradients, groups, True)._replace(metrics=values)
+
+
+def _differentiated(
+    loss_fn: LossFn, params: Params, batch: Example
+) -> tuple[PyTree, Any]:
+    """Every example's gradient, and what its loss gives beside the value, or None."""
+
+    def parts(params: Params, example: Example) -> tuple[Any, list[Any]]:
+        loss, *values = jax.tree.leaves(loss_fn(params, example))
+        return loss, values
+
+    graded = jax.vmap(jax.grad(parts, has_aux=True), (None, 0))
+    gradients, values = graded(params, batch)
+    return gradients, values[0] if values else None
 
 
 def from_gradients(

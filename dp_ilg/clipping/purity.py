@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.extend.core import Literal
 
 from dp_ilg.base import Example, LossFn, Params
+from dp_ilg.clipping.row_statistics import refuse_row_statistics
 
 _HOME = str(Path(jax.__file__).parent)
 _REFUSED = {
@@ -22,19 +23,22 @@ _REFUSED = {
 }
 
 
-def check_loss(loss_fn: LossFn, params: Params, example: Example) -> None:
+def check_loss(
+    loss_fn: LossFn, params: Params, example: Example, measures: bool = False
+) -> None:
     """Raises unless the loss of one example is one real number that depends on it.
 
     Args:
         loss_fn: the loss.
         params: the parameters.
         example: one example, as shapes and dtypes.
+        measures: whether it gives the values of metrics beside its own.
 
     Raises:
         ValueError: for a loss that is not scalar, ignores the example, has effects
             such as printing, calls back to the host (``jax.pure_callback`` too), has
-            a rule of its own for batches, or asks for statistics of the batch;
-            forward or in a derivative of its own.
+            a rule of its own for batches, or asks for statistics of the batch,
+            also of a batch of one row; forward or in a derivative of its own.
 
     Privacy: what is refused could mix examples behind the engine's back, or show
     single ones; what a foreign kernel (``jax.ffi``) does cannot be seen.
@@ -48,11 +52,8 @@ def check_loss(loss_fn: LossFn, params: Params, example: Example) -> None:
     """
     jaxpr, out = _traced(loss_fn, params, example)
     shapes = jax.tree.leaves(out)
-    if len(shapes) != 1 or shapes[0].shape != ():
-        raise ValueError(
-            f"The loss of one example has shapes {[s.shape for s in shapes]}, but must "
-            "be one scalar; reduce it, and return nothing beside it."
-        )
+    if len(shapes) != 1 + measures or shapes[0].shape != ():
+        raise no_scalar(shapes)
     if not jnp.issubdtype(shapes[0].dtype, jnp.floating):
         raise ValueError(
             f"The loss is {shapes[0].dtype}, but must be a real floating-point number."
@@ -61,16 +62,27 @@ def check_loss(loss_fn: LossFn, params: Params, example: Example) -> None:
         raise ValueError(
             "The loss ignores the example; it must use its second argument."
         )
+    refuse_row_statistics(jaxpr, len(jax.tree.leaves(params)))
+
+
+def no_scalar(outputs: list[Any]) -> ValueError:
+    """What to raise for a loss of these outputs, which are not one number."""
+    return ValueError(
+        f"The loss of one example has shapes {[jnp.shape(x) for x in outputs]}, but "
+        "must be one scalar; reduce it, and return nothing beside it, or a pair (loss, "
+        "aux) with has_aux=True."
+    )
 
 
 def _depends(jaxpr: Any, count: int) -> bool:
-    """Whether an output is reached from the last `count` inputs."""
+    """Whether the loss is reached from the last `count` inputs."""
     reached = set(jaxpr.invars[-count:]) if count else set()
     for equation in jaxpr.eqns:
         inputs = {v for v in equation.invars if not isinstance(v, Literal)}
         if inputs & reached:
             reached |= set(equation.outvars)
-    return any(v in reached for v in jaxpr.outvars if not isinstance(v, Literal))
+    loss = jaxpr.outvars[:1]
+    return any(v in reached for v in loss if not isinstance(v, Literal))
 
 
 def _traced(loss_fn: LossFn, params: Params, example: Example) -> tuple[Any, Any]:

@@ -126,11 +126,13 @@ def enter_loss(
             (x + (step / b).astype(x.dtype)).astype(x.dtype)
             for step, (x, b) in zip(steps, pairs, strict=True)
         ]
-        value = loss_fn(jax.tree.unflatten(treedef, moved), example)
+        found = loss_fn(jax.tree.unflatten(treedef, moved), example)
         if coordinates.centre is None:
-            return value
+            return found
+        value, *rest = jax.tree.leaves(found)
         shifts = zip(steps, coordinates.scale, coordinates.centre, strict=True)
         shift = sum(jnp.sum(step * (a / b)) for step, b, a in shifts)
-        return value.astype(accumulator(value.dtype)) - shift
+        value = value.astype(accumulator(value.dtype)) - shift
+        return (value, *rest) if rest else value
 
     return loss, jax.tree.unflatten(treedef, zero)

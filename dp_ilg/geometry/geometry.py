@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 
 from dp_ilg.base import PyTree, own_promotion
 from dp_ilg.geometry import grid
+from dp_ilg.geometry.facts import ClipFacts, joined_facts
 from dp_ilg.geometry.groups import Groups, weighted_norm
 from dp_ilg.geometry.layers import group
 from dp_ilg.validation import shown
@@ -35,6 +36,8 @@ class Geometry:
         groups: static facts, part of the tree structure.
         coordinates: None, or the `dp_ilg.geometry.coordinates.Coordinates` of single
             entries in which the norm is taken.
+        facts: None, or the `dp_ilg.geometry.facts.ClipFacts` of the chain, or of the
+            clip, that this geometry comes from.
 
     Privacy: all must be functions of public facts and of earlier releases;
     then any step clipped and noised in them has the guarantee of its noise
@@ -56,6 +59,7 @@ class Geometry:
     weights: Any
     groups: Groups = dataclasses.field(metadata={"static": True})
     coordinates: Any = None
+    facts: ClipFacts | None = None
 
     @classmethod
     def uniform(cls, params: PyTree, layers: Any = "module") -> Geometry:
@@ -93,6 +97,10 @@ class Geometry:
     def norm(self, norms: Float[Array, "... groups"]) -> Float[Array, "..."]:
         """The geometry's norm of a gradient whose groups have these L2 norms."""
         return weighted_norm(norms, self.weights)
+
+    def saying(self, facts: ClipFacts | None) -> Geometry:
+        """The same geometry with these facts, and its own where they say nothing."""
+        return dataclasses.replace(self, facts=joined_facts([facts, self.facts]))
 
     def joined(self, one: Any, other: Any) -> dict[str, Any]:
         """Two `dp_ilg.ClippedGrad` of this geometry, added exactly, field by field."""

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dp_ilg import validation
+from dp_ilg.registry.lookup import resolve, table
 
 Rule = Callable[[Float[Array, " groups"], Float[Array, " groups"]], Any]
 
@@ -32,16 +33,27 @@ def power_rule(p: float, q: float) -> Rule:
     return lambda importance, sizes: importance**p * sizes**-q
 
 
-RULES: dict[str, Rule] = {
-    "uniform": power_rule(0, 0),
-    "paper": power_rule(1, 0),
-    "min_noise_energy": power_rule(1 / 2, 1 / 4),
-    "equal_snr": power_rule(1, 1 / 2),
-}
+RULES: dict[str, Rule] = table(
+    "rule",
+    {
+        "uniform": power_rule(0, 0),
+        "paper": power_rule(1, 0),
+        "min_noise_energy": power_rule(1 / 2, 1 / 4),
+        "equal_snr": power_rule(1, 1 / 2),
+    },
+)
 
 
 def as_rule(rule: str | Rule) -> Rule:
-    """Reads a name of `RULES` or a function ``(importance, sizes) -> weights``.
+    """Reads a rule: a function, or the name of one.
+
+    Args:
+        rule: a function ``(importance, sizes) -> weights``, a name of `RULES`, of an
+            entry point of ``dp_ilg.rules``, or ``package.module:name`` or
+            ``./file.py:name``.
+
+    Returns:
+        The function.
 
     Raises:
         ValueError: for anything else.
@@ -49,15 +61,19 @@ def as_rule(rule: str | Rule) -> Rule:
     Example:
         >>> as_rule("uniform") is RULES["uniform"]
         True
+        >>> as_rule("math:sqrt")
+        Traceback (most recent call last):
+        ValueError: importance is 'math:sqrt', which is a builtin_function_or_method, \
+but a rule is a function (importance, sizes) -> weights; see docs/guides/extend.md.
     """
+    if isinstance(rule, str):
+        return resolve("rule", rule, RULES, "importance")
     if callable(rule):
         return rule
-    if not isinstance(rule, str) or rule not in RULES:
-        raise ValueError(
-            f"importance is {validation.shown(rule)}, but must be one of "
-            f"{sorted(RULES)} or a function."
-        )
-    return RULES[rule]
+    raise ValueError(
+        f"importance is {validation.shown(rule)}, but must be one of "
+        f"{sorted(RULES)} or a function."
+    )
 
 
 def check_rule(rule: Rule, sizes: tuple[int, ...]) -> None:
@@ -74,7 +90,7 @@ def check_rule(rule: Rule, sizes: tuple[int, ...]) -> None:
         >>> check_rule(RULES["paper"], (10, 3))
     """
     with jax.ensure_compile_time_eval():
-        trial = jnp.asarray(rule(jnp.ones(len(sizes)), jnp.array(sizes, jnp.float32)))
+        trial = _tried(rule, sizes)
         good = trial.shape == (len(sizes),)
         good = good and bool(jnp.all(jnp.isfinite(trial) & (trial > 0)))
         shown = trial.tolist()
@@ -83,3 +99,18 @@ def check_rule(rule: Rule, sizes: tuple[int, ...]) -> None:
             f"The importance rule gave {shown} for {len(sizes)} layers, but must give "
             "one positive finite weight each."
         )
+
+
+def _tried(rule: Rule, sizes: tuple[int, ...]) -> Array:
+    """What a rule makes of equal importance; a mistake in it is one sentence."""
+    try:
+        found = rule(jnp.ones(len(sizes)), jnp.array(sizes, jnp.float32))
+        return jnp.asarray(found)
+    except Exception as error:  # noqa: BLE001 - the user's own code
+        words = " ".join(str(error).split())
+        name = getattr(rule, "__name__", type(rule).__name__)
+        raise ValueError(
+            f"The importance rule {name} cannot be used ({type(error).__name__}: "
+            f"{words}); a rule is a function (importance [groups], sizes [groups]) -> "
+            "weights [groups]."
+        ) from error

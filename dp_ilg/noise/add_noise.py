@@ -262,11 +262,12 @@ def _check_size(plan: PrivacyPlan, clipped: ClippedGrad) -> None:
     wanted = [x.size for x in _noised_leaves(clipped) if x is not None]
     check_multiplier(float(plan.gradient_noise_multipliers.max()), sum(wanted))
     count = sum(wanted) + len(clipped.geometry.groups.names)
+    count += 0 if clipped.metrics is None else clipped.metrics.total.size
     if count > plan.most_parameters and plan.noise_multipliers.any():
         raise ValueError(
-            f"A step draws {count:,} numbers (parameters and scores), but the plan "
-            f"pays for {plan.most_parameters:,}; plan with num_parameters={count} or "
-            "exact_noise=True."
+            f"A step draws {count:,} numbers (parameters, scores and metrics), but the "
+            f"plan pays for {plan.most_parameters:,}; plan with "
+            f"num_parameters={count} or exact_noise=True."
         )
 
 

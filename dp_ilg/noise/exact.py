@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dp_ilg.base import MOST_METRICS
 from dp_ilg.noise.secure import ExactDraws, SecureNoise
 from dp_ilg.noise.table import GRID_BITS
 
@@ -131,7 +132,8 @@ def nothing(params: Any, geometry: Any) -> ExactDraws:
     """
     leaves = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.int32), params)
     scores = jnp.zeros(len(geometry.groups.names), jnp.int32)
-    return ExactDraws(jnp.int32(-1), leaves, scores)
+    metrics = jnp.zeros(MOST_METRICS, jnp.int32)
+    return ExactDraws(jnp.int32(-1), leaves, scores, metrics)
 
 
 def discrete_gaussians(words: Words, count: int) -> np.ndarray:

@@ -23,12 +23,14 @@ import numpy as np
 from jaxtyping import Array
 
 from dp_ilg import validation
+from dp_ilg.base import MOST_METRICS
 from dp_ilg.noise.steps import WORDS, steps_of
 
 _DOMAIN = b"dp_ilg.secure_noise.2"  # separates these bits from other uses of a secret
 _SECRET_BYTES = 32
 _BLOCK = 1 << 18  # draws made at once, which bounds memory
 _SCORES = 1 << 32  # stands for a leaf: more than there are
+_METRICS = _SCORES + 1
 
 
 class NoiseDraws(NamedTuple):
@@ -38,6 +40,7 @@ class NoiseDraws(NamedTuple):
         step: of which step; under any other the release is NaN.
         gradient: shaped like the parameters, int32: steps of 2^-27 standard deviations.
         scores: one number a group, int32.
+        metrics: `MOST_METRICS` numbers, int32, of which a step uses one a metric.
 
     Privacy: as secret as a key; who knows them can subtract the noise.
     """
@@ -45,6 +48,7 @@ class NoiseDraws(NamedTuple):
     step: Any
     gradient: Any
     scores: Any
+    metrics: Any
 
 
 class ExactDraws(NamedTuple):
@@ -54,6 +58,7 @@ class ExactDraws(NamedTuple):
         step: as in `NoiseDraws`.
         gradient: as in `NoiseDraws`.
         scores: as in `NoiseDraws`.
+        metrics: as in `NoiseDraws`.
 
     Privacy: as secret as a key; who knows them can subtract the noise.
     """
@@ -61,6 +66,7 @@ class ExactDraws(NamedTuple):
     step: Any
     gradient: Any
     scores: Any
+    metrics: Any
 
 
 class SecureNoise:
@@ -144,7 +150,9 @@ class SecureNoise:
         leaves, treedef = jax.tree.flatten(params)
         drawn = [self._leaf(step, i, x.shape) for i, x in enumerate(leaves)]
         scores = self._leaf(step, _SCORES, (len(geometry.groups.names),))
-        return NoiseDraws(jnp.int32(step), jax.tree.unflatten(treedef, drawn), scores)
+        metrics = self._leaf(step, _METRICS, (MOST_METRICS,))
+        gradient = jax.tree.unflatten(treedef, drawn)
+        return NoiseDraws(jnp.int32(step), gradient, scores, metrics)
 
     def _leaf(self, step: int, leaf: int, shape: Sequence[int]) -> Array:
         size = math.prod(shape)
@@ -224,6 +232,25 @@ def given_scores(noise: Any, step: Any, shape: Sequence[int]) -> tuple[Array, An
     return noise.scores[:count].reshape(tuple(shape)), noise.step == step
 
 
+def given_metrics(noise: Any, step: Any, count: int) -> tuple[Array, Any]:
+    """The metrics' draws, and whether they are this step's.
+
+    Args:
+        noise: what the caller passed.
+        step: the state's, perhaps traced.
+        count: how many metrics there are, at most `MOST_METRICS`.
+
+    Returns:
+        Two things: int32 ``[count]``, and whether they are the step's own: if not, NaN
+        has to be released.
+
+    Raises:
+        TypeError: for anything but `NoiseDraws` of int32.
+    """
+    _check(noise)
+    return noise.metrics[:count], noise.step == step
+
+
 def check_draws(noise: Any, exact: bool) -> None:
     """Raises unless an update was given the draws that its noise stage asks for.
 
@@ -256,7 +283,8 @@ def _check(noise: Any) -> None:
             f"noise is {type(noise).__name__}, but must be NoiseDraws; make it with "
             "dp_ilg.noise.secure.SecureNoise(secret=...).draws(step, params, geometry)."
         )
-    kinds = {str(x.dtype) for x in (*jax.tree.leaves(noise.gradient), noise.scores)}
+    drawn = (*jax.tree.leaves(noise.gradient), noise.scores, noise.metrics)
+    kinds = {str(x.dtype) for x in drawn}
     if kinds - {"int32"}:
         raise TypeError(
             f"The noise holds {', '.join(sorted(kinds))}, but draws are int32; make "

@@ -39,8 +39,8 @@ def average_iterates(tx: Any, decay: Any = 0.98) -> PrivateTransformation:
             ``(1 + t) / (10 + t)`` where that is less, so that the start is forgotten.
 
     Returns:
-        An Optax transformation with the same updates, ``geometry(state)`` and
-        ``importance(state)`` as `tx`.
+        An Optax transformation with the same updates, ``geometry(state)``,
+        ``importance(state)`` and ``metrics(state)`` as `tx`.
 
     Raises:
         ValueError: for a decay outside [0, 1), or an update without parameters.
@@ -102,6 +102,7 @@ def average_iterates(tx: Any, decay: Any = 0.98) -> PrivateTransformation:
         plan=tx.plan,
         geometry=lambda state: tx.geometry(state.inner),
         importance=tx.importance and (lambda state: tx.importance(state.inner)),
+        metrics=tx.metrics and (lambda state: tx.metrics(state.inner)),
         links=tx.links,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -12,17 +12,26 @@ from jax.core import Tracer
 from dp_ilg import validation
 from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.base import ClippedGrad, Params, PrivateTransformation
+from dp_ilg.clipping.adding.metric_sums import Metric
 from dp_ilg.clipping.clip import ClipMode, as_clip_mode, clip_per_example
+from dp_ilg.geometry.facts import joined_facts
 from dp_ilg.geometry.geometry import Geometry
 from dp_ilg.geometry.layers import as_layering, group
 from dp_ilg.geometry.rules import Rule, as_rule
 from dp_ilg.noise.add_noise import add_importance_noise, fresh_key
 from dp_ilg.optimizers.adam import scale_by_noise_corrected_adam, scale_by_wide_adam
+from dp_ilg.optimizers.arriving import checked
 from dp_ilg.optimizers.balance import scale_by_balanced_adam
 from dp_ilg.optimizers.importance import (
     score_layer_importance,
     score_released_gradients,
     set_layer_importance,
+)
+from dp_ilg.optimizers.metrics import (
+    check_all_told,
+    check_budget_spent,
+    metric_links,
+    metrics_place,
 )
 from dp_ilg.optimizers.types import like_before, like_parameters
 from dp_ilg.optimizers.wrappers import refuse_wrappers
@@ -41,15 +50,18 @@ def chain(*transformations: optax.GradientTransformation) -> PrivateTransformati
             whatever is to be done with the release.
 
     Returns:
-        A transformation with ``geometry(state)`` and ``importance(state)``. Its update
-        takes per-example gradients or a `ClippedGrad`, and the extra arguments
-        ``is_padding_example=``, ``clipped_grad=`` and ``geometry=``; the last overrides
-        the chain's own and must come from public facts or earlier releases. Updates
-        have the parameters' dtypes, and every state keeps the dtypes of `init`.
+        A transformation with ``geometry(state)`` and ``importance(state)``, and, where
+        `release_metrics` is a part, ``metrics(state)``. Its update takes per-example
+        gradients or a `ClippedGrad`, and the extra arguments ``is_padding_example=``,
+        ``clipped_grad=`` and ``geometry=``; the last overrides the chain's own and must
+        come from public facts or earlier releases. Updates have the parameters' dtypes,
+        and every state keeps the dtypes of `init`.
 
     Raises:
         ValueError: for a missing or repeated clip, geometry or noise, a wrong order,
-            one key for two of them, or different plans.
+            one key for two of them, or different plans; in an update for a
+            `ClippedGrad` of other groups, weights, clip mode or norm than the chain's
+            (where that is traced, the release is NaN).
 
     Privacy: that of the noise; the chain adds nothing. ``optax.masked``, ``MultiSteps``
     and ``apply_if_finite`` around the whole chain are refused (raw gradients would
@@ -77,8 +89,13 @@ def chain(*transformations: optax.GradientTransformation) -> PrivateTransformati
     holder = _check_chain(transformations)
     source: Any = transformations[holder]
     links: list[Any] = [optax.with_extra_args_support(t) for t in transformations]
+    told = metrics_place(transformations)
+    said = joined_facts(getattr(t, "facts", None) for t in transformations)
+    asked = [getattr(t, "clip_norm", None) for t in transformations]
+    norms = [(place, norm) for place, norm in enumerate(asked) if norm is not None]
 
     def init(params: Params) -> tuple[Any, ...]:
+        check_budget_spent(transformations, told)
         return tuple(link.init(params) for link in links)
 
     def update(
@@ -91,23 +108,33 @@ def chain(*transformations: optax.GradientTransformation) -> PrivateTransformati
             )
         own = geometry(state)
         refuse_wrappers(updates, own.groups, extra.get("clipped_grad"))
+        updates, extra = checked(updates, extra, own, clip_norm(state))
         extra.setdefault("geometry", own)
         new = []
         for link, part in zip(links, state, strict=True):
             updates, after = link.update(updates, part, params, **extra)
             new.append(like_before(after, part))
             if isinstance(updates, ClippedGrad):
+                check_all_told(updates, told)
                 extra["geometry"] = updates.geometry
                 extra["l2_clip_norm"] = updates.l2_clip_norm
         return like_parameters(updates, own.groups), tuple(new)
 
     def geometry(state: tuple[Any, ...]) -> Geometry:
-        return source.geometry(state[holder])
+        return source.geometry(state[holder]).saying(said)
+
+    def clip_norm(state: tuple[Any, ...]) -> Any:
+        return next((norm(state[place]) for place, norm in norms), None)
 
     def importance(state: tuple[Any, ...]) -> Any:
         return source.importance(state[holder])
 
+    def metrics(state: tuple[Any, ...]) -> dict[str, Any]:
+        reader: Any = transformations[told]
+        return reader.metrics(state[told])
+
     facts: Any = dict(geometry=geometry, importance=importance)
+    facts["metrics"] = None if told is None else metrics
     return PrivateTransformation(
         init, update, role="private", links=transformations, **facts
     )
@@ -131,6 +158,7 @@ def dp_adam_ilg(
     public_importance: Any = None,
     weight_decay: Any = None,
     noise: str | None = None,
+    metrics: Mapping[str, Metric] | None = None,
 ) -> PrivateTransformation:
     """Adam with differential privacy, its noise shaped by layer importance.
 
@@ -155,9 +183,12 @@ def dp_adam_ilg(
         public_importance: for source "public": a number for each layer (None: equal).
         weight_decay: decoupled weight decay, or None.
         noise: "default", "exact" or None, as in `add_importance_noise`.
+        metrics: name -> `dp_ilg.Metric`, released with noise at every step, charged to
+            the plan's metric budget; give `dp_ilg.clipped_grad` the same.
 
     Returns:
-        An Optax transformation with ``geometry(state)`` and ``importance(state)``.
+        An Optax transformation with ``geometry(state)`` and ``importance(state)``, and
+        ``metrics(state)`` where there are metrics.
 
     Raises:
         ValueError: for a bad number, rule, source, layering or mode.
@@ -196,6 +227,7 @@ def dp_adam_ilg(
     )
     return chain(
         clip_per_example(plan.l2_clip_norm, clip_mode=as_clip_mode(clip_mode)),
+        *metric_links(plan, metrics, key),
         *release,
         _adam(adam, plan, layers, moments),
         *_decay(weight_decay, layers),

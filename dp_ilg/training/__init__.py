@@ -1,6 +1,7 @@
-"""Parts of a private training loop of your own, for any framework.
+"""A private training loop for any framework: the front door, and its parts.
 
-Floor 6: imports the public names of `dp_ilg`; Flax only here and above.
-Enter by `step.make_train_step`, `step.nnx_step`, `feeds.Feed`, `mesh.spread`,
-`fine_tune.tune` and `lora`.
+Floor 5: imports what lies below the public names; `lora` and `fine_tune` need Flax, and
+all others import an extra only where it is used.
+Enter by `loop.front.private_training`, or by its parts: `step.make_train_step`,
+`feeds.Feed`, `mesh.spread`, `fine_tune.tune` and `lora`.
 """

@@ -147,7 +147,8 @@ def sensitivity_certificate(
     """
     groups = group(params, layers)
     count = sum(groups.sizes)
-    drawn = count + len(groups.names)  # a score for every group, at most
+    # at most a score for every group, and a number for every metric
+    drawn = count + len(groups.names) + len(grad_fn.metrics)
     if drawn > plan.most_parameters:
         raise ValueError(
             f"A step draws up to {drawn:,} numbers, but the plan pays for "

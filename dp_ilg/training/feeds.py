@@ -100,7 +100,8 @@ class Feed:
 
         Args:
             source: what `dp_ilg.sampling.gather.take` reads, or an object with
-                ``rows(indices)`` (`dp_ilg.training.sources.Source`).
+                ``rows(indices)`` (`dp_ilg.training.sources.Source`), or with
+                ``rows_at(step, indices)`` where rows depend on the step too.
             sampler: says which rows a step has; it needs a number of steps.
             first: the step to begin with.
             ahead: chunks that may wait; 0 fetches when asked, without a thread.
@@ -197,7 +198,7 @@ class _Fetch(NamedTuple):
         try:
             chunks = self.sampler.chunks(step)
             for place, chunk in enumerate(chunks):
-                yield (step, place), len(chunks), self._read(chunk)
+                yield (step, place), len(chunks), self._read(step, chunk)
         except Exception as error:
             if ran_out(error):
                 yield MemoryError(f"The rows of step {step} do not fit into memory.")
@@ -207,7 +208,11 @@ class _Fetch(NamedTuple):
                 "check the data as a whole, since which rows these were is secret."
             )
 
-    def _read(self, chunk: Chunk) -> Batch:
+    def _read(self, step: int, chunk: Chunk) -> Batch:
+        at_step = getattr(self.source, "rows_at", None)
         read = getattr(self.source, "rows", None)
-        rows = read(chunk.indices) if read else take(self.source, chunk.indices)
+        if at_step is not None:
+            rows = at_step(step, chunk.indices)
+        else:
+            rows = read(chunk.indices) if read else take(self.source, chunk.indices)
         return self.place((rows, chunk.is_padding_example))

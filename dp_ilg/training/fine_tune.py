@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-import dp_ilg
 from dp_ilg.base import Example, LossFn, Params, PrivateTransformation
+from dp_ilg.clipping.clipped_grad import clipped_grad
 from dp_ilg.geometry.layers import paths
 from dp_ilg.training.lora import adapters, with_adapters
 from dp_ilg.validation import nearest
@@ -209,7 +209,7 @@ def make_tuning_step(
     def step(
         frozen: Params, trained: Params, state: Any, batch: Example, mask: Any
     ) -> tuple[Params, Any]:
-        grad_fn = dp_ilg.clipped_grad(lambda p, e: loss_fn(frozen, p, e), **clip)
+        grad_fn = clipped_grad(lambda p, e: loss_fn(frozen, p, e), **clip)
         geometry = tx.geometry(state)
         clipped = grad_fn(trained, batch, geometry=geometry, is_padding_example=mask)
         updates, state = tx.update(clipped, state, trained)

@@ -246,21 +246,23 @@ def spread(grad_fn: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
                 for parts, step, spec in sums
             ]
             everywhere = functools.partial(lax.psum, axis_name=AXES)
-            small = devices.reduced_shares(own, everywhere), everywhere(own.fits)
-            return pairs, small, own.l2_clip_norm
+            small = {
+                "fits": everywhere(own.fits),
+                "metrics": own.metrics and own.metrics.reduced(everywhere),
+            } | devices.reduced_shares(own, everywhere)
+            return pairs, small, own.l2_clip_norm, own.geometry.facts
 
         share = jax.shard_map(
             local,
             mesh=mesh,
             in_specs=(P(), P(), P(AXES), P(AXES)),
-            out_specs=([(spec, spec) for spec in leaf_specs], P(), P()),
+            out_specs=([(spec, spec) for spec in leaf_specs], P(), P(), P()),
             check_vma=False,
         )
-        pairs, small, bound = share(params, geometry, batch, is_padding_example)
+        pairs, small, bound, said = share(params, geometry, batch, is_padding_example)
+        geometry = geometry.saying(said)
         sums = devices.settled(pairs, treedef, geometry, bound)
-        return ClippedGrad(
-            **sums, **small[0], geometry=geometry, l2_clip_norm=bound, fits=small[1]
-        )
+        return ClippedGrad(**sums, **small, geometry=geometry, l2_clip_norm=bound)
 
     return on_mesh
 

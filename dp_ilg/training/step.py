@@ -5,6 +5,7 @@ applied; nothing of it visits the host. A Poisson draw that does not fit the com
 size comes in several chunks, whose clipped sums add up before the one noise.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from itertools import chain
@@ -20,11 +21,42 @@ Chunks = Iterable[tuple[Example, Any]]
 TrainStep = Callable[..., tuple[Params, Any]]
 
 
+@dataclasses.dataclass(frozen=True)
+class CompiledStep:
+    """What `make_train_step` returns; call it as is said there.
+
+    Attributes:
+        whole: the compiled step of one chunk.
+        finish: its part behind the clipped sum, compiled.
+        accumulate: ``(params, geometry, chunks)`` -> the clipped sum of several chunks.
+        geometry: ``tx.geometry``.
+    """
+
+    whole: Any
+    finish: Any
+    accumulate: Callable[..., ClippedGrad]
+    geometry: Callable[[Any], Any]
+
+    def __call__(
+        self, params: Params, state: Any, chunks: Any, noise: Any = None
+    ) -> Any:
+        """One step; see `make_train_step`."""
+        given = () if noise is None else (noise,)
+        rest = iter(chunks)
+        first, second = next(rest), next(rest, None)
+        if second is None:
+            return self.whole(params, state, *first, *given)
+        lot = chain(iter([first, second]), rest)
+        del first, second  # or two chunks would be held to the end of the step
+        total = self.accumulate(params, self.geometry(state), lot)
+        return self.finish(params, state, total, *given)
+
+
 def make_train_step(
     grad_fn: Callable[..., ClippedGrad],
     tx: PrivateTransformation,
     shardings: Any = None,
-) -> TrainStep:
+) -> CompiledStep:
     """Compiles the step of a run; parameters and state are donated.
 
     Args:
@@ -77,20 +109,7 @@ def make_train_step(
     told = shardings.jit_options() if shardings else ({}, {})
     jit_whole = jax.jit(whole, donate_argnums=(0, 1), **told[0])
     jit_finish = jax.jit(finish, donate_argnums=(0, 1), **told[1])
-    accumulate = lot_accumulator(grad_fn)
-
-    def step(params: Params, state: Any, chunks: Chunks, noise: Any = None) -> Any:
-        given = () if noise is None else (noise,)
-        rest = iter(chunks)
-        first, second = next(rest), next(rest, None)
-        if second is None:
-            return jit_whole(params, state, *first, *given)
-        lot = chain(iter([first, second]), rest)
-        del first, second  # or two chunks would be held to the end of the step
-        total = accumulate(params, tx.geometry(state), lot)
-        return jit_finish(params, state, total, *given)
-
-    return step
+    return CompiledStep(jit_whole, jit_finish, lot_accumulator(grad_fn), tx.geometry)
 
 
 def train_state_step(

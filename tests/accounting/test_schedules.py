@@ -1,11 +1,15 @@
 """Schedules: closed forms, shapes, staging and refusals."""
 
+import pathlib
+
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dp_ilg.accounting import schedules
+from dp_ilg.accounting import schedules, shapes
+from dp_ilg.accounting.calibration import plan_privacy
 
 EXAMPLES = {
     "constant": schedules.constant(),
@@ -135,3 +139,57 @@ def test_staging_keeps_length_and_zcdp_budget(values, num_stages):
 def test_staging_refuses_no_stages():
     with pytest.raises(ValueError, match="num_stages is 0"):
         schedules.to_stages(np.ones(3), 0)
+
+
+def test_any_function_of_the_step_is_a_schedule():
+    """Vectorised or not, and Optax's own: one call or many give the same."""
+    steps = np.arange(50)
+    whole = shapes.multipliers_of(lambda t: 1 + t / 10, 50, 5.0)
+    np.testing.assert_array_equal(whole, 1 + steps / 10)
+    alone = shapes.multipliers_of(lambda t: 1.0 if t < 9 else 2.0, 50, 5.0)
+    np.testing.assert_array_equal(alone, np.where(steps < 9, 1.0, 2.0))
+    decay = optax.cosine_decay_schedule(1.0, 100, alpha=0.1)
+    found = shapes.multipliers_of(decay, 50, 5.0)
+    np.testing.assert_allclose(found, [float(decay(t)) for t in steps], rtol=1e-6)
+    constant = shapes.multipliers_of(lambda t: 2.0, 3, 5.0)
+    np.testing.assert_array_equal(constant, [2.0] * 3)
+
+
+def test_a_function_that_is_another_one_of_arrays_is_asked_step_by_step():
+    shifted = lambda t: t + 1.0 if np.ndim(t) == 0 else t + 7.0  # noqa: E731
+    found = shapes.multipliers_of(shifted, 3, 1.0)
+    np.testing.assert_array_equal(found, [1.0, 2.0, 3.0])
+
+
+@pytest.mark.parametrize(
+    "made, message",
+    [
+        (lambda: schedules.Schedule("warmup", (1.0,)), "schedule is 'warmup', .*known"),
+        (lambda: schedules.Schedule("cosin"), "did you mean cosine"),
+        (lambda: schedules.Schedule("linear"), "has 0 parameters.*schedules.linear"),
+        (lambda: schedules.as_schedule("linear", rate=1), "has no parameter rate"),
+        (lambda: schedules.as_schedule(schedules.linear), "makes schedules; call it"),
+        (lambda: shapes.multipliers_of([1, 2], 3, 1.0), r"shape \(2,\).*3 steps"),
+        (lambda: shapes.multipliers_of(["a"], 1, 1.0), "must give 1 numbers"),
+        (lambda: shapes.multipliers_of([1, np.nan], 2, 1.0), "gives nan at step 1"),
+        (lambda: shapes.multipliers_of(lambda t: 1 / t, 3, 1.0), "ZeroDivisionError"),
+    ],
+)
+def test_what_is_no_schedule_says_so(made, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        made()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_plan_takes_functions_sequences_and_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = "def rises(step):\n    return 1 + step / 10\n\n\n"
+    text += "def to(end):\n    return lambda step: 1 + (end - 1) * step / 3\n"
+    pathlib.Path("mine.py").write_text(text)
+    facts = dict(noise_multiplier=2.0, delta=1e-5, num_examples=100, batch_size=10)
+    given = [lambda t: 1 + t / 10, [1, 1.1, 1.2, 1.3], "./mine.py:rises"]
+    plans = [plan_privacy(**facts, num_steps=4, schedule=s) for s in given]
+    for plan in plans:
+        np.testing.assert_allclose(plan.noise_multipliers, [2, 2.2, 2.4, 2.6])
+    ended = schedules.as_schedule("./mine.py:to", end=4.0)
+    np.testing.assert_allclose(shapes.multipliers_of(ended, 4, 1.0), [1, 2, 3, 4])

@@ -188,7 +188,7 @@ def norms(private, tx, clip_norms, batch):
 
 def test_time_dependent_clip_scales_the_noise_and_leaves_the_multiplier_alone():
     """A public schedule of C: noise follows the clip each step, epsilon does not."""
-    private = plan(score_budget=0.0, noise_multiplier=5.0)
+    private = plan(score_budget=0.0, noise_multiplier=5.0, l2_clip_norm=0.01)
     tx = uniform_chain(private)
     batch = jax.tree.map(lambda x: 100 * x[:1] if x.ndim > 1 else x[:1], mlp_batch(1))
 
@@ -196,7 +196,9 @@ def test_time_dependent_clip_scales_the_noise_and_leaves_the_multiplier_alone():
         return 0.01 / 2**t
 
     constant = norms(private, tx, lambda t: 0.01, batch)
-    scheduled = norms(private, tx, falling, batch)
+    moving = uniform_chain(private, clip=clip_by_schedule(falling))
+    scheduled = norms(private, moving, falling, batch)
+    assert np.isnan(norms(private, tx, falling, batch)[1:, 1]).all()
     np.testing.assert_allclose(scheduled[:, 0], [falling(t) for t in range(3)], 1e-4)
     np.testing.assert_allclose(scheduled[:, 1] / constant[:, 1], [1, 0.5, 0.25], 1e-3)
 

@@ -34,6 +34,7 @@ def trainer(
     engine: str = "auto",
     layers: Any = "leaf",
     hidden: int = 4,
+    metrics: Any = None,
     **options: Any,
 ) -> AuditedTrainer:
     """A sound trainer of one method; `options` are the method's."""
@@ -45,7 +46,7 @@ def trainer(
         mode = row.clip_mode(**options)
         bound = the_plan.l2_clip_norm
         return dp_ilg.clipped_grad(
-            loss, l2_clip_norm=bound, clip_mode=mode, engine=engine
+            loss, l2_clip_norm=bound, clip_mode=mode, engine=engine, metrics=metrics
         )
 
     return AuditedTrainer(
@@ -56,7 +57,9 @@ def trainer(
         loss_fn=mlp_loss,
         clip=clip,
         oracle=functools.partial(clip, engine="vmap"),
-        optimizer=lambda key: row(0.05, the_plan, key=key, layers=layers, **options),
+        optimizer=lambda key: row(
+            0.05, the_plan, key=key, layers=layers, metrics=metrics, **options
+        ),
         sampler=lambda key: PoissonSampler.for_plan(the_plan, key=key),
         ledger=lambda path: dp_ilg.PrivacyLedger(path, the_plan),
         resume=through_checkpoint,

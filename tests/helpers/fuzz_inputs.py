@@ -124,7 +124,7 @@ def words_seeds() -> list[bytes]:
         "--optimizer.blocks\n[]\n--importance\nuniform\n--seed\n3",
         '--optimizer.blocks\n[{"path": "a", "num_blocks": 8}]\n--json',
         "--privacy.schedule.name\nlinear\n--privacy.schedule.end\n0.5",
-        "--model.hidden\n8\n9\n--model.name\nmlp\n--show-private-loss",
+        "--model.hidden\n8\n9\n--model.name\nmlp\n--unprotected-train-loss",
     ]
     return [line.encode() for line in lines]
 

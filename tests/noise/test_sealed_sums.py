@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 import dp_ilg
+from dp_ilg.baselines import BASELINES
 from dp_ilg.clipping.lots import sum_over_axis
 from dp_ilg.geometry import seal
 from tests.helpers.baseline_cases import NAMES, examples, make, plan_for, zeros
@@ -140,7 +141,7 @@ def test_a_bound_that_is_no_positive_number_releases_nothing(value, link):
 def test_zeroed_nans_release_nothing_from_any_method(name):
     """optax.zero_nans turns the NaN of an unknown bound into a bound of 0."""
     tx, params = make(name), zeros()
-    mode = "per_layer" if "per_layer" in name else "joint"
+    mode = BASELINES[name].clip_mode()
     bound = plan_for(name).l2_clip_norm
     guarded = optax.chain(optax.zero_nans(), tx)
     state = tx.init(params)

@@ -24,9 +24,9 @@ from dp_ilg.experiments.data.datasets import load_dataset
 from dp_ilg.experiments.models.networks import build_model
 from dp_ilg.experiments.models.sizes import Facts
 from dp_ilg.experiments.runs import job, runner
-from dp_ilg.experiments.runs.checkpoints import read_checkpoint, save_checkpoint
 from dp_ilg.experiments.runs.runner import run_training
 from dp_ilg.sampling.poisson import PoissonSampler
+from dp_ilg.training.checkpoints import read_checkpoint, save_checkpoint
 from tests.experiments.runs.test_trainer import tiny
 from tests.helpers.compiled import compiled_once  # noqa: F401 - a fixture
 from tests.helpers.models import CLIP_MODES, mlp_batch, mlp_loss, mlp_params, plan
@@ -285,7 +285,7 @@ def test_no_file_of_a_run_holds_a_trace_of_an_example(planted, tmp_path):
     config = tiny(privacy__num_steps=6, run__eval_every=2)
     summary = run_training(config, tmp_path / "run")
     assert traces(tmp_path / "run") == set()
-    assert not summary["private_train_loss_shown"]
+    assert not summary["unprotected_train_loss_shown"]
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     known = {"step", "epsilon", "test_accuracy", "seconds", "noise_multiplier"}
     assert all(set(json.loads(line)) == known | {"layers"} for line in lines)
@@ -310,11 +310,13 @@ def test_the_search_finds_a_canary_wherever_it_lies(tmp_path):
 
 
 def test_the_training_loss_lies_there_only_if_asked_for_and_named_so(planted, tmp_path):
-    config = tiny(privacy__num_steps=2, run__eval_every=1, run__show_private_loss=True)
+    config = tiny(
+        privacy__num_steps=2, run__eval_every=1, run__unprotected_train_loss=True
+    )
     run_training(config, tmp_path / "run")
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     shown = [name for line in lines for name in json.loads(line) if "loss" in name]
-    assert shown == ["private_train_loss"] * 2
+    assert shown == ["unprotected_train_loss"] * 2
 
 
 def test_nothing_of_the_data_decides_the_shape_of_a_model(tmp_path):

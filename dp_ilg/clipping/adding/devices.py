@@ -64,13 +64,13 @@ def sum_over_axis(clipped: ClippedGrad, axis_name: Any) -> ClippedGrad:
     fits = None if clipped.fits is None else add(clipped.fits)
     bound = jnp.where(_alike(clipped, axis_name), clipped.l2_clip_norm, jnp.nan)
     shares = reduced_shares(clipped, add)
+    metrics = clipped.metrics and clipped.metrics.reduced(add)
     steps = grid.leaf_steps(clipped.geometry, bound)
     sums = zip(grid.of_clipped(clipped), steps, strict=True)
     pairs = [reduced(parts, step, add) for parts, step in sums]
     fields = settled(pairs, treedef, clipped.geometry, bound)
-    return dataclasses.replace(
-        clipped, **fields, **shares, l2_clip_norm=bound, fits=fits
-    )
+    shares |= {"l2_clip_norm": bound, "fits": fits, "metrics": metrics}
+    return dataclasses.replace(clipped, **fields, **shares)
 
 
 def reduced(

@@ -110,7 +110,7 @@ def follow(
     """The engine once its paths are known, for any batch of the same shapes."""
     leaves, treedef = jax.tree.flatten(jax.tree.map(jnp.asarray, params))
     batch = jax.tree.map(jnp.asarray, batch)
-    formed, derivatives, records = _differentiate(paths, leaves, batch, groups)
+    formed, derivatives, records, values = _differentiate(paths, leaves, batch, groups)
     general = _General.of(groups, formed)
     fast, scale = _fast(paths, derivatives, records)
     columns, owners = general.norms()
@@ -139,7 +139,7 @@ def follow(
             ]
         return jax.tree.unflatten(treedef, whole_sums)
 
-    return PerExampleGrads(norms, weighted_sum, rough)
+    return PerExampleGrads(norms, weighted_sum, rough, values[0] if values else None)
 
 
 def _by_group(
@@ -155,8 +155,11 @@ def _by_group(
 
 def _differentiate(
     paths: Paths, leaves: list[Any], batch: Example, groups: Groups
-) -> tuple[dict[int, Array], Any, Any]:
-    """One backward pass: formed gradients, derivatives at uses, what uses read."""
+) -> tuple[dict[int, Array], Any, Any, list[Array]]:
+    """One backward pass: formed gradients, derivatives at uses, what uses read.
+
+    And what the program gives beside the loss, from the same forward pass.
+    """
     slow = [k for k, x in enumerate(groups.leaves) if x.groups and k in paths.spoiled]
 
     def one(example: Example) -> Any:
@@ -165,13 +168,13 @@ def _differentiate(
             outs, records = tape.play(
                 paths.level, [*values, *jax.tree.leaves(example)], probe
             )
-            return outs[0], records
+            return outs[0], (records, outs[1:])
 
         start = {k: leaves[k] for k in slow}
-        value, pull, records = jax.vjp(
+        value, pull, (records, values) = jax.vjp(
             loss, start, tape.probes(paths.level), has_aux=True
         )
-        return *pull(jnp.ones_like(value)), records
+        return *pull(jnp.ones_like(value)), records, values
 
     return jax.vmap(one)(batch)
 

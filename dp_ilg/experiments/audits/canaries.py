@@ -283,18 +283,22 @@ def _compiled(observer: Observer, kinds: list[Family]) -> Any:
 
             moved.append(jax.vmap(alone)(kind.examples))
         params, after = observer.step(params, state, total)
-        left, tau = observer.left(state, after, known), observer.tau(state)
-        return params, after, _log_ratios(left, moved, tau, rate)
+        left = observer.left(state, after, known)
+        noise = observer.tau(state), observer.metrics_multiplier(state)
+        return params, after, _log_ratios(left, moved, noise, rate)
 
     return jax.jit(jax.vmap(one))
 
 
-def _log_ratios(left: Seen, moved: list[Seen], tau: Any, rate: float) -> Any:
+def _log_ratios(
+    left: Seen, moved: list[Seen], noise: tuple[Any, Any], rate: float
+) -> Any:
     """Log of how much likelier the releases are with each canary in the data."""
 
     def ratio(canary: Seen) -> Any:
         pairs = [*zip(left.gradient, canary.gradient, strict=True)]
-        pairs.append((left.score / tau, canary.score / tau))
+        for own, other, sigma in zip(left[1:], canary[1:], noise, strict=True):
+            pairs.append((own / sigma, other / sigma))
         drawn = sum(jnp.vdot(w, m) - jnp.vdot(m, m) / 2 for w, m in pairs)
         if rate == 1:
             return drawn

@@ -48,6 +48,11 @@ class Noise:
         return self._gathered[1]
 
     @cached_property
+    def metrics(self) -> np.ndarray:
+        """``[runs, steps, metrics]`` in units of their sensitivity."""
+        return self._gathered[2]
+
+    @cached_property
     def groups(self) -> list[np.ndarray]:
         """The same draws by group, one flat array each."""
         geometry = self.observer.tx.geometry(self.observer.init(jax.random.key(0)))
@@ -60,7 +65,7 @@ class Noise:
         return [np.concatenate(parts) for parts in found]
 
     @cached_property
-    def _gathered(self) -> tuple[list[np.ndarray], np.ndarray]:
+    def _gathered(self) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
         trainer = self.observer.trainer
         size = sum(np.size(p) for p in jax.tree.leaves(trainer.params))
         wanted = _DRAWS / (size * trainer.plan.num_steps)
@@ -77,7 +82,8 @@ class Noise:
             np.stack(x, 1) for x in zip(*(f.gradient for f in found), strict=True)
         ]
         scores = np.stack([f.score for f in found], 1)
-        return [x for x in leaves if x.size], scores
+        metrics = np.stack([f.metrics for f in found], 1)
+        return [x for x in leaves if x.size], scores, metrics
 
 
 def _oracle_step(observer: Observer) -> Any:
@@ -141,40 +147,62 @@ def score_noise(noise: Noise) -> Finding:
         Fails for a score whose noise is not the plan's.
     """
     tau = noise.observer.trainer.plan.score_noise_multipliers
-    if not noise.scores.size:
-        return Finding("no score is released", "-", True)
-    if not np.all(np.isfinite(tau)):
-        return Finding("a score is released, its planned noise is infinite", "-", False)
-    ratio, spread = _variance(noise.scores / tau[:, None])
+    return _of_the_plan("score", noise.scores, tau)
+
+
+def metric_noise(noise: Noise) -> Finding:
+    """Variance of the noise of released metrics.
+
+    Args:
+        noise: the draws.
+
+    Returns:
+        Fails for metrics whose noise is not the plan's.
+    """
+    plan = noise.observer.trainer.plan
+    return _of_the_plan("metric", noise.metrics, plan.metric_noise_multipliers)
+
+
+def _of_the_plan(name: str, draws: np.ndarray, planned: np.ndarray) -> Finding:
+    """Whether noise in units of its sensitivity has the planned multipliers."""
+    if not draws.size:
+        return Finding(f"no {name} is released", "-", True)
+    if not np.all(np.isfinite(planned)):
+        words = f"a {name} is released, its planned noise is infinite"
+        return Finding(words, "-", False)
+    ratio, spread = _variance(draws / planned[:, None])
     limit = normal_limit(LEVEL, 1) * spread
     return Finding(
-        f"variance {ratio:.4f} of the plan's ({noise.scores.size:,} draws)",
+        f"variance {ratio:.4f} of the plan's ({draws.size:,} draws)",
         f"1 ± {limit:.4f}",
         abs(ratio - 1) <= limit,
     )
 
 
 def charge(noise: Noise) -> Finding:
-    """Gradient and score of a step together: at least the multiplier z accounted.
+    """All that a step releases, together: at least the multiplier z accounted.
 
-    Measured, not read: ``(sigma^-2 + tau^-2)^(-1/2)`` from the noise that is there.
+    Measured, not read: ``(sigma^-2 + tau^-2 + mu^-2)^(-1/2)`` of gradient, score and
+    metrics, from the noise that is there.
 
     Args:
         noise: the draws.
 
     Returns:
-        Fails where the two release more than the plan accounts.
+        Fails where they release more than the plan accounts.
     """
     plan = noise.observer.trainer.plan
     sigma = plan.gradient_noise_multipliers
     found, spread = _variance(np.concatenate(noise.groups))
     inverse, error = 1 / (found * sigma**2), 0.0
-    if noise.scores.size:
-        square = np.mean(np.asarray(noise.scores, np.float64) ** 2, axis=(0, 2))
+    for part in (noise.scores, noise.metrics):
+        if not part.size:
+            continue
+        square = np.mean(np.asarray(part, np.float64) ** 2, axis=(0, 2))
         level = max(np.mean(square / plan.noise_multipliers**2), 1e-30)
         extra = 1 / (level * plan.noise_multipliers**2)
         inverse = inverse + extra
-        error = np.max(extra / inverse) * np.sqrt(2 / noise.scores.size)
+        error = np.hypot(error, np.max(extra / inverse) * np.sqrt(2 / part.size))
     ratio = float(np.min(1 / np.sqrt(inverse) / plan.noise_multipliers))
     limit = normal_limit(LEVEL, 1) * np.hypot(spread / 2, error / 2)
     return Finding(
@@ -185,7 +213,7 @@ def charge(noise: Noise) -> Finding:
 
 
 def independence(noise: Noise) -> Finding:
-    """Correlations over steps, leaves, runs, neighbouring entries, score and gradient.
+    """Correlations over steps, leaves, runs, neighbouring entries, and between parts.
 
     Args:
         noise: the draws.
@@ -222,8 +250,8 @@ def _pairs(noise: Noise) -> Any:
     for s, t in combinations(steps, 2):
         parts = [np.concatenate([x[:, k].ravel() for x in flat]) for k in (s, t)]
         yield f"steps {s} and {t}", *parts
-        if noise.scores.size:
-            yield f"scores of steps {s} and {t}", noise.scores[:, s], noise.scores[:, t]
+        for name, small in _small(noise):
+            yield f"{name}s of steps {s} and {t}", small[:, s], small[:, t]
     for (i, a), (j, b) in combinations(enumerate(flat), 2):
         size = min(a.shape[2], b.shape[2])
         yield f"leaves {i} and {j}", a[..., :size], b[..., :size]
@@ -231,6 +259,16 @@ def _pairs(noise: Noise) -> Any:
         yield f"runs, leaf {i}", a[1:], a[:-1]
         if a.shape[2] > 1:
             yield f"entries of leaf {i}", a[..., 1:], a[..., :-1]
-        if noise.scores.size:
-            size = min(a.shape[2], noise.scores.shape[2])
-            yield f"score and leaf {i}", noise.scores[..., :size], a[..., :size]
+        for name, small in _small(noise):
+            size = min(a.shape[2], small.shape[2])
+            yield f"{name} and leaf {i}", small[..., :size], a[..., :size]
+    if len(_small(noise)) == 2:
+        size = min(noise.scores.shape[2], noise.metrics.shape[2])
+        pair = noise.scores[..., :size], noise.metrics[..., :size]
+        yield "score and metric", *pair
+
+
+def _small(noise: Noise) -> list[tuple[str, np.ndarray]]:
+    """What is released beside the gradient."""
+    parts = ("score", noise.scores), ("metric", noise.metrics)
+    return [(name, draws) for name, draws in parts if draws.size]

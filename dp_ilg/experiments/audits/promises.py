@@ -98,7 +98,7 @@ def sensitivity(observer: Observer, seed: int) -> Finding:
         seed: of the batches.
 
     Returns:
-        Fails where the distance exceeds the clip norm, or a score's its own.
+        Fails where the distance exceeds the clip norm, or a score's or metrics' own.
     """
     trainer = observer.trainer
     state = observer.init(jax.random.key(seed))
@@ -116,12 +116,13 @@ def sensitivity(observer: Observer, seed: int) -> Finding:
         one, other = run(jnp.zeros(_EXAMPLES, bool)), run(last)
         return jax.tree.map(jnp.subtract, _parts(one), _parts(other))
 
-    gradient, shares, fits = jax.jit(jax.vmap(both))(batches)
+    gradient, shares, fits, metrics = jax.jit(jax.vmap(both))(batches)
     moved = norm_in(geometry, [np.asarray(x) for x in jax.tree.leaves(gradient)])
     ratios = {
         "gradient": np.max(moved) / trainer.plan.l2_clip_norm,
         "layer shares": np.max(np.linalg.norm(np.asarray(shares, np.float64), axis=1)),
         "counts": 2 * np.max(np.abs(np.asarray(fits))),
+        "metrics": np.max(np.linalg.norm(np.asarray(metrics, np.float64), axis=1)),
     }
     worst = max(ratios, key=lambda name: np.nan_to_num(ratios[name], nan=np.inf))
     return Finding(
@@ -133,7 +134,8 @@ def sensitivity(observer: Observer, seed: int) -> Finding:
 
 def _parts(clipped: ClippedGrad) -> Any:
     fits = jnp.zeros(1) if clipped.fits is None else clipped.fits
-    return clipped.gradients, clipped.layer_shares, fits
+    metrics = jnp.zeros(1) if clipped.metrics is None else clipped.metrics.total
+    return clipped.gradients, clipped.layer_shares, fits, metrics
 
 
 def _batches(params: Params, cases: int, rng: Any) -> Params:

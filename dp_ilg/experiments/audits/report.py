@@ -89,6 +89,7 @@ def _step(check: Callable[..., Finding]) -> Callable[[Evidence], Finding]:
 CHECKS: dict[str, Callable[[Evidence], Finding]] = {
     "noise of the gradient": _on("noise", noise_checks.gradient_noise),
     "noise of the score": _on("noise", noise_checks.score_noise),
+    "noise of the metrics": _on("noise", noise_checks.metric_noise),
     "noise against the charge": _on("noise", noise_checks.charge),
     "independence of the noise": _on("noise", noise_checks.independence),
     "tail of the noise": _step(last_bits.tail),

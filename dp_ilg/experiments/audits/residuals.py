@@ -16,6 +16,7 @@ from jaxtyping import Array
 
 from dp_ilg.base import ClippedGrad, Params
 from dp_ilg.baselines.quantile import AdaptClipNormState
+from dp_ilg.clipping.adding.metric_sums import reach_of
 from dp_ilg.experiments.audits.subject import (
     AuditedTrainer,
     joined,
@@ -27,18 +28,21 @@ from dp_ilg.experiments.audits.subject import (
 from dp_ilg.geometry.geometry import Geometry
 from dp_ilg.noise.add_noise import multiplier_at, noise_stddev
 from dp_ilg.optimizers.importance import ScoreLayerImportanceState
+from dp_ilg.optimizers.metrics import metrics_place
 
 
 class Seen(NamedTuple):
-    """A gradient in units of its planned noise, and a score in its sensitivity's.
+    """A gradient in units of its planned noise; score and metrics in sensitivity's.
 
     Attributes:
         gradient: whitened leaves, float32; frozen ones are empty.
         score: ``[scores]``, to be divided by tau; empty without a score.
+        metrics: ``[metrics]``, to be divided by their multiplier; empty without.
     """
 
     gradient: list
     score: Any
+    metrics: Any
 
 
 class ScoreRow(NamedTuple):
@@ -83,12 +87,14 @@ class Observer:
         tx: its chain, tapped.
         place: where in the chain the charged scorer is, or None.
         decay: of that scorer's running average.
+        told: where in the chain metrics are released, or None.
     """
 
     trainer: AuditedTrainer
     tx: Any
     place: int | None
     decay: float
+    told: int | None = None
 
     def init(self, key: Any) -> Any:
         """Fresh optimizer state under a key, which may be traced."""
@@ -134,13 +140,22 @@ class Observer:
         sums = jax.tree.leaves(known.gradients)
         gaps = [r * plan.batch_size - s for r, s in zip(leaves, sums, strict=True)]
         gradient = self._whitened(geometry, gaps, self._time(before))
+        metrics = self._metrics_left(after, known)
         if self.place is None:
-            return Seen(gradient, jnp.zeros(0))
+            return Seen(gradient, jnp.zeros(0), metrics)
         old, new = before[self.place], after[self.place]
         row = SCORES[type(new)]
         released = row.released(old, new, self.decay, plan.batch_size)
         score = (released - row.statistic(known, new)) / row.unit(known, new)
-        return Seen(gradient, score)
+        return Seen(gradient, score, metrics)
+
+    def _metrics_left(self, after: Any, known: ClippedGrad) -> Array:
+        """The noise of the metrics, in units of their sensitivity."""
+        if self.told is None:
+            return jnp.zeros(0)
+        value = after[self.told].value
+        unit = reach_of(value.size) * self.trainer.plan.batch_size
+        return value * unit - known.metrics.total
 
     def moved(self, before: Any, lone: ClippedGrad) -> Seen:
         """What one example adds to a release, in the same units.
@@ -154,16 +169,24 @@ class Observer:
         """
         sums = jax.tree.leaves(lone.gradients)
         gradient = self._whitened(lone.geometry, sums, self._time(before))
+        metrics = jnp.zeros(0) if self.told is None else lone.metrics.total
         if self.place is None:
-            return Seen(gradient, jnp.zeros(0))
+            return Seen(gradient, jnp.zeros(0), metrics)
         state = before[self.place]
         row = SCORES[type(state)]
-        return Seen(gradient, row.statistic(lone, state) / row.unit(lone, state))
+        score = row.statistic(lone, state) / row.unit(lone, state)
+        return Seen(gradient, score, metrics)
 
     def tau(self, before: Any) -> Array:
         """The planned multiplier of the score's noise; infinite without a budget."""
         return multiplier_at(
             self.trainer.plan.score_noise_multipliers, self._time(before)
+        )
+
+    def metrics_multiplier(self, before: Any) -> Array:
+        """The planned multiplier of the metrics' noise; infinite without a budget."""
+        return multiplier_at(
+            self.trainer.plan.metric_noise_multipliers, self._time(before)
         )
 
     def _time(self, state: Any) -> Array:
@@ -207,8 +230,9 @@ def observe(trainer: AuditedTrainer) -> Observer:
         for i, link in enumerate(tx.links)
         if getattr(link, "role", "") == "score" and link.key is not None
     ]
+    told = metrics_place(tx.links)
     if not charged:
-        return Observer(trainer, tx, None, 0.0)
+        return Observer(trainer, tx, None, 0.0, told)
     (place,) = charged
     if type(state[place]) not in SCORES:
         raise ValueError(
@@ -217,8 +241,8 @@ def observe(trainer: AuditedTrainer) -> Observer:
         )
     decay = _decay(tx, state, place, trainer)
     if decay == 1:  # a known sum does not move it: without a budget nothing is released
-        return Observer(trainer, tx, None, 0.0)
-    return Observer(trainer, tx, place, decay)
+        return Observer(trainer, tx, None, 0.0, told)
+    return Observer(trainer, tx, place, decay, told)
 
 
 def _decay(tx: Any, state: Any, place: int, trainer: AuditedTrainer) -> float:

@@ -25,11 +25,12 @@ from dp_ilg.base import ClippedGrad, LossFn, Params, PrivateTransformation
 from dp_ilg.experiments.config.schema import Config, LearningRateConfig
 from dp_ilg.experiments.data.datasets import Dataset
 from dp_ilg.experiments.runs import projection
-from dp_ilg.experiments.runs.checkpoints import load_checkpoint, save_checkpoint
 from dp_ilg.experiments.runs.job import Job, build_job, load_data, ready
 from dp_ilg.experiments.runs.keys import RunKeys, run_keys
+from dp_ilg.experiments.runs.measures import with_itself
 from dp_ilg.projection.factor_pca import FactorPca
 from dp_ilg.sampling.poisson import PoissonSampler
+from dp_ilg.training.checkpoints import load_checkpoint, save_checkpoint
 from dp_ilg.training.step import TrainStep, make_train_step
 
 _BATCH_SIZES = range(6, 17)  # expected sizes of a scene's batch; the best fit to q wins
@@ -140,9 +141,12 @@ def audited_trainer(
         examples=(jax.tree.map(rows, job.data.x_train), rows(job.data.y_train)),
         num_classes=job.data.num_classes,
         loss_fn=job.model.loss_fn,
-        clip=lambda loss: replace(job.grad_fn, loss_fn=loss),
+        clip=lambda loss: replace(job.grad_fn, loss_fn=_measured(job, loss)),
         oracle=lambda loss: replace(
-            job.grad_fn, loss_fn=loss, engine="vmap", microbatch_size=None
+            job.grad_fn,
+            loss_fn=_measured(job, loss),
+            engine="vmap",
+            microbatch_size=None,
         ),
         optimizer=job.make_optimizer,
         sampler=lambda key: PoissonSampler.for_plan(small, key=key),
@@ -150,6 +154,14 @@ def audited_trainer(
         resume=through_checkpoint,
         keys=lambda plan: run_keys(replace(scene, plan=plan), seed),
     )
+
+
+def _measured(job: Job, loss_fn: LossFn) -> LossFn:
+    """A loss with what the run's metrics are fed with: the run's own or any other."""
+    if not job.config.metrics.release:
+        return loss_fn
+    own: Any = job.model.loss_and_right
+    return own if loss_fn is job.model.loss_fn else with_itself(loss_fn)
 
 
 def _first(data: Dataset, count: int) -> Dataset:
@@ -319,6 +331,7 @@ def run_shape(trainer: AuditedTrainer) -> dict[str, Any]:
     plan = trainer.plan
     facts = dataclasses.asdict(plan)
     names = ("num_examples", "batch_size", "num_steps", "score_budget", "delta")
+    names += ("metric_budget",) if plan.metric_budget else ()
     return {name: facts[name] for name in names} | {
         "noise_multipliers": [z for _, z in plan.stages],
         "parameters": sum(np.size(p) for p in jax.tree.leaves(trainer.params)),

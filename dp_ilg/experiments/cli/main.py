@@ -29,6 +29,7 @@ from dp_ilg.experiments.cli.commands import (
 from dp_ilg.experiments.cli.compare import compare
 from dp_ilg.experiments.cli.shards import shards
 from dp_ilg.experiments.cli.studies import audit, reproduce
+from dp_ilg.experiments.config.fields import RENAMED, renamed
 from dp_ilg.experiments.config.schema import Config, read_config
 from dp_ilg.experiments.runs.hosts import GONE, Devices, LostProcess
 from dp_ilg.experiments.runs.supervised import LOST, is_worker, supervised
@@ -95,6 +96,7 @@ def _parse(args: list[str], default: Config) -> Callable[[], None]:
     if args and not args[0].startswith("-") and args[0] not in commands:
         advice = nearest(args[0], commands)
         raise _Mistake(f"There is no command {args[0]!r}; {advice}")
+    _refuse_old_names(args)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -110,6 +112,13 @@ def _parse(args: list[str], default: Config) -> Callable[[], None]:
         if stop.code:
             raise _Mistake(_first_sentence(said.getvalue())) from None
         raise
+
+
+def _refuse_old_names(args: list[str]) -> None:
+    for old in RENAMED:
+        short = "--" + old.partition(".")[2].replace("_", "-")
+        if {short, "--" + old.replace("_", "-")} & set(args):
+            raise _Mistake(f"The command has {renamed(old)}")
 
 
 def _train_command(default: Config, args: list[str]) -> Callable:
@@ -194,10 +203,11 @@ def _new_folder(config: Config) -> str:
 
 def _warn_of_uncovered(config: Config) -> None:
     """Names what a run is asked to show and its guarantee does not cover."""
-    if config.run.show_private_loss:
+    if config.run.unprotected_train_loss:
         warnings.warn(
-            "--show-private-loss shows the training loss, which is computed from the "
-            "data without noise: the guarantee is void for who sees it.",
+            "--unprotected-train-loss shows the training loss, which is computed from "
+            "the data without noise: the guarantee is void for who sees it; --metrics "
+            "releases a noisy one that is covered.",
             stacklevel=1,
         )
     if config.data.validation is not None:

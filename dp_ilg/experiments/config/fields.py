@@ -62,6 +62,10 @@ def from_mapping(cls: type[T], mapping: Any, *, source: str, where: str = "") ->
     prefix = f"{where}." if where else ""
     hints = get_type_hints(cls)
     for name, value in mapping.items():
+        if value is False and prefix + name in RENAMED:
+            continue  # an older run folder says that it asks for nothing
+        if prefix + name in RENAMED:
+            raise ValueError(f"{source} has {renamed(prefix + name)}")
         if name not in hints:
             kind = "section" if isinstance(value, dict) else "field"
             words = unknown(prefix + name, hints, prefix, kind=kind)
@@ -69,12 +73,36 @@ def from_mapping(cls: type[T], mapping: Any, *, source: str, where: str = "") ->
     values = {
         name: _typed(hints[name], value, source, prefix + name)
         for name, value in mapping.items()
+        if name in hints
     }
     # last, since a name with a typo in it is also one that is missing
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         if field.metadata.get("required") and field.name not in mapping:
             raise ValueError(f"{source} lacks {_missing(field, prefix)}")
     return cls(**values)
+
+
+RENAMED = {"run.show_private_loss": "run.unprotected_train_loss"}
+"""Fields that had a name which did not say what they do, and what they are now."""
+
+
+def renamed(name: str) -> str:
+    """Words for a field that has another name by now.
+
+    Args:
+        name: a key of `RENAMED`.
+
+    Returns:
+        The end of a sentence.
+
+    Example:
+        >>> renamed("run.show_private_loss")[:52]
+        'a field run.show_private_loss, which is now called r'
+    """
+    return (
+        f"a field {name}, which is now called {RENAMED[name]}, since what it shows is "
+        "not protected; use that name, or metrics.release for a protected one."
+    )
 
 
 def unknown(name: str, known: Any, prefix: str = "", *, kind: str = "field") -> str:

@@ -44,7 +44,7 @@ class RunConfig:
     chunk_size: int | None = None
     engine: str = "auto"
     compile_cache: str | None = None
-    show_private_loss: Annotated[bool, flag("--show-private-loss")] = False
+    unprotected_train_loss: Annotated[bool, flag("--unprotected-train-loss")] = False
 
     def __post_init__(self):
         if self.seed is not None:

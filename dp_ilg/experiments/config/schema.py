@@ -19,6 +19,7 @@ from dp_ilg.experiments.config.fields import (
     json_rows,
     required,
 )
+from dp_ilg.experiments.config.metrics import MetricsConfig
 from dp_ilg.experiments.config.run import RunConfig, flag
 from dp_ilg.validation import fraction, positive, whole
 
@@ -227,6 +228,7 @@ class Config:
         default=OptimizerConfig(), metadata={"required": True}
     )
     run: RunConfig = RunConfig()
+    metrics: MetricsConfig = MetricsConfig()
 
 
 def read_config(path: Path) -> Config:

@@ -28,6 +28,8 @@ class Model:
         loss_fn: (parameters, (x, y) of ONE example) -> scalar loss.
         predict: (parameters, batch of x) -> classes, ``int32[batch]``; for texts to
             continue the next token at each place, ``int32[batch, tokens]``.
+        loss_and_right: like `loss_fn`, to the loss and whether the guess is right; for
+            texts to continue, the share of tokens.
 
     Example:
         >>> model = build_model("mlp", Facts(jnp.zeros(4), num_classes=3), hidden=(8,))
@@ -39,6 +41,7 @@ class Model:
     init: Callable[[Any], Params]
     loss_fn: LossFn
     predict: Callable[[Params, Any], Any]
+    loss_and_right: Callable[[Params, Any], Any] | None = None
 
 
 def linen_model(module: Any, x: Any) -> Model:
@@ -99,7 +102,7 @@ def nnx_model(make: Callable[[Any], Any]) -> Model:
 
 
 def _classifier(init: Callable, apply: Callable) -> Model:
-    def loss_fn(params, example):
+    def logits_of(params, example):
         x, y = example
         logits = apply(params, _batch_of_one(x))[0].astype(jnp.float32)
         if logits.shape[:-1] != jnp.shape(y):
@@ -108,20 +111,35 @@ def _classifier(init: Callable, apply: Callable) -> Model:
                 f"shape {jnp.shape(y)}; use language_model for texts to continue, and "
                 "another model for one label an example."
             )
-        if logits.ndim > 1:
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, y)
-            return losses.mean()
-        if logits.shape[-1] == 1:
-            return optax.sigmoid_binary_cross_entropy(logits[0], y.astype(jnp.float32))
-        return optax.softmax_cross_entropy_with_integer_labels(logits, y)
+        return logits, y
 
-    def predict(params, xs):
-        logits = apply(params, xs)
-        if logits.shape[1:] == (1,):
-            return (logits[..., 0] > 0).astype(jnp.int32)
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    def loss_and_right(params, example):
+        logits, y = logits_of(params, example)
+        right = jnp.mean(_guess(logits) == y, dtype=jnp.float32)
+        return _cross_entropy(logits, y), right
 
-    return Model(init, loss_fn, predict)
+    return Model(
+        init,
+        lambda params, example: _cross_entropy(*logits_of(params, example)),
+        lambda params, xs: _guess(apply(params, xs)),
+        loss_and_right,
+    )
+
+
+def _cross_entropy(logits: Any, y: Any) -> Any:
+    if logits.ndim > 1:
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, y)
+        return losses.mean()
+    if logits.shape[-1] == 1:
+        return optax.sigmoid_binary_cross_entropy(logits[0], y.astype(jnp.float32))
+    return optax.softmax_cross_entropy_with_integer_labels(logits, y)
+
+
+def _guess(logits: Any) -> Any:
+    """The class, or the next token at each place; two classes may share one logit."""
+    if logits.shape[-1:] == (1,):
+        return (logits[..., 0] > 0).astype(jnp.int32)
+    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
 
 def _batch_of_one(x: Any) -> Any:

@@ -23,6 +23,7 @@ from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.accounting.statement import round_up
 from dp_ilg.experiments.reports import figures
 from dp_ilg.experiments.reports.record import History, RunRecord, read_run
+from dp_ilg.experiments.reports.released import released_figure
 from dp_ilg.experiments.reports.svg import inline_svg, printable, save_figure
 
 _PACKAGES = ("dp_ilg", "jax", "jaxlib", "optax", "flax", "dp-accounting", "numpy")
@@ -188,7 +189,7 @@ def _notes(summary: Mapping[str, Any] | None) -> list[str]:
 
 def _warning(record: RunRecord) -> str:
     """Returns why the guarantee may not hold for somebody, or nothing."""
-    if record.shows_private_loss:
+    if record.shows_unprotected_loss:
         return (
             "The training loss of this run was recorded. It is computed from the data "
             "without noise, so nothing is guaranteed towards those who saw it."
@@ -260,6 +261,11 @@ def _figures(record: RunRecord) -> dict[str, Markup]:
             figures.accuracy_figure(history, target),
             "Test accuracy against the epsilon spent",
         )
+        if history.released:
+            drawn["released"] = (
+                released_figure(history),
+                "Released training metrics over steps, with their error bands",
+            )
         drawn["wide"] = (figures.layers_figure(history), about)
         drawn["narrow"] = (figures.layers_figure(history, stacked=True), about)
     return {
@@ -319,6 +325,7 @@ def _budget(record: RunRecord) -> dict[str, float | str]:
         "epsilon_percent": round(min(share, 100.0), 2),
         "steps_percent": round(100 * record.steps_charged / plan.num_steps, 2),
         "score_percent": round(100 * plan.score_budget, 3),
+        "metric_percent": round(100 * plan.metric_budget, 3),
     }
 
 

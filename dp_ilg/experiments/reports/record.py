@@ -5,7 +5,7 @@ import shutil
 import tempfile
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ class History:
         shares: importance of each layer as a share of the sum.
         weights: noise of each layer relative to uniform noise.
         noise_stddevs: noise standard deviation of each layer, per coordinate.
+        released: of each metric that was released its value, running average and the
+            standard errors of both, ``[evaluations, 4]``; empty where none was.
 
     Example:
         >>> history = example_history()
@@ -46,6 +48,14 @@ class History:
     shares: Float[np.ndarray, "evaluations layers"]
     weights: Float[np.ndarray, "evaluations layers"]
     noise_stddevs: Float[np.ndarray, "evaluations layers"]
+    released: Mapping[str, Float[np.ndarray, "evaluations 4"]] = field(
+        default_factory=dict
+    )
+
+
+_RELEASED = ("value", "smoothed", "stderr", "smoothed_stderr")
+_CURVE = (0.6, 0.7, 0.8, 0.8)  # of a made-up run
+_UNPROTECTED = ("unprotected_train_loss", "show_private_loss")  # now and before
 
 
 def example_history() -> History:
@@ -69,6 +79,10 @@ def example_history() -> History:
         shares=np.array([[0.5, 0.5], [0.7, 0.3], [0.8, 0.2], [0.8, 0.2]]),
         weights=weights,
         noise_stddevs=1.5 * weights,
+        released={
+            "train_accuracy": np.array([[a, a, 0.01, 0.002] for a in _CURVE]),
+            "train_loss": np.array([[a, a, 0.05, 0.01] for a in _CURVE]),
+        },
     )
 
 
@@ -83,7 +97,7 @@ class RunRecord:
         plan: the privacy plan.
         steps_charged: steps that the ledger holds, released or about to be.
         history: the evaluations; None before the first.
-        shows_private_loss: whether a loss without noise was recorded.
+        shows_unprotected_loss: whether a loss without noise was recorded.
         summary: what the run wrote at its end; None while it is unfinished.
         certificate: which bounds hold for the run, and why; None where none is.
     """
@@ -94,7 +108,7 @@ class RunRecord:
     plan: PrivacyPlan
     steps_charged: int
     history: History | None
-    shows_private_loss: bool
+    shows_unprotected_loss: bool
     summary: Mapping[str, Any] | None
     certificate: Mapping[str, Any] | None = None
 
@@ -145,7 +159,7 @@ def read_run(run_dir: Path) -> RunRecord:
         plan=plan,
         steps_charged=charged,
         history=history,
-        shows_private_loss=bool(table.get("run", {}).get("show_private_loss")),
+        shows_unprotected_loss=any(table.get("run", {}).get(n) for n in _UNPROTECTED),
         summary=_object(summary_path) if summary_path.exists() else None,
         certificate=_certificate(run_dir / "certificate.json", plan),
     )
@@ -265,6 +279,9 @@ def _history(path: Path) -> History | None:
     if any(row["groups"] != rows[0]["groups"] for row in rows):
         raise _damaged(path, "its layers change between lines")
     names, sizes = rows[0]["groups"]
+    metrics = list(rows[0]["released"])
+    if any(list(row["released"]) != metrics for row in rows):
+        raise _damaged(path, "its released metrics change between lines")
     return History(
         steps=np.array(sorted(by_step), float),
         layer_names=names,
@@ -272,8 +289,9 @@ def _history(path: Path) -> History | None:
         **{
             key: np.array([row[key] for row in rows])
             for key in rows[0]
-            if key != "groups"
+            if key not in ("groups", "released")
         },
+        released={n: np.array([row["released"][n] for row in rows]) for n in metrics},
     )
 
 
@@ -298,6 +316,10 @@ def _evaluation(line: Mapping[str, Any]) -> dict[str, Any]:
         "shares": importance / max(importance.sum(), 1e-300),
         "weights": _per_layer(layers["weights"], len(names)),
         "noise_stddevs": _per_layer(layers["noise_stddev"], len(names)),
+        "released": {
+            str(name): [float(found[field]) for field in _RELEASED]
+            for name, found in line.get("released", {}).items()
+        },
     }
 
 

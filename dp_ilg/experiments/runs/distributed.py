@@ -21,7 +21,6 @@ import jax
 import numpy as np
 
 from dp_ilg.experiments.config.schema import config_from_mapping, config_to_toml
-from dp_ilg.experiments.runs.environment import environment
 from dp_ilg.experiments.runs.folder import differing_field
 from dp_ilg.experiments.runs.hosts import Devices, Hosts
 from dp_ilg.experiments.runs.job import Job
@@ -33,6 +32,7 @@ from dp_ilg.experiments.runs.trainer import (
     Watch,
     make_tools,
 )
+from dp_ilg.training.environment import environment
 from dp_ilg.training.mesh import Shardings, placed, spread, whole
 from dp_ilg.training.mesh_rows import OwnRows, place_rows
 from dp_ilg.training.step import make_train_step

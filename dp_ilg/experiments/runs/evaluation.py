@@ -1,4 +1,4 @@
-"""What is computed of parameters: accuracy, perplexity, a private loss, a digest."""
+"""What is computed of parameters: accuracy, perplexity, a raw loss, a digest."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -75,8 +75,8 @@ def perplexity_fn(job: Job) -> Callable[[Any], float] | None:
     return perplexity
 
 
-def private_loss_fn(job: Job) -> Callable[[Any], float]:
-    """Compiles the mean loss of up to 1,000 training examples: NOT private.
+def unprotected_loss_fn(job: Job) -> Callable[[Any], float]:
+    """Compiles the mean loss of up to 1,000 training examples: NOT protected.
 
     Args:
         job: the run.
@@ -85,13 +85,14 @@ def private_loss_fn(job: Job) -> Callable[[Any], float]:
         parameters -> the loss.
 
     Privacy:
-        None: it reads training examples and adds no noise.
+        None: it reads training examples and adds no noise. What is protected is
+        ``released`` in the records of a run with metrics.
 
     Example:
         >>> from dp_ilg.experiments.config.schema import Config
         >>> from dp_ilg.experiments.runs.job import build_job
         >>> job = build_job(Config())
-        >>> private_loss_fn(job)(job.model.init(jax.random.key(0))) > 0
+        >>> unprotected_loss_fn(job)(job.model.init(jax.random.key(0))) > 0
         True
     """
     rows = np.arange(min(_EVAL_ROWS, len(job.data.y_train)))

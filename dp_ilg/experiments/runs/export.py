@@ -13,7 +13,7 @@ from numpy.lib import format as npy
 from dp_ilg.experiments.data.locks import locked
 from dp_ilg.experiments.reports.record import read_run
 from dp_ilg.experiments.runs import projection
-from dp_ilg.experiments.runs.checkpoints import read_checkpoint
+from dp_ilg.training.checkpoints import read_checkpoint
 
 
 def export_parameters(

@@ -21,13 +21,13 @@ from dp_ilg.accounting.sealing import sync_folder
 from dp_ilg.experiments.config.schema import Config, config_to_toml, read_config
 from dp_ilg.experiments.data.locks import locked
 from dp_ilg.experiments.runs import projection
-from dp_ilg.experiments.runs.checkpoints import save_checkpoint
-from dp_ilg.experiments.runs.environment import code_digest, environment
 from dp_ilg.experiments.runs.job import Job
 from dp_ilg.experiments.runs.keys import SCHEME, identity, noise_secret
 from dp_ilg.experiments.runs.trainer import Position
 from dp_ilg.geometry.layers import paths
 from dp_ilg.projection.factor_pca import FactorPca
+from dp_ilg.training.checkpoints import save_checkpoint
+from dp_ilg.training.environment import code_digest, environment
 
 _DRAFT = re.compile(r"\..+\.[0-9a-f]{8}|\.report-.*")
 

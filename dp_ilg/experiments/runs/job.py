@@ -29,6 +29,7 @@ from dp_ilg.experiments.data.shards import ShardedArray
 from dp_ilg.experiments.models.networks import Model, build_model
 from dp_ilg.experiments.models.sizes import Facts
 from dp_ilg.experiments.runs import projection
+from dp_ilg.experiments.runs.measures import run_metrics
 from dp_ilg.experiments.runs.recipe import (
     build_schedule,
     check_row,
@@ -204,7 +205,8 @@ def build_job(
         data = projection.stand_in(raw, config.data.projection)
     model = _model(config, data)
     grad_fn = _grad_fn(config, plan, model, data)
-    make = lambda key: make_optimizer(config, plan, key)  # noqa: E731
+    metrics = run_metrics(config.metrics, data)
+    make = lambda key: make_optimizer(config, plan, key, metrics=metrics)  # noqa: E731
     job = Job(config, data, plan, model, grad_fn, make, raw)
     _rehearse(job)
     return job
@@ -231,12 +233,15 @@ def _model(config: Config, data: Dataset) -> Model:
 def _grad_fn(config: Config, plan: PrivacyPlan, model: Model, data: Dataset) -> Any:
     """The clipped gradient of a batch, as large at once as memory is allowed for."""
     row, run = BASELINES[config.optimizer.method], config.run
+    metrics = run_metrics(config.metrics, data)
     grad_fn = dp_ilg.clipped_grad(
-        model.loss_fn,
+        model.loss_and_right if metrics else model.loss_fn,
         l2_clip_norm=plan.l2_clip_norm,
         clip_mode=row.clip_mode(**method_options(config)),
         engine=run.engine,
         microbatch_size=run.microbatch_size,
+        has_aux=bool(metrics),
+        metrics=metrics,
     )
     if (run.chunk_size or 0) > plan.num_examples:
         raise ValueError(

@@ -9,22 +9,16 @@ Reference: RFC 7693 (BLAKE2b), keyed and personalised.
 
 import hashlib
 import json
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import numpy as np
-
 from dp_ilg.experiments.config.schema import Config, config_to_toml
-from dp_ilg.experiments.runs.environment import code_digest
 from dp_ilg.experiments.runs.job import Job
+from dp_ilg.training.environment import code_digest
+from dp_ilg.training.run_secret import derived_secret, secret_from, typed_key
 
 SCHEME = "seed, plan, configuration, data, code"
-_DOMAIN = b"dp_ilg.run_keys."  # BLAKE2b's person: 16 bytes
-_SECRET_BYTES = 32
-_KEY_WORDS = 2  # what JAX's threefry keys hold
 
 
 class RunKeys(NamedTuple):
@@ -128,7 +122,7 @@ def noise_secret(job: Job, seed: int | None) -> str:
         (64, True)
     """
     facts = identity(job) | {"code": code_digest()}
-    return derived_secret(_secret(seed), "exact noise", facts).hex()
+    return derived_secret(secret_from(seed), "exact noise", facts).hex()
 
 
 def check_keys(
@@ -222,46 +216,9 @@ def derived_keys(seed: int | None, facts: Mapping[str, str]) -> RunKeys:
         >>> bool((derived_keys(None, {}).sampler == derived_keys(None, {}).sampler))
         False
     """
-    secret = _secret(seed)
+    secret = secret_from(seed)
     return RunKeys(
-        _key(derived_secret(secret, "params", {})),
-        _key(derived_secret(secret, "sampler", facts)),
-        _key(derived_secret(secret, "optimizer", facts)),
+        typed_key(derived_secret(secret, "params", {})),
+        typed_key(derived_secret(secret, "sampler", facts)),
+        typed_key(derived_secret(secret, "optimizer", facts)),
     )
-
-
-def derived_secret(secret: bytes, use: str, facts: Mapping[str, str]) -> bytes:
-    """256 bits for one use: BLAKE2b under the secret, of use and facts as JSON.
-
-    Args:
-        secret: 32 bytes.
-        use: what the bits are for.
-        facts: as for `derived_keys`; their order does not matter.
-
-    Returns:
-        32 bytes, as secret as the seed.
-
-    Example:
-        >>> one = derived_secret(bytes(32), "sampler", {"a": "1", "b": "2"})
-        >>> one == derived_secret(bytes(32), "sampler", {"b": "2", "a": "1"})
-        True
-        >>> one == derived_secret(bytes(32), "optimizer", {"a": "1", "b": "2"})
-        False
-    """
-    text = json.dumps([use, sorted(facts.items())], separators=(",", ":"))
-    digest = hashlib.blake2b(text.encode(), digest_size=32, key=secret, person=_DOMAIN)
-    return digest.digest()
-
-
-def _secret(seed: int | None) -> bytes:
-    """A seed as 32 bytes, or as many from the operating system."""
-    if seed is None:
-        return secrets.token_bytes(_SECRET_BYTES)
-    if not 0 <= seed < 2 ** (8 * _SECRET_BYTES):
-        raise ValueError(f"run.seed is {seed}, but must lie between 0 and 2**256 - 1.")
-    return int(seed).to_bytes(_SECRET_BYTES, "little")
-
-
-def _key(content: bytes) -> Any:
-    words = np.frombuffer(content, "<u4")[:_KEY_WORDS].astype(np.uint32)
-    return jax.random.wrap_key_data(jax.numpy.asarray(words), impl="threefry2x32")

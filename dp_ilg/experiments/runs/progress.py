@@ -53,8 +53,12 @@ class Bar:
             f"epsilon {record['epsilon']:.3f}",
             f"test accuracy {100 * record['test_accuracy']:.1f} %",
         ]
-        if "private_train_loss" in record:
-            parts.append(f"private_train_loss {record['private_train_loss']:.4f}")
+        for name, found in record.get("released", {}).items():
+            words = f"{found['smoothed']:.3f} ± {found['smoothed_stderr']:.3f}"
+            parts.append(f"{name.replace('_', ' ')} {words}")
+        if "unprotected_train_loss" in record:
+            loss = record["unprotected_train_loss"]
+            parts.append(f"unprotected_train_loss {loss:.4f}")
         self.text = " · ".join(parts)
         self.bar.update(self.task, description=self.text)
 

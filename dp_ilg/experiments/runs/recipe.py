@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import optax
@@ -11,6 +12,7 @@ from dp_ilg.accounting import schedules
 from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.base import PrivateTransformation
 from dp_ilg.baselines.table import BASELINES
+from dp_ilg.clipping.adding.metric_sums import Metric
 from dp_ilg.experiments.config.fields import given
 from dp_ilg.experiments.config.schema import (
     Config,
@@ -169,6 +171,7 @@ def make_plan(config: Config, num_examples: int) -> PrivacyPlan:
         max_batch_size=privacy.max_batch_size,
         prior_releases=_prior(config),
         exact_noise=privacy.noise == "exact",
+        metric_budget=config.metrics.budget if config.metrics.release else 0.0,
     )
 
 
@@ -179,7 +182,11 @@ def _prior(config: Config) -> tuple[tuple[str, float], ...]:
 
 
 def make_optimizer(
-    config: Config, plan: PrivacyPlan, key: Any, peak: Any = None
+    config: Config,
+    plan: PrivacyPlan,
+    key: Any,
+    peak: Any = None,
+    metrics: Mapping[str, Metric] | None = None,
 ) -> PrivateTransformation:
     """Makes the optimizer of a configuration.
 
@@ -188,6 +195,7 @@ def make_optimizer(
         plan: its plan.
         key: PRNG key, secret.
         peak: the learning rate, possibly traced; by default the configuration's.
+        metrics: name -> `dp_ilg.Metric`, to be released; None for none.
 
     Returns:
         The private optimizer.
@@ -207,7 +215,10 @@ def make_optimizer(
     peak = chosen.learning_rate if peak is None else peak
     rate = learning_rate(chosen.learning_rate_schedule, peak, plan.num_steps)
     row = BASELINES[chosen.method]
-    tx = row(rate, plan, key=key, layers=layering(chosen), **method_options(config))
+    options = method_options(config) | {"layers": layering(chosen)}
+    if metrics:
+        options |= {"metrics": metrics, "smooth_steps": config.metrics.smooth_steps}
+    tx = row(rate, plan, key=key, **options)
     return average_iterates(tx, chosen.average) if chosen.average else tx
 
 

@@ -19,9 +19,7 @@ from dp_ilg.accounting.ledger import PrivacyLedger
 from dp_ilg.experiments.config.schema import Config
 from dp_ilg.experiments.data.locks import locked
 from dp_ilg.experiments.reports.page import write_report
-from dp_ilg.experiments.runs.checkpoints import load_checkpoint
 from dp_ilg.experiments.runs.distributed import Team, deaf_to_interrupts
-from dp_ilg.experiments.runs.environment import check_repeatable
 from dp_ilg.experiments.runs.evaluation import (
     accuracy_fn,
     params_sha256,
@@ -35,6 +33,7 @@ from dp_ilg.experiments.runs.folder import (
 from dp_ilg.experiments.runs.hosts import Devices, joined
 from dp_ilg.experiments.runs.job import Job, build_job, ready
 from dp_ilg.experiments.runs.keys import check_keys, derived_keys, identity, run_keys
+from dp_ilg.experiments.runs.measures import told
 from dp_ilg.experiments.runs.trainer import (
     Position,
     Watch,
@@ -42,6 +41,8 @@ from dp_ilg.experiments.runs.trainer import (
     train,
     with_exact_noise,
 )
+from dp_ilg.training.checkpoints import load_checkpoint
+from dp_ilg.training.environment import check_repeatable
 from dp_ilg.training.memory_limits import memory_advice
 
 _ONE_DEVICE = Devices()
@@ -303,19 +304,23 @@ def _summary(
         "batch_size": plan.batch_size,
         "noise_multipliers": [z for _, z in plan.stages],
         "score_budget": plan.score_budget,
+        "metric_budget": plan.metric_budget,
         "accountant": plan.accountant,
         "neighboring_relation": plan.neighboring_relation,
         "plan_digest": plan.digest(),
         "seed_fixed": seed_fixed,
         "seed_note": _FIXED_SEED if seed_fixed else _FRESH_KEYS,
-        "private_train_loss_shown": config.run.show_private_loss,
+        "unprotected_train_loss_shown": config.run.unprotected_train_loss,
         "statement": plan.statement().text,
         "versions": _versions(),
     }
     perplexity = perplexity_fn(job)
     if perplexity is not None:
         summary["test_perplexity"] = perplexity(position.kept)
-    if config.run.show_private_loss:
+    if job.config.metrics.release:
+        reader = job.make_optimizer(jax.random.key(0))
+        summary["released"] = told(reader.metrics(position.state))
+    if config.run.unprotected_train_loss:
         summary["warning"] = (
             "The training loss was shown, which is computed from the data without "
             "noise: the guarantee does not hold for who has seen it."

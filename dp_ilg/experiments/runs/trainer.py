@@ -18,10 +18,11 @@ from dp_ilg.base import PrivateTransformation
 from dp_ilg.experiments.runs.evaluation import (
     accuracy_fn,
     perplexity_fn,
-    private_loss_fn,
+    unprotected_loss_fn,
 )
 from dp_ilg.experiments.runs.job import Job
 from dp_ilg.experiments.runs.keys import program_digest
+from dp_ilg.experiments.runs.measures import told
 from dp_ilg.noise.add_noise import noise_stddev
 from dp_ilg.noise.exact import ExactNoise
 from dp_ilg.noise.repeats import next_digest, release_digest
@@ -232,8 +233,8 @@ def train(
         OSError: if ledger or checkpoint cannot be written.
 
     Privacy:
-        The plan's guarantee for everything `watch` is told, but for the loss, which is
-        private and only computed if the configuration asks for it.
+        The plan's guarantee for everything `watch` is told, released metrics among it,
+        but for the unprotected loss, computed only if the configuration asks for it.
 
     Example:
         >>> import inspect
@@ -290,7 +291,7 @@ def _evaluator(
     job: Job, tx: PrivateTransformation
 ) -> Callable[[Position], dict[str, Any]]:
     accuracy, perplexity = accuracy_fn(job), perplexity_fn(job)
-    loss = private_loss_fn(job) if job.config.run.show_private_loss else None
+    loss = unprotected_loss_fn(job) if job.config.run.unprotected_train_loss else None
 
     def evaluate(position: Position) -> dict[str, Any]:
         record = {
@@ -304,7 +305,9 @@ def _evaluator(
         if perplexity is not None:
             record["test_perplexity"] = perplexity(position.kept)
         if loss is not None:
-            record["private_train_loss"] = loss(position.kept)
+            record["unprotected_train_loss"] = loss(position.kept)
+        if tx.metrics is not None:
+            record["released"] = told(tx.metrics(position.state))
         return record
 
     return evaluate

@@ -19,7 +19,6 @@ from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.experiments.config.schema import Config, DataConfig
 from dp_ilg.experiments.data.datasets import Dataset
 from dp_ilg.experiments.data.files import DataError
-from dp_ilg.experiments.runs.environment import code_digest
 from dp_ilg.experiments.runs.evaluation import (
     accuracy_fn,
     params_sha256,
@@ -29,6 +28,7 @@ from dp_ilg.experiments.runs.job import Job, build_job, load_data, ready
 from dp_ilg.experiments.runs.keys import RunKeys, derived_keys, identity
 from dp_ilg.experiments.runs.recipe import make_optimizer, make_plan
 from dp_ilg.experiments.runs.trainer import Position, Tools, Watch, start, train
+from dp_ilg.training.environment import code_digest
 from dp_ilg.training.step import Chunks, make_train_step
 
 _KEPT = 6  # projected data sets of one task: tuning's and one for each seed

@@ -85,6 +85,7 @@ def _cost(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _search(plan: PrivacyPlan, runs: int) -> float | None:
     """None where dp_accounting has no answer."""
     bare = dataclasses.replace(plan, l2_clip_norm=1.0, score_budget=0.0)
+    bare = dataclasses.replace(bare, metric_budget=0.0)
     return _search_of(bare, runs)
 
 

@@ -1,6 +1,7 @@
 """Every fault planted in a sound trainer is found, by the check meant for it."""
 
 import dataclasses
+import functools
 from unittest import mock
 
 import jax
@@ -21,11 +22,17 @@ from dp_ilg.noise.add_noise import (
     noise_stddev,
 )
 from dp_ilg.optimizers.importance import score_layer_importance
+from dp_ilg.optimizers.metrics import release_metrics
 from dp_ilg.training.step import make_train_step
 from tests.helpers.audit_scene import scene_plan, trainer, with_links
 
 SOUND = trainer()
 PLAN = SOUND.plan
+METRICS = {
+    "loss": dp_ilg.Metric(lambda loss, aux: loss, high=3.0),
+    "low": dp_ilg.Metric(lambda loss, aux: loss < 1),
+}
+MEASURED_PLAN = scene_plan(metric_budget=0.2)
 
 
 def replaced(**parts):
@@ -89,6 +96,62 @@ def uncharged_score():
         ]
 
     return with_links(base, change)
+
+
+def measured():
+    """A sound trainer that releases metrics."""
+    return trainer(MEASURED_PLAN, metrics=METRICS)
+
+
+def other_metrics(plan, base, claim):
+    """Metrics released by another plan than the trainer claims."""
+
+    def change(links, key):
+        own = release_metrics(plan, METRICS, key=jax.random.fold_in(key, 9))
+        facts = {"role": "metric", "metrics": own.metrics, "key": own.key}
+        verb = PrivateTransformation(own.init, own.update, plan=claim, **facts)
+        links = [x for x in links if getattr(x, "role", "") != "metric"]
+        return [links[0], verb, *links[1:]]
+
+    return with_links(base, change)
+
+
+def unnoised_metrics():
+    silent = scene_plan(stages=((6, 1e-9),), metric_budget=0.2)
+    return other_metrics(silent, measured(), MEASURED_PLAN)
+
+
+def uncharged_metrics():
+    """Gradient and scores have the whole budget, and metrics come on top."""
+    bare = trainer()
+    clip = measured().clip
+    oracle = functools.partial(clip, engine="vmap")
+    base = dataclasses.replace(bare, clip=clip, oracle=oracle)
+    return other_metrics(MEASURED_PLAN, base, PLAN)
+
+
+def metrics_with_the_noise_of_the_score():
+    def change(links, key):
+        (score,) = [x for x in links if getattr(x, "role", "") == "score"]
+        own = release_metrics(MEASURED_PLAN, METRICS, key=key)
+
+        def update(updates, state, params=None, **extra):
+            _, scored = score.update(updates, score.init(params), params)
+            _, after = own.update(updates, state, params, **extra)
+            tau = MEASURED_PLAN.score_noise_multipliers[0]
+            drawn = scored.average * 10 * MEASURED_PLAN.batch_size
+            drawn = (drawn - updates.layer_shares)[:2] / tau
+            noise = drawn * MEASURED_PLAN.metric_noise_multipliers[0]
+            total = updates.metrics.total + noise
+            unit = MEASURED_PLAN.batch_size * 2**-0.5
+            return updates, after._replace(value=total / unit)
+
+        facts = {"role": "metric", "metrics": own.metrics, "key": own.key}
+        verb = PrivateTransformation(own.init, update, plan=MEASURED_PLAN, **facts)
+        links = [x for x in links if getattr(x, "role", "") != "metric"]
+        return [links[0], verb, *links[1:]]
+
+    return with_links(measured(), change)
 
 
 def same_key_every_step():
@@ -484,6 +547,12 @@ FAULTS = {
     "noise 1 % too small": (lambda: less_noise(0.99), "noise of the gradient"),
     "score not noised": (unnoised_score, "noise of the score"),
     "score not charged": (uncharged_score, "noise against the charge"),
+    "metrics not noised": (unnoised_metrics, "noise of the metrics"),
+    "metrics charged nothing": (uncharged_metrics, "noise against the charge"),
+    "metrics with the noise of the score": (
+        metrics_with_the_noise_of_the_score,
+        "independence of the noise",
+    ),
     "geometry from the current batch": (
         geometry_of_the_batch,
         "geometry of past releases",
@@ -551,9 +620,27 @@ def test_every_promise_of_the_sound_trainer_holds(sound, check):
     assert finding.holds, finding
 
 
+@pytest.fixture(scope="module")
+def sound_and_measured():
+    return gather(measured(), seed=1)
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        pytest.param(name, marks=[] if "noise" in name else [pytest.mark.slow])
+        for name in CHECKS
+    ],
+)
+def test_every_promise_holds_where_metrics_are_released(sound_and_measured, check):
+    finding = CHECKS[check](sound_and_measured)
+    assert finding.holds and "no metric" not in finding.found, finding
+
+
 SLOW = (  # each compiles a thousand runs, or repeats a fast one's kind
     "noise 1 % too small",
     "score not charged",
+    "metrics with the noise of the score",
     "same noise key in two leaves",
     "same noise key in two steps",
     "old noise on a new batch",

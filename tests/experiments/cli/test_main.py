@@ -276,8 +276,14 @@ def test_a_large_delta_is_a_warning_of_one_line(capsys):
     assert err.startswith("dp-ilg: warning: delta is 0.1") and err.count("\n") == 1
 
 
+@pytest.mark.parametrize("flag", ["--show-private-loss", "--run.show-private-loss"])
+def test_the_flag_of_before_names_that_of_now(flag, capsys):
+    assert cli.main(["train", flag]) == 2
+    assert "now called run.unprotected_train_loss" in capsys.readouterr().err
+
+
 def test_showing_the_training_loss_warns(trained, capsys):
-    assert cli.main(["train", "--show-private-loss"]) == 0
+    assert cli.main(["train", "--unprotected-train-loss"]) == 0
     assert "the guarantee is void" in capsys.readouterr().err
     assert cli.main(["train"]) == 0
     assert "void" not in capsys.readouterr().err

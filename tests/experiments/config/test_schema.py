@@ -78,7 +78,7 @@ def test_any_values_survive_being_written(name, delta, rate, hidden, frozen, sho
             blocks=blocks,
             frozen=frozen,
         ),
-        run=RunConfig(show_private_loss=show),
+        run=RunConfig(unprotected_train_loss=show),
     )
     assert config_from_mapping(tomllib.loads(config_to_toml(config))) == config
 
@@ -147,8 +147,20 @@ MISTAKES = {
     ),
     "number for text": (lambda m: mapping(data__name=3), "must be a string"),
     "number for bool": (
-        lambda m: mapping(run__show_private_loss=1),
+        lambda m: mapping(run__unprotected_train_loss=1),
         "must be true or false",
+    ),
+    "name of before": (
+        lambda m: m | {"run": {"show_private_loss": True}},
+        "now called run.unprotected_train_loss",
+    ),
+    "metrics for nothing": (
+        lambda m: m | {"metrics": {"release": True, "budget": 0.0}},
+        "metrics.budget",
+    ),
+    "average of nothing": (
+        lambda m: m | {"metrics": {"smooth_steps": 0}},
+        "must be at least 1",
     ),
     "no list": (lambda m: mapping(model__hidden=64), "must be a list"),
     "list of text": (

@@ -14,9 +14,9 @@ import pytest
 
 from dp_ilg.experiments.cli import main as cli
 from dp_ilg.experiments.runs import runner, supervised
-from dp_ilg.experiments.runs.checkpoints import read_checkpoint
 from dp_ilg.experiments.runs.hosts import Devices, Hosts, joined
 from dp_ilg.sampling.poisson import PoissonSampler
+from dp_ilg.training.checkpoints import read_checkpoint
 from dp_ilg.training.mesh_rows import OwnRows
 
 ROOT = Path(__file__).parents[3]

@@ -21,20 +21,18 @@ import dp_ilg
 from dp_ilg.experiments.cli import main as cli
 from dp_ilg.experiments.data.locks import locked
 from dp_ilg.experiments.runs import (
-    checkpoints,
-    environment,
     evaluation,
     job,
     runner,
     trainer,
 )
 from dp_ilg.experiments.runs import folder as run_folder
-from dp_ilg.experiments.runs.checkpoints import load_checkpoint, save_checkpoint
 from dp_ilg.experiments.runs.job import build_job
 from dp_ilg.experiments.runs.keys import run_keys
 from dp_ilg.experiments.runs.runner import Interrupted, run_training, with_seed
 from dp_ilg.experiments.runs.trainer import start
-from dp_ilg.training import memory_limits
+from dp_ilg.training import checkpoints, environment, memory_limits
+from dp_ilg.training.checkpoints import load_checkpoint, save_checkpoint
 from tests.experiments.runs.test_trainer import (  # noqa: F401 - two fixtures among them
     SEED,
     Crash,

@@ -12,13 +12,14 @@ from jax.flatten_util import ravel_pytree
 
 from dp_ilg.accounting.ledger import PrivacyLedger
 from dp_ilg.experiments.audits.subject import release_of, tapped
-from dp_ilg.experiments.runs import environment
-from dp_ilg.experiments.runs.checkpoints import read_checkpoint, save_checkpoint
 from dp_ilg.experiments.runs.job import build_job
-from dp_ilg.experiments.runs.keys import derived_keys, derived_secret, run_keys
+from dp_ilg.experiments.runs.keys import derived_keys, run_keys
 from dp_ilg.experiments.runs.runner import Interrupted, run_training, with_seed
 from dp_ilg.experiments.runs.trainer import Watch, start, train
 from dp_ilg.experiments.sweeps.bench import Bench, _keys
+from dp_ilg.training import environment
+from dp_ilg.training.checkpoints import read_checkpoint, save_checkpoint
+from dp_ilg.training.run_secret import derived_secret
 from tests.experiments.runs.test_faults import press
 from tests.experiments.runs.test_trainer import (
     SEED,

@@ -28,14 +28,15 @@ from dp_ilg.experiments.config.schema import (
     ScheduleConfig,
     config_to_toml,
 )
-from dp_ilg.experiments.runs import checkpoints, runner
 from dp_ilg.experiments.runs import folder as run_folder
+from dp_ilg.experiments.runs import runner
 from dp_ilg.experiments.runs.evaluation import params_sha256
 from dp_ilg.experiments.runs.job import build_job
 from dp_ilg.experiments.runs.keys import derived_keys, identity, run_keys
 from dp_ilg.experiments.runs.recipe import learning_rate
 from dp_ilg.experiments.runs.runner import Interrupted, run_training, with_seed
 from dp_ilg.experiments.runs.trainer import Watch, start, train
+from dp_ilg.training import checkpoints
 from tests.helpers.compiled import compiled_once  # noqa: F401 - a fixture
 
 SEED = 918273645
@@ -123,7 +124,7 @@ def test_the_summary_and_the_metrics_tell_what_was_released(whole):
         layers = line["layers"]
         assert layers["names"] == ["hidden_0", "output"]
         assert {len(values) for values in layers.values()} == {2}
-        assert "private_train_loss" not in line
+        assert "unprotected_train_loss" not in line
     assert lines[-1]["test_accuracy"] == summary["test_accuracy"]
 
 
@@ -140,10 +141,10 @@ def test_the_noise_in_the_metrics_is_that_on_the_mean(whole):
 
 
 def test_training_loss_is_shown_only_if_asked_for_and_labelled(tmp_path):
-    config = tiny(run__show_private_loss=True)
+    config = tiny(run__unprotected_train_loss=True)
     summary = run_training(config, tmp_path / "run")
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    assert all(json.loads(line)["private_train_loss"] > 0 for line in lines)
+    assert all(json.loads(line)["unprotected_train_loss"] > 0 for line in lines)
     assert "guarantee does not hold" in summary["warning"]
 
 

@@ -18,7 +18,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
 _OVERHEAD = 1 << 16  # what Orbax writes besides the arrays, and more
@@ -203,6 +202,8 @@ def _reserve(folder: Path, size: int) -> None:
 
 def _checkpointer() -> Any:
     """Orbax, for one process: of several, only number 0 has a folder."""
+    import orbax.checkpoint as ocp  # here, so that a loop without it needs none
+
     alone = ocp.options.MultiprocessingOptions(
         primary_host=jax.process_index(), active_processes={jax.process_index()}
     )

@@ -25,7 +25,7 @@ _SETTINGS = (
     "jax_disable_jit",
 )
 _DEVICE_COUNT = "--xla_force_host_platform_device_count"
-_PACKAGE = Path(__file__).parents[2]
+_PACKAGE = Path(__file__).parents[1]
 
 
 def environment(layout: str = "one device") -> dict[str, str]:
@@ -44,7 +44,7 @@ def environment(layout: str = "one device") -> dict[str, str]:
     """
     settings = {name: str(getattr(jax.config, name)) for name in _SETTINGS}
     settings["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "")
-    found = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    found = {name: _version(name) for name in _PACKAGES}
     return found | {
         "dp_ilg source": _source_digest(),
         "devices": _devices(),
@@ -108,6 +108,13 @@ def code_digest() -> str:
     facts["settings"] = " ".join(f for f in flags if _DEVICE_COUNT not in f)
     text = json.dumps(sorted(facts.items()))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 @functools.cache

@@ -1,0 +1,100 @@
+"""Checks of a plan at its construction: every number that cannot be is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dp_ilg import validation
+from dp_ilg.accounting import accountants
+from dp_ilg.accounting.charges import noise_law
+
+_MOST = 2**53  # above, floating point cannot tell a count from the next
+
+
+def check(plan: Any) -> None:
+    """Raises unless the fields of a plan make a valid one.
+
+    Args:
+        plan: a `dp_ilg.accounting.plan.PrivacyPlan`.
+
+    Raises:
+        ValueError: in one sentence, for the first field that does not.
+
+    Example:
+        >>> from dp_ilg.accounting.plan import PrivacyPlan
+        >>> PrivacyPlan(
+        ...     num_examples=100, batch_size=10, num_steps=3, delta=1e-5,
+        ...     l2_clip_norm=1.0, score_budget=0.6, metric_budget=0.5,
+        ...     stages=((3, 2.0),))
+        Traceback (most recent call last):
+        ValueError: score_budget is 0.6 and metric_budget is 0.5, which leaves ...
+    """
+    for name in ("num_examples", "batch_size", "num_steps"):
+        validation.whole(name, getattr(plan, name), most=_MOST)
+    if plan.batch_size > plan.num_examples:
+        raise ValueError(
+            f"batch_size is {plan.batch_size}, but there are only {plan.num_examples} "
+            "examples; choose a batch size of at most num_examples."
+        )
+    if plan.max_batch_size is not None:
+        validation.whole("max_batch_size", plan.max_batch_size, plan.batch_size, _MOST)
+    validation.fraction("delta", plan.delta)
+    validation.positive("l2_clip_norm", plan.l2_clip_norm)
+    _check_budgets(plan)
+    if plan.target_epsilon is not None:
+        validation.positive("target_epsilon", plan.target_epsilon)
+    accountants.check_names(plan.accountant, plan.neighboring_relation)
+    noise_law.check(plan)
+    _check_stages(plan)
+    _check_prior(plan.prior_releases)
+
+
+def _check_budgets(plan: Any) -> None:
+    for name in ("score_budget", "metric_budget"):
+        validation.fraction(name, getattr(plan, name), include_zero=True)
+    if not plan.score_budget + plan.metric_budget < 1:
+        raise ValueError(
+            f"score_budget is {plan.score_budget:g} and metric_budget is "
+            f"{plan.metric_budget:g}, which leaves nothing for the gradient; their sum "
+            "must be below 1."
+        )
+
+
+def _check_prior(releases: Any) -> None:
+    if not isinstance(releases, tuple | list):
+        raise ValueError(
+            f"prior_releases is {releases!r}, but must be a tuple of pairs of a name "
+            "and a noise multiplier."
+        )
+    for release in releases:
+        pair = isinstance(release, tuple | list) and len(release) == 2
+        if not (pair and isinstance(release[0], str) and release[0].strip()):
+            raise ValueError(
+                f"The prior release {release!r} must be a pair of a name and a noise "
+                "multiplier, such as ('DP-PCA', 16.0)."
+            )
+        validation.positive(f"the noise multiplier of {release[0]!r}", release[1])
+
+
+def _check_stages(plan: Any) -> None:
+    if not isinstance(plan.stages, tuple | list):
+        raise ValueError(
+            f"stages is {plan.stages!r}, but must be a tuple of pairs of a number of "
+            "steps and a noise multiplier."
+        )
+    total = 0
+    for stage in plan.stages:
+        if not (isinstance(stage, tuple | list) and len(stage) == 2):
+            raise ValueError(
+                f"The stage {stage!r} must be a pair of a number of steps and a noise "
+                "multiplier."
+            )
+        validation.whole("the number of steps of a stage", stage[0])
+        if stage[1] != 0:
+            validation.positive("the noise multiplier of a stage", stage[1])
+        total += stage[0]
+    if total != plan.num_steps:
+        raise ValueError(
+            f"The stages have {total} steps but num_steps is {plan.num_steps}; they "
+            "must agree."
+        )

@@ -1,0 +1,86 @@
+"""The metrics a run releases: its training loss and accuracy, with noise."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from dp_ilg.base import LossFn
+from dp_ilg.clipping.adding.metric_sums import Metric
+from dp_ilg.experiments.config.metrics import MetricsConfig
+from dp_ilg.experiments.data.datasets import Dataset
+
+Records = dict[str, dict[str, float]]
+
+
+def run_metrics(config: MetricsConfig, data: Dataset) -> dict[str, Metric]:
+    """The metrics of a run, or none.
+
+    Args:
+        config: the section "metrics".
+        data: the data set; only its number of classes or tokens is read.
+
+    Returns:
+        Name -> `dp_ilg.Metric`, for a loss that returns whether the guess is right.
+
+    Privacy: the loss is clipped to a public bound.
+
+    Example:
+        >>> from dp_ilg.experiments.config.schema import Config
+        >>> from dp_ilg.experiments.runs.job import load_data
+        >>> found = run_metrics(MetricsConfig(release=True), load_data(Config()))
+        >>> sorted(found), round(found["train_loss"].high, 2)
+        (['train_accuracy', 'train_loss'], 4.61)
+    """
+    if not config.release:
+        return {}
+    outcomes = data.num_classes if data.y_train.ndim == 1 else data.num_tokens
+    bound = config.loss_bound or 2 * math.log(max(2, outcomes or 2))
+    return {
+        "train_loss": Metric(lambda loss, right: loss, high=bound),
+        "train_accuracy": Metric(lambda loss, right: right),
+    }
+
+
+def with_itself(loss_fn: LossFn) -> LossFn:
+    """A loss that returns its value once more beside it, for metrics to be fed with.
+
+    Args:
+        loss_fn: ``(params, example) -> scalar``.
+
+    Returns:
+        ``(params, example) -> (scalar, scalar)``.
+
+    Example:
+        >>> with_itself(lambda w, x: w * x)(2.0, 3.0)
+        (6.0, 6.0)
+    """
+
+    def pair(params: Any, example: Any) -> Any:
+        value = loss_fn(params, example)
+        return value, value
+
+    return pair
+
+
+def told(released: Mapping[str, Any]) -> Records:
+    """What was released, as ``metrics.jsonl`` holds it.
+
+    Args:
+        released: name -> `dp_ilg.Released`.
+
+    Returns:
+        Name -> its four numbers by name.
+
+    Privacy: released with noise; it may be shown.
+
+    Example:
+        >>> from dp_ilg import Released
+        >>> told({"train_loss": Released(0.5, 0.625, 0.25, 0.125)})["train_loss"]
+        {'value': 0.5, 'smoothed': 0.625, 'stderr': 0.25, 'smoothed_stderr': 0.125}
+    """
+    return {
+        name: {field: float(np.asarray(x)) for field, x in one._asdict().items()}
+        for name, one in released.items()
+    }

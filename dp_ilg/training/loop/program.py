@@ -1,0 +1,163 @@
+"""The compiled step of a run, and the digest of all that decides what it releases."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from dp_ilg.base import Params, PrivateTransformation
+from dp_ilg.clipping.clipped_grad import ClippedGradFn, clipped_grad
+from dp_ilg.clipping.memory import fit_microbatch
+from dp_ilg.noise.exact import nothing
+from dp_ilg.training.loop.losses import KeyedLoss, with_row_words, without_key
+from dp_ilg.training.loop.state import Counted
+from dp_ilg.training.mesh import Shardings, spread
+from dp_ilg.training.step import CompiledStep, make_train_step
+
+_ADDRESS = re.compile(r"0x[0-9a-f]+")
+
+
+class Program(NamedTuple):
+    """The step of a run, for its data.
+
+    Attributes:
+        step: compiled, for a state that is `Counted`.
+        grad_fn: the clipped gradient in it, before it is spread over a mesh.
+        digest: of the compiled step's program and its constants.
+    """
+
+    step: CompiledStep
+    grad_fn: ClippedGradFn
+    digest: str
+
+
+def counted(tx: PrivateTransformation) -> PrivateTransformation:
+    """A private optimizer whose state counts its steps.
+
+    Args:
+        tx: a whole private optimizer.
+
+    Returns:
+        The same with a state that is `Counted`.
+
+    Example:
+        >>> import dp_ilg, jax.numpy as jnp
+        >>> plan = dp_ilg.plan_privacy(noise_multiplier=1.0, delta=1e-5,
+        ...     num_examples=100, batch_size=10, num_steps=5)
+        >>> tx = counted(dp_ilg.dp_adam_ilg(0.1, plan, key=jax.random.key(0)))
+        >>> int(tx.init({"w": jnp.zeros(2)}).step)
+        0
+    """
+
+    def init(params: Params) -> Counted:
+        return Counted(tx.init(params), jax.numpy.zeros((), jax.numpy.int32))
+
+    def update(updates: Any, state: Counted, params: Any = None, **extra: Any) -> Any:
+        updates, inner = tx.update(updates, state.inner, params, **extra)
+        return updates, Counted(inner, state.step + 1)
+
+    return PrivateTransformation(
+        init,
+        update,
+        role=tx.role,
+        key=tx.key,
+        plan=tx.plan,
+        geometry=lambda state: tx.geometry(state.inner),
+        importance=tx.importance and (lambda state: tx.importance(state.inner)),
+        links=tx.links,
+    )
+
+
+def build_program(
+    recipe: Any,
+    tx: PrivateTransformation,
+    loss: KeyedLoss,
+    state: tuple[Params, Counted],
+    chunk: tuple[Any, Any],
+) -> Program:
+    """Compiles nothing yet, but traces the step once, for its digest.
+
+    Args:
+        recipe: the `dp_ilg.training.loop.recipe.Recipe` of the run.
+        tx: its optimizer, not `counted`.
+        loss: of parameters, example and key.
+        state: parameters and counted state, as the step takes them.
+        chunk: a batch, with row words if the loss reads a key, and its mask.
+
+    Returns:
+        The `Program`.
+    """
+    keyed = recipe.reads_key
+    facts = dict(clip_mode=recipe.clip_mode, engine=recipe.engine)
+    grad_fn = clipped_grad(
+        with_row_words(loss) if keyed else without_key(loss),
+        l2_clip_norm=recipe.plan.l2_clip_norm,
+        microbatch_size=recipe.microbatch_size,
+        **facts,
+    )
+    if recipe.memory_mib is not None:
+        grad_fn = _within(grad_fn, recipe, state[0], chunk[0])
+    shardings, on_devices = None, grad_fn
+    if recipe.mesh is not None:
+        shardings = Shardings.of(*state, recipe.mesh)
+        on_devices = spread(grad_fn, recipe.mesh)
+    step = make_train_step(on_devices, counted(tx), shardings)
+    given = (nothing(state[0], tx.geometry(state[1].inner)),) if recipe.exact else ()
+    traced = step.whole.trace(*state, *chunk, *given)
+    return Program(step, grad_fn, jaxpr_digest(traced.jaxpr))
+
+
+def jaxpr_digest(closed: Any) -> str:
+    """64 hexadecimal digits that name a traced program, its constants included.
+
+    Args:
+        closed: a ``ClosedJaxpr``.
+
+    Returns:
+        SHA-256 of the program's text, without addresses, and of every constant in it.
+
+    Example:
+        >>> one, two, three = (
+        ...     jax.make_jaxpr(lambda x, k=k: x * k)(1.0) for k in (2.0, 2.0, 3.0))
+        >>> jaxpr_digest(one) == jaxpr_digest(two) != jaxpr_digest(three)
+        True
+    """
+    found = hashlib.sha256(_ADDRESS.sub("", str(closed.jaxpr)).encode())
+    for value in _constants(closed):
+        if jax.dtypes.issubdtype(getattr(value, "dtype", None), jax.dtypes.prng_key):
+            value = jax.random.key_data(value)
+        array = np.ascontiguousarray(value)
+        found.update(f" {array.dtype} {array.shape} ".encode())
+        found.update(array.tobytes())
+    return found.hexdigest()
+
+
+def _constants(closed: Any) -> Iterator[Any]:
+    """The constants of a program, and of every program within it."""
+    yield from getattr(closed, "consts", ())
+    jaxpr = getattr(closed, "jaxpr", closed)
+    for equation in jaxpr.eqns:
+        is_program = lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")  # noqa: E731
+        values = jax.tree.leaves(list(equation.params.values()), is_leaf=is_program)
+        for value in values:
+            if is_program(value):
+                yield from _constants(value)
+
+
+def _within(grad_fn: ClippedGradFn, recipe: Any, params: Params, batch: Any) -> Any:
+    """The same in the largest micro-batch whose temporary memory fits the budget."""
+    rows = jax.tree.leaves(batch)[0].shape[0]
+    if recipe.mesh is not None:
+        rows //= recipe.mesh.size
+    shapes = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct((rows, *a.shape[1:]), a.dtype), batch
+    )
+    budget = recipe.memory_mib * 2**20
+    size = fit_microbatch(grad_fn, params, shapes, budget, recipe.layers)
+    return dataclasses.replace(grad_fn, microbatch_size=size)

@@ -1,0 +1,66 @@
+"""A small private run for the tests of the front door."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import dp_ilg
+
+N, WIDTH = 60, 3
+
+
+@functools.cache
+def made_plan(num_steps=4, **facts):
+    """A plan without calibration, so that it costs nothing."""
+    told = dict(noise_multiplier=1.0, delta=1e-5, num_examples=N, batch_size=12)
+    return dp_ilg.plan_privacy(**(told | {"num_steps": num_steps} | facts))
+
+
+def data():
+    """Inputs and labels of all examples."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(N, WIDTH)).astype(np.float32)
+    return x, (x.sum(axis=1) > 0).astype(np.int32)
+
+
+def loss_fn(params, example):
+    """Of one example."""
+    x, y = example
+    return jax.nn.softplus((1 - 2 * y) * (params["w"] @ x + params["b"]))
+
+
+def noisy_loss(params, example, key):
+    """Of one example, with dropout on the inputs."""
+    x, y = example
+    return loss_fn(params, (x * jax.random.bernoulli(key, 0.5, x.shape), y))
+
+
+def start():
+    """Parameters before the first step."""
+    return {"w": jnp.zeros(WIDTH), "b": jnp.zeros(())}
+
+
+def training(loss=loss_fn, optimizer=None, plan=None, seed=0, **facts):
+    """A run with a fixed seed."""
+    optimizer = optax.adam(0.1) if optimizer is None else optimizer
+    plan = made_plan() if plan is None else plan
+    return dp_ilg.private_training(loss, optimizer, plan, seed=seed, **facts)
+
+
+def trained(train, rows=None, ledger=None, until=None, **facts):
+    """The state after the steps of a run, or after some."""
+    state = train.init(start())
+    for lot in train.batches(data() if rows is None else rows, ledger=ledger, **facts):
+        state = train.step(state, lot)
+        if until is not None and lot.step + 1 == until:
+            break
+    return state
+
+
+def bits(tree):
+    """All bits of a tree of arrays."""
+    leaves = jax.tree.leaves(tree)
+    return [np.asarray(x).tobytes() for x in leaves]
