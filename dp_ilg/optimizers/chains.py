@@ -26,13 +26,14 @@ from dp_ilg.optimizers.importance import (
     score_released_gradients,
     set_layer_importance,
 )
-from dp_ilg.optimizers.metrics import (
+from dp_ilg.optimizers.metric_links import (
     check_all_told,
     check_budget_spent,
     metric_links,
     metrics_place,
+    metrics_reader,
 )
-from dp_ilg.optimizers.types import like_before, like_parameters
+from dp_ilg.optimizers.types import apart, like_before, like_parameters
 from dp_ilg.optimizers.wrappers import refuse_wrappers
 
 
@@ -93,7 +94,7 @@ def chain(*transformations: optax.GradientTransformation) -> PrivateTransformati
 
     def init(params: Params) -> tuple[Any, ...]:
         check_budget_spent(transformations, told)
-        return tuple(link.init(params) for link in links)
+        return apart(tuple(link.init(params) for link in links), params)
 
     def update(
         updates: Any, state: tuple[Any, ...], params: Params | None = None, **extra: Any
@@ -123,12 +124,8 @@ def chain(*transformations: optax.GradientTransformation) -> PrivateTransformati
     def importance(state: tuple[Any, ...]) -> Any:
         return source.importance(state[holder])
 
-    def metrics(state: tuple[Any, ...]) -> dict[str, Any]:
-        reader: Any = transformations[told]
-        return reader.metrics(state[told])
-
     facts: Any = dict(geometry=geometry, importance=importance)
-    facts["metrics"] = None if told is None else metrics
+    facts["metrics"] = metrics_reader(transformations, told)
     return PrivateTransformation(
         init, update, role="private", links=transformations, **facts
     )
