@@ -59,7 +59,7 @@ class Geometry:
     weights: Any
     groups: Groups = dataclasses.field(metadata={"static": True})
     coordinates: Any = None
-    facts: ClipFacts | None = None
+    facts: Any = None
 
     @classmethod
     def uniform(cls, params: PyTree, layers: Any = "module") -> Geometry:
