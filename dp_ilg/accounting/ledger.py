@@ -13,6 +13,7 @@ from typing import Any, NoReturn, SupportsIndex
 from dp_ilg import validation
 from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.accounting.sealing import ANY_DIGIT, SealedLog, cut_from, seal, unseal
+from dp_ilg.accounting.statement import Statement
 
 FORMAT_VERSION = 2  # 1 had no released_from, and is read as well
 _DIGEST_BYTES = 16
@@ -135,10 +136,20 @@ class PrivacyLedger:
             ...     l2_clip_norm=1.0, score_budget=0.0, stages=((2, 1.0),))
             >>> with tempfile.TemporaryDirectory() as folder:
             ...     with PrivacyLedger(f"{folder}/ledger.jsonl", plan) as ledger:
-            ...         ledger.epsilon()
-            0.0
+            ...         ledger.epsilon(), ledger.statement().as_dict()["steps"]
+            (0.0, 0)
         """
         return self.plan.epsilon(self.steps)
+
+    def statement(self) -> Statement:
+        """Returns the guarantee of the steps recorded so far, in words and as JSON.
+
+        Returns:
+            What `dp_ilg.PrivacyPlan.statement` says of that many steps.
+
+        Privacy: as `epsilon`, and as the statement of some steps.
+        """
+        return self.plan.statement(self.steps)
 
     def record(self, step: SupportsIndex, *, released_from: Any = None) -> None:
         """Charges one step; call it before the step's release is used.

@@ -296,6 +296,7 @@ def _summary(
         "seconds": round(position.seconds, 3),
         "params_sha256": params_sha256(position.kept),
         "dataset": job.data.name,
+        "outside": dict(job.outside),
         "data_note": job.data.note,
         "model": config.model.name,
         "framework": config.model.framework,
