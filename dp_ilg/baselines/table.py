@@ -34,7 +34,7 @@ from dp_ilg.clipping.adding.metric_sums import Metric
 from dp_ilg.clipping.clip import ClipMode, as_clip_mode, normalize
 from dp_ilg.geometry.rules import RULES
 from dp_ilg.optimizers.chains import chain, dp_adam_ilg
-from dp_ilg.optimizers.metrics import metric_links
+from dp_ilg.optimizers.metric_links import metric_links
 from dp_ilg.registry.lookup import resolve, table
 
 __all__ = [
