@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -9,11 +10,13 @@ import jax
 from dp_ilg import validation
 from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.base import PrivateTransformation
+from dp_ilg.clipping.adding.metric_sums import Metric
 from dp_ilg.clipping.clip import as_clip_mode, clip_per_example
 from dp_ilg.geometry.layers import as_layering
 from dp_ilg.geometry.rules import as_rule
 from dp_ilg.noise.add_noise import add_importance_noise, fresh_key
 from dp_ilg.optimizers.chains import _release, chain
+from dp_ilg.optimizers.metric_links import metric_links
 
 
 def behind_noise(
@@ -29,6 +32,7 @@ def behind_noise(
     floor: Any = 0.01,
     public_importance: Any = None,
     noise: str | None = None,
+    metrics: Mapping[str, Metric] | None = None,
 ) -> PrivateTransformation:
     """Puts an Optax transformation behind clip, importance and noise.
 
@@ -44,6 +48,7 @@ def behind_noise(
         floor: as in `dp_adam_ilg`.
         public_importance: as in `dp_adam_ilg`.
         noise: as in `dp_adam_ilg`.
+        metrics: as in `dp_adam_ilg`.
 
     Returns:
         An Optax transformation with ``geometry(state)`` and ``importance(state)``.
@@ -75,5 +80,8 @@ def behind_noise(
     )
     mode = as_clip_mode(clip_mode)
     return chain(
-        clip_per_example(plan.l2_clip_norm, clip_mode=mode), *release, optimizer
+        clip_per_example(plan.l2_clip_norm, clip_mode=mode),
+        *metric_links(plan, metrics, key),
+        *release,
+        optimizer,
     )

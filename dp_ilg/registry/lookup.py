@@ -8,10 +8,11 @@ So an installed package cannot put itself in place of a row of ours.
 import difflib
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from dp_ilg.registry.source import Loaded, is_path, load
 
+Rows = TypeVar("Rows", bound=Mapping[str, Any])
 _GUIDE = "see docs/guides/extend.md"
 
 
@@ -104,7 +105,7 @@ KINDS: dict[str, Kind] = {
 _OWN: dict[str, frozenset[str]] = {}
 
 
-def table(kind: str, rows: dict[str, Any]) -> dict[str, Any]:
+def table(kind: str, rows: Rows) -> Rows:
     """A table of ours; what is added to it later is known to this process only.
 
     Args:

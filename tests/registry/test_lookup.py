@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from dp_ilg.registry.lookup import KINDS, find, is_of_this_process, resolve, table
-from dp_ilg.registry.source import load, package_digest
+from dp_ilg.registry.source import forget, load
 
 ROWS = {"paper": len, "uniform": max}
 RULE = "def steep(importance, sizes):\n    return importance**2\n\n\nlimit = 3\n"
@@ -65,6 +65,8 @@ def test_other_code_has_another_digest(here):
     first = find("rule", "./mine.py:steep")
     assert find("rule", str(here / "mine.py") + ":steep").digest == first.digest
     (here / "mine.py").write_text(RULE.replace("2", "3"))
+    assert find("rule", "./mine.py:steep") == first  # read once, as a module is
+    forget()
     second = find("rule", "./mine.py:steep")
     assert second.digest != first.digest and second.value(2, 1) == 8
 
@@ -75,7 +77,7 @@ def test_a_digest_covers_the_whole_package(installed):
     (folder / "helper.py").write_text("power = 2\n")
     for module in ("from_three", "from_three.parts"):
         del sys.modules[module]
-    package_digest.cache_clear()
+    forget()
     assert load("rule", "from_three.parts:steep").digest != first
 
 

@@ -3,14 +3,12 @@
 import tomllib
 from pathlib import Path
 
-from dp_ilg.baselines.table import BASELINES
 from dp_ilg.experiments.config.fields import from_mapping
 from dp_ilg.experiments.config.schema import Config
-from dp_ilg.experiments.data.datasets import LOADERS
 from dp_ilg.experiments.models.sizes import SIZES, check_sizes
-from dp_ilg.experiments.runs.recipe import build_schedule, check_row, method_options
+from dp_ilg.experiments.runs.outside.parts import check_for_workers, check_parts
+from dp_ilg.experiments.runs.recipe import build_schedule, method_options
 from dp_ilg.experiments.sweeps.sweep import Grid, Method, Sweep, Task, nested
-from dp_ilg.geometry.rules import RULES
 
 # What the sweep sets itself, and where it says so.
 OWNED = {
@@ -121,11 +119,10 @@ def _check_equal(task: Task, grids: list[tuple[Method, Grid]]) -> None:
 
 def _check_config(config: Config, task: Task, method: Method) -> None:
     try:
-        check_row("data.name", config.data.name, LOADERS)
-        check_row("model.name", config.model.name, SIZES)
-        check_sizes(config.model.name, config.model.options())
-        check_row("optimizer.importance", config.optimizer.importance, RULES)
-        check_row("optimizer.method", config.optimizer.method, BASELINES)
+        check_parts(config)
+        check_for_workers(config)
+        if config.model.name in SIZES:
+            check_sizes(config.model.name, config.model.options())
         method_options(config)
         build_schedule(config.privacy.schedule)
     except ValueError as error:
