@@ -12,8 +12,15 @@ from typing import Any, NoReturn, SupportsIndex
 
 from dp_ilg import validation
 from dp_ilg.accounting.plan import PrivacyPlan
-from dp_ilg.accounting.sealing import ANY_DIGIT, SealedLog, cut_from, seal, unseal
-from dp_ilg.accounting.statement import Statement
+from dp_ilg.accounting.sealing import (
+    SealedLog,
+    cut_from,
+    seal,
+    step_forms,
+    step_line,
+    unseal,
+)
+from dp_ilg.accounting.statements.statement import Statement
 
 FORMAT_VERSION = 2  # 1 had no released_from, and is read as well
 _DIGEST_BYTES = 16
@@ -210,7 +217,7 @@ class PrivacyLedger:
             )
         if step == self.steps:
             self._origins[step] = origin
-            self._log.append(_line(step, origin))
+            self._log.append(step_line(step, origin))
         elif origin is None or origin != self._origins[step]:
             raise ValueError(_differs(step, origin, self._origins[step]))
         self._recorded_here = step
@@ -262,7 +269,11 @@ class PrivacyLedger:
     def _mend(self, tail: bytes, steps: int) -> None:
         """Counts a last line that lacks its end alone; refuses one that was changed."""
         text = tail.decode("latin-1")
-        fits = [form for form in _forms(steps) if cut_from(form, text)]
+        fits = [
+            form
+            for form in step_forms(steps, 2 * _DIGEST_BYTES)
+            if cut_from(form, text)
+        ]
         if not fits:
             self._refuse_line(steps)
         if len(tail) == len(fits[0]) - 1:
@@ -274,7 +285,7 @@ class PrivacyLedger:
         """What the step of a line was released from, if it says."""
         found = unseal(line) or {}
         origin = found.get("released_from")
-        if line + b"\n" != _line(count, origin):
+        if line + b"\n" != step_line(count, origin):
             self._refuse_line(count)
         return origin
 
@@ -324,18 +335,6 @@ class PrivacyLedger:
             person=b"released_from",
         )
         return digest.hexdigest()
-
-
-def _line(step: int, origin: Any) -> bytes:
-    """The line of a step; of an old one, or one without digest, the step alone."""
-    return seal({"step": step} | ({} if origin is None else {"released_from": origin}))
-
-
-def _forms(step: int) -> list[str]:
-    """What the line of a step may look like, its unknown digits as question marks."""
-    unknown = ANY_DIGIT * 2 * _DIGEST_BYTES
-    whole = _line(step, unknown).decode()
-    return [_line(step, None).decode(), whole[:-11] + ANY_DIGIT * 8 + whole[-3:]]
 
 
 def _differs(step: int, origin: str | None, before: str | None) -> str:

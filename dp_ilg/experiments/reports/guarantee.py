@@ -4,9 +4,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from dp_ilg.accounting.membership import right_guesses, right_guesses_of
 from dp_ilg.accounting.plan import PrivacyPlan
-from dp_ilg.accounting.statement import RELATIONS, round_up
+from dp_ilg.accounting.statements.membership import right_guesses, right_guesses_of
+from dp_ilg.accounting.statements.statement import RELATIONS, round_up
 from dp_ilg.experiments.reports.words import short, shown_epsilon
 
 Bullets = list[tuple[str, str]]

@@ -2,7 +2,7 @@
 
 import math
 
-from dp_ilg.accounting.statement import round_up
+from dp_ilg.accounting.statements.statement import round_up
 
 
 def shown_epsilon(value: float) -> str:
