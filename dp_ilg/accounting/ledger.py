@@ -269,11 +269,7 @@ class PrivacyLedger:
     def _mend(self, tail: bytes, steps: int) -> None:
         """Counts a last line that lacks its end alone; refuses one that was changed."""
         text = tail.decode("latin-1")
-        fits = [
-            form
-            for form in step_forms(steps, 2 * _DIGEST_BYTES)
-            if cut_from(form, text)
-        ]
+        fits = [form for form in step_forms(steps) if cut_from(form, text)]
         if not fits:
             self._refuse_line(steps)
         if len(tail) == len(fits[0]) - 1:

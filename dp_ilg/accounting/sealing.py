@@ -69,12 +69,12 @@ def step_line(step: int, origin: Any) -> bytes:
     return seal({"step": step} | ({} if origin is None else {"released_from": origin}))
 
 
-def step_forms(step: int, digits: int) -> list[str]:
+def step_forms(step: int, digits: int = 32) -> list[str]:
     """What the line of a step may look like, its unknown digits as `ANY_DIGIT`.
 
     Args:
         step: which one.
-        digits: how many an origin has.
+        digits: how many an origin has; 16 bytes by default.
 
     Returns:
         The line without an origin, and that with one.
