@@ -40,6 +40,7 @@ from dp_ilg.clipping.clip import clip_sum
 from dp_ilg.clipping.engine_table import ENGINES
 from dp_ilg.clipping.explicit import placed_by_xla
 from dp_ilg.clipping.leaf_paths import Explanation
+from dp_ilg.clipping.losses.advice import check_arguments
 from dp_ilg.clipping.modes import ClipMode, agreed_mode, as_clip_mode
 from dp_ilg.clipping.purity import check_loss
 from dp_ilg.clipping.sparse import plain
@@ -321,11 +322,7 @@ def clipped_grad(
 
     Reference: Abadi et al. 2016, Algorithm 1; docs/idea.md.
     """
-    if not callable(loss_fn):
-        raise TypeError(
-            f"loss_fn is {type(loss_fn).__name__}, but must be a function (params, "
-            "example) -> scalar."
-        )
+    check_arguments(loss_fn)
     validation.positive("l2_clip_norm", l2_clip_norm)
     if microbatch_size is not None:
         validation.whole("microbatch_size", microbatch_size)
