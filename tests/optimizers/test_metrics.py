@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import flax.serialization
 import jax
@@ -490,7 +491,7 @@ def test_state_travels():
     assert told.value == curve["loss"].value[-1]
     own = [s for s in state.inner if hasattr(s, "average_variance")][0]
     bare = own._replace(key=None)
-    back = flax.serialization.from_bytes(bare, flax.serialization.to_bytes(bare))
+    back: Any = flax.serialization.from_bytes(bare, flax.serialization.to_bytes(bare))
     assert (back.value == own.value).all()
 
 
