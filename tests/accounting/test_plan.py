@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from dp_ilg.accounting import accountants
 from dp_ilg.accounting.plan import PrivacyPlan
-from dp_ilg.accounting.statement import RELATIONS, round_up
+from dp_ilg.accounting.statements.statement import RELATIONS, round_up
 
 FACTS = dict(
     num_examples=60_000,
