@@ -161,8 +161,8 @@ class ClippedGradFn:
         if geometry.coordinates is not None:
             loss_fn, point = enter_loss(geometry.coordinates, loss_fn, params)
         chunk, run = self._prepared(loss_fn, point, batch, geometry.groups)
-
-        facts, how = facts_of(self.metrics), (geometry, l2_clip_norm, self.clip_mode)
+        mode: Any = self.clip_mode
+        facts, how = facts_of(self.metrics), (geometry, l2_clip_norm, mode)
 
         def one(rows: Example, mask: Array) -> ClippedGrad:
             return clip_sum(run(point, rows), *how, mask, facts)
