@@ -70,7 +70,7 @@ class ClippedGradFn:
         batch: Example,
         *,
         geometry: Geometry | None = None,
-        is_padding_example: Array | None = None,
+        is_padding_example: Any = None,
     ) -> ClippedGrad:
         """Sums the clipped gradients of a batch.
 
