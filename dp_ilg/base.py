@@ -257,16 +257,6 @@ class ClippedGrad:
         return factors[neighboring_relation] * float(self.l2_clip_norm)
 
 
-def _joined_metrics(one: Any, other: Any) -> Any:
-    """The metrics of two chunks, of which either both have some or none."""
-    if (one is None) != (other is None):
-        raise ValueError(
-            "One of two chunks has metrics and the other has none; make both with the "
-            "same dp_ilg.clipped_grad."
-        )
-    return None if one is None else one + other
-
-
 def _check_modes(one: Any, other: Any) -> None:
     """Raises for two sums that say different clip modes."""
     modes = [facts.clip_mode for facts in (one, other) if facts is not None]
@@ -275,6 +265,16 @@ def _check_modes(one: Any, other: Any) -> None:
             f"Two chunks were clipped with clip_mode {modes[0]} and {modes[1]}; clip "
             "all chunks of a step with one function."
         )
+
+
+def _joined_metrics(one: Any, other: Any) -> Any:
+    """The metrics of two chunks, of which either both have some or none."""
+    if (one is None) != (other is None):
+        raise ValueError(
+            "One of two chunks has metrics and the other has none; make both with the "
+            "same dp_ilg.clipped_grad."
+        )
+    return None if one is None else one + other
 
 
 def _same_bound(one: ClippedGrad, other: ClippedGrad) -> Any:

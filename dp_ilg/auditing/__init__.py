@@ -1,8 +1,9 @@
-"""Lower bounds: on epsilon from scores with and without a canary, on delta from losses.
+"""Lower bounds on epsilon and delta, and an audit of anybody's training step.
 
 Floor 1: imports `base` and `validation` only.
-Enter by `epsilon_lower_bound` (any scores), `gaussian_lower_bound` (normal ones) and
-`delta_lower_bound` (what an accountant's claim is checked with).
+Enter by `audit_step` (a step against its plan), `epsilon_lower_bound` (any scores),
+`gaussian_lower_bound` (normal ones) and `delta_lower_bound` (what an accountant's claim
+is checked with).
 """
 
 from dp_ilg.auditing.bounds import (
@@ -11,9 +12,12 @@ from dp_ilg.auditing.bounds import (
     gaussian_lower_bound,
 )
 from dp_ilg.auditing.losses import delta_lower_bound
+from dp_ilg.auditing.step_audit import StepAudit, audit_step
 
 __all__ = [
     "EpsilonLowerBound",
+    "StepAudit",
+    "audit_step",
     "delta_lower_bound",
     "epsilon_lower_bound",
     "gaussian_lower_bound",

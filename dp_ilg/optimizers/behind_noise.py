@@ -16,7 +16,7 @@ from dp_ilg.geometry.layers import as_layering
 from dp_ilg.geometry.rules import as_rule
 from dp_ilg.noise.add_noise import add_importance_noise, fresh_key
 from dp_ilg.optimizers.chains import _release, chain
-from dp_ilg.optimizers.metrics import metric_links
+from dp_ilg.optimizers.metric_links import metric_links
 
 
 def behind_noise(

@@ -100,9 +100,11 @@ run folder it belongs to.
         if facts.get(name) != value:
             # a digest of the data is as secret as the keys
             which = "" if name == "data" else f" ({facts.get(name)}, not {value})"
+            remedy = "use the run folder it belongs to"
+            if name.startswith("source of "):
+                remedy = "put the code back as it was, or begin a new run folder"
             raise ValueError(
-                f"The checkpoint was made with another {name}{which}; use the run "
-                "folder it belongs to."
+                f"The checkpoint was made with another {name}{which}; {remedy}."
             )
     return step, filled(like, leaves), facts
 

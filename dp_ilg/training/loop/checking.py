@@ -176,8 +176,8 @@ def plan_warnings(plan: PrivacyPlan, parameters: int) -> list[str]:
         found.append(
             f"the batch of {plan.batch_size:,} is far too small for this epsilon and "
             f"{parameters:,} parameters: if the gradients of all steps agreed, their "
-            f"sum would still be shorter than the noise; plan with {least}, or train fewer "
-            "parameters."
+            f"sum would still be shorter than the noise; plan with {least}, or train "
+            "fewer parameters."
         )
     return found
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from dp_ilg.accounting.plan import PrivacyPlan
-from dp_ilg.accounting.statement import Statement
+from dp_ilg.accounting.statements.statement import Statement
 from dp_ilg.geometry.geometry import Geometry
 from dp_ilg.noise.repeats import next_digest
 from dp_ilg.training.frameworks.adapt import adapt
@@ -244,7 +242,7 @@ class PrivateTraining(RunCore):
         Privacy:
             Public.
         """
-        return _shortened(self.plan, self._steps(state)).statement()
+        return self.plan.statement(self._steps(state))
 
     def explain(self, model: Any, batch: Any) -> Any:
         """Which path the engine takes for every leaf, why, and what it costs.
@@ -310,15 +308,3 @@ class PrivateTraining(RunCore):
         """
         self._begun("metrics")
         return self._tx.metrics(state.opt_state) if self._tx.metrics else {}
-
-
-def _shortened(plan: PrivacyPlan, steps: int) -> PrivacyPlan:
-    """The plan of the first steps alone."""
-    left, stages = steps, []
-    for count, z in plan.stages:
-        taken = min(left, count)
-        left -= taken
-        stages += [(taken, z)] if taken else []
-    if steps == plan.num_steps or not stages:
-        return plan
-    return dataclasses.replace(plan, num_steps=steps, stages=tuple(stages))

@@ -82,14 +82,8 @@ def open_ledger(
         OSError: if it cannot be written.
     """
     Path(path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = PrivacyLedger(path, plan, key=key)
+    found = PrivacyLedger(path, plan, key=key, resume=taken is not None)
     steps = found.steps
-    if taken is None and steps:
-        found.close()
-        raise ValueError(
-            f"The ledger {path} has {steps} steps already; pass resume=True to go on "
-            "with that run, or choose another path."
-        )
     if taken is not None and steps < taken:
         found.close()
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Dropout, augmentation and views: keys of (run, step, example), and one clip for all."""
+"""Dropout, augmentation and views: keys of (run, step, example), one clip for all."""
 
 import jax
 import jax.numpy as jnp
