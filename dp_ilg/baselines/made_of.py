@@ -148,6 +148,24 @@ def spends_scores(name: str, make: Make, options: dict[str, Any]) -> bool:
     return any(link.role == "score" for link in _links(made[0]) if _draws(link))
 
 
+def clip_mode_of(make: Make, options: dict[str, Any]) -> Any:
+    """The clip mode of a method from outside, as its clip says it.
+
+    Args:
+        make: what makes it, already `checked`.
+        options: its options.
+
+    Returns:
+        The `dp_ilg.clipping.modes.ClipMode`.
+
+    Raises:
+        ValueError: for whatever the method refuses.
+    """
+    tx = _probed(make, jax.random.key(0), options)
+    (clip,) = [link for link in _links(tx) if getattr(link, "role", "") == "clip"]
+    return clip.facts.clip_mode
+
+
 def _probed(make: Make, key: Any, options: dict[str, Any]) -> PrivateTransformation:
     """For a plan with score budget; for one without, if that is refused."""
     facts: dict[str, Any] = dict(num_examples=1000, batch_size=100, delta=1e-5)
