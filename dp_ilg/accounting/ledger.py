@@ -13,7 +13,7 @@ from typing import Any, NoReturn, SupportsIndex
 from dp_ilg import validation
 from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.accounting.sealing import ANY_DIGIT, SealedLog, cut_from, seal, unseal
-from dp_ilg.accounting.statement import Statement
+from dp_ilg.accounting.statements.statement import Statement
 
 FORMAT_VERSION = 2  # 1 had no released_from, and is read as well
 _DIGEST_BYTES = 16

@@ -18,7 +18,7 @@ import numpy as np
 from dp_ilg import validation
 from dp_ilg.accounting import accountants, plan_checks, sealing, truncation
 from dp_ilg.accounting.charges import noise_law
-from dp_ilg.accounting.statement import Statement, describe
+from dp_ilg.accounting.statements.statement import Statement, describe
 
 if TYPE_CHECKING:
     import dp_accounting

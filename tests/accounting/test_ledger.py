@@ -335,12 +335,15 @@ def test_a_repeat_that_would_differ_is_refused(path, other):
 
 
 def test_a_step_recorded_without_is_not_repeated_with(path):
-    _write(path, 1)
+    with PrivacyLedger(path, PLAN) as ledger:
+        ledger.record(0)
     with resumed(path, PLAN) as ledger:
         with pytest.raises(ValueError, match="recorded without") as caught:
             ledger.record(0, released_from=ORIGINS[0])
         assert _is_one_sentence(caught.value)
-        ledger.record(0)
+        with pytest.raises(ValueError, match="repeated without it") as caught:
+            ledger.record(0)
+        assert _is_one_sentence(caught.value)
         ledger.record(1, released_from=ORIGINS[1])
 
 
@@ -394,7 +397,7 @@ def test_a_ledger_of_the_first_format_goes_on(path, monkeypatch):
     assert b'{"dp_ilg_ledger": 1, ' in content
     with resumed(path, PLAN) as ledger:
         assert ledger.steps == 2
-        ledger.record(1)
+        ledger.record(1, released_from=FROM)
         ledger.record(2, released_from=ORIGINS[2])
     with resumed(path, PLAN) as ledger:
         ledger.record(2, released_from=ORIGINS[2])
@@ -514,6 +517,27 @@ def test_full_disk_at_creation_leaves_a_file_that_opens_later(path, monkeypatch)
         resumed(path, PLAN)
     with resumed(path, PLAN) as ledger:
         assert ledger.steps == 0
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_run_is_not_begun_again_by_accident(path, steps):
+    """A second run under the same key is the same run, or gives the data away."""
+    content = _write(path, steps)
+    for plan in (PLAN, PLAN):
+        with pytest.raises(ValueError, match="pass resume=True to go on") as caught:
+            PrivacyLedger(path, plan)
+        assert f"holds a run of {steps} steps already" in str(caught.value)
+        assert "another path and new keys" in str(caught.value)
+        assert _is_one_sentence(caught.value)
+    path.write_bytes(content[:-1])  # the last line lacks its end alone
+    with pytest.raises(ValueError, match="pass resume=True"):
+        PrivacyLedger(path, PLAN)
+    assert path.read_bytes() == content[:-1]
+    with PrivacyLedger(path, PLAN, resume=True) as ledger:
+        assert ledger.steps == steps
+    with PrivacyLedger(path.with_name("new.jsonl"), PLAN, resume=True) as ledger:
+        assert ledger.steps == 0
+    PrivacyLedger(path.with_name("new.jsonl"), PLAN).close()  # no step in it yet
 
 
 # -------------------------------------------------------------- two processes

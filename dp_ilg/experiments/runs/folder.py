@@ -1,6 +1,7 @@
 """The folder of a run: begun whole or not at all, resumed only where it fits."""
 
 import contextlib
+import dataclasses
 import glob
 import hashlib
 import json
@@ -265,6 +266,21 @@ to go on with it.
             ValueError: if it is not there or damaged.
         """
         return read_config(self.config)
+
+    def restate(self, config: Config) -> None:
+        """Takes over what the report of a resumed run shall say.
+
+        Args:
+            config: of the resumed run, the same otherwise.
+
+        Raises:
+            ValueError: if the folder's configuration is damaged.
+            OSError: if it cannot be written.
+        """
+        known = self.read_config()
+        if known.report != config.report:
+            changed = dataclasses.replace(known, report=config.report)
+            write_atomically(self.config, config_to_toml(changed))
 
     def add_metrics(self, record: Mapping[str, Any]) -> None:
         """Appends one evaluation.

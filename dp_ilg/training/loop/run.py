@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from dp_ilg.accounting.plan import PrivacyPlan
-from dp_ilg.accounting.statement import Statement
+from dp_ilg.accounting.statements.statement import Statement
 from dp_ilg.noise.repeats import next_digest
 from dp_ilg.training.frameworks.adapt import adapt
 from dp_ilg.training.loop import saving

@@ -13,7 +13,6 @@ from dp_ilg.experiments.cli.main import main
 from dp_ilg.experiments.config.schema import config_from_mapping, config_to_toml
 from dp_ilg.experiments.models.networks import build_model
 from dp_ilg.experiments.models.sizes import Facts
-from dp_ilg.experiments.runs.checkpoints import load_checkpoint, save_checkpoint
 from dp_ilg.experiments.runs.job import build_job
 from dp_ilg.experiments.runs.keys import program_digest
 from dp_ilg.experiments.runs.outside.parts import check_for_workers, sources
@@ -21,6 +20,7 @@ from dp_ilg.experiments.sweeps.bench import Bench
 from dp_ilg.experiments.sweeps.worker import answer
 from dp_ilg.geometry.rules import RULES
 from dp_ilg.registry.source import forget
+from dp_ilg.training.checkpoints import load_checkpoint, save_checkpoint
 
 CODE = """
 import dp_ilg
