@@ -122,8 +122,7 @@ class PerExampleGrads(NamedTuple):
             sum of ``|first_t| |second_t|`` over the terms of the group, for formed
             gradients and looked-up rows the norm itself. Never below `norms` but by
             rounding; NaN or infinite where the gradient is.
-        metrics: what the loss gives beside its value, ``[batch, metrics]``; None where
-            it gives nothing.
+        metrics: what the loss gives beside its value, ``[batch, metrics]``, or None.
         params: where the gradients were taken, for scores that read it, or None.
 
     Privacy: all are raw; none may leave before clipping and noise.
@@ -149,8 +148,7 @@ class ClippedGrad:
 
     Attributes:
         gradients: float32 sum of clipped gradients, shaped like the parameters.
-        layer_shares: sum over examples of their scores, by default the unit vector of
-            group norms, float32 ``[groups]``.
+        layer_shares: sum over examples of their scores, float32 ``[groups]``.
         geometry: the `Geometry` of the clip.
         l2_clip_norm: the bound C on one example in that geometry, float32 scalar.
         fits: sum over examples of 1/2 for what the bound leaves alone and -1/2 for
@@ -259,6 +257,16 @@ class ClippedGrad:
         return factors[neighboring_relation] * float(self.l2_clip_norm)
 
 
+def _check_modes(one: Any, other: Any) -> None:
+    """Raises for two sums that say different clip modes or scores."""
+    for name in ("clip_mode", "score"):
+        first, second = (getattr(x, name, None) for x in (one, other))
+        agree = getattr(first, "agrees", first.__eq__)
+        if None not in (first, second) and not agree(second):
+            words = f"Two chunks were clipped with {name} {first} and {second}"
+            raise ValueError(f"{words}; clip all chunks of a step with one function.")
+
+
 def _joined_metrics(one: Any, other: Any) -> Any:
     """The metrics of two chunks, of which either both have some or none."""
     if (one is None) != (other is None):
@@ -267,18 +275,6 @@ def _joined_metrics(one: Any, other: Any) -> Any:
             "same dp_ilg.clipped_grad."
         )
     return None if one is None else one + other
-
-
-def _check_modes(one: Any, other: Any) -> None:
-    """Raises for two sums that say different clip modes or scores."""
-    for name in ("clip_mode", "score"):
-        first, second = (getattr(x, name, None) for x in (one, other))
-        agree = getattr(first, "agrees", first.__eq__)
-        if None not in (first, second) and not agree(second):
-            raise ValueError(
-                f"Two chunks were clipped with {name} {first} and {second}; clip all "
-                "chunks of a step with one function."
-            )
 
 
 def _same_bound(one: ClippedGrad, other: ClippedGrad) -> Any:

@@ -5,6 +5,7 @@ from figures.growth import GROWTH
 from figures.imdb import IMDB_FIGURE
 from figures.layers import LAYERS
 from figures.look import Drawing
+from figures.metrics import METRICS
 from figures.speed import SPEED
 
 FIGURES: dict[str, Drawing] = {  # the name of the file in docs/assets
@@ -13,4 +14,5 @@ FIGURES: dict[str, Drawing] = {  # the name of the file in docs/assets
     "layers": LAYERS,
     "growth": GROWTH,
     "audit": AUDIT,
+    "metrics": METRICS,
 }

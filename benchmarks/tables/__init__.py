@@ -20,6 +20,7 @@ TABLES: dict[str, Table] = {
     "next-words": utility.next_words,
     "encoders": utility.encoders,
     "frozen": utility.frozen,
+    "metric-band": utility.metric_band,
     "layers": studies.layers,
     # docs/choosing.md
     "questions": studies.questions,

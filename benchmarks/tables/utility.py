@@ -189,3 +189,30 @@ def frozen(lines: Lines) -> str:
     rows = [[r["row"], spread([100 * r["test_accuracy"]])] for r in records]
     words = f"CIFAR-10's classes 5 to 9, epsilon {records[0]['job']['epsilon']:g}"
     return markdown([words, "test %, one seed"], rows)
+
+
+def metric_band(lines: Lines) -> str:
+    """How often the truth was within the band of released metrics."""
+    records: Sequence[Record] = [
+        r for r in lines("metric_band") if r["kind"] == "count"
+    ]
+    head = [
+        "metric",
+        "standard error, one step",
+        "25 steps",
+        "steps",
+        "inside 95 %",
+        "25 steps",
+    ]
+    rows = [
+        [
+            r["metric"],
+            f"{r['stderr']:.4f}",
+            f"{r['smoothed_stderr']:.4f}",
+            f"{r['steps']:,}",
+            f"{100 * r['inside']:.1f} %",
+            f"{100 * r['smoothed_inside']:.1f} %",
+        ]
+        for r in records
+    ]
+    return markdown(head, rows)

@@ -7,16 +7,20 @@ results got out, never fewer. One line of JSON a step, each closed by a CRC-32.
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any, NoReturn, SupportsIndex
 
 from dp_ilg import validation
 from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.accounting.sealing import ANY_DIGIT, SealedLog, cut_from, seal, unseal
+from dp_ilg.accounting.statements.statement import Statement
 
 FORMAT_VERSION = 2  # 1 had no released_from, and is read as well
 _DIGEST_BYTES = 16
+_TWO_WAYS = (
+    "pass resume=True to go on with that very run (same parameters, program, data and "
+    "keys), or choose another path and new keys for another run"
+)
 
 
 class BudgetExhausted(ValueError):
@@ -34,9 +38,10 @@ class BudgetExhausted(ValueError):
 class PrivacyLedger:
     """Append-only record of the steps taken under one plan.
 
-    Opening a file that exists resumes it. A last line that was cut while it was being
-    written is dropped, since `record` had not returned and nothing had been released;
-    one that lacks its line end alone counts.
+    Opening a file that has steps needs ``resume=True``: a second run under the same key
+    is either the same run, or it gives data away. A last line that was cut while it was
+    being written is dropped, since `record` had not returned and nothing had been
+    released; one that lacks its line end alone counts.
     The file is locked against a second writer until `close`.
 
     Attributes:
@@ -46,10 +51,10 @@ class PrivacyLedger:
     Privacy:
         The ledger counts what this process was told of, for the unit and neighbouring
         relation of the plan. A repeated step is charged once, which is right only if it
-        repeats the same release bit for bit (law: keyed by step). With `released_from`
-        the ledger holds a step to that: the same parameters, program and data, or it is
-        refused. Without, that is up to the caller. Whoever can edit or delete the file
-        can hide steps: the CRC guards against accidents, not against people.
+        repeats the same release bit for bit (law: keyed by step). `released_from` holds
+        a step to that: the same parameters, program and data, or it is refused; a step
+        that was recorded without cannot be repeated. Whoever can edit or delete the
+        file can hide steps: the CRC guards against accidents, not against people.
 
     Example:
         >>> import tempfile
@@ -58,11 +63,13 @@ class PrivacyLedger:
         ...     l2_clip_norm=1.0, score_budget=0.0, stages=((2, 1.0),))
         >>> folder = tempfile.TemporaryDirectory()
         >>> with PrivacyLedger(f"{folder.name}/ledger.jsonl", plan) as ledger:
-        ...     ledger.record(0)
+        ...     ledger.record(0, released_from="digest of parameters, program, data")
         ...     ledger.steps
         1
-        >>> with PrivacyLedger(f"{folder.name}/ledger.jsonl", plan) as ledger:
-        ...     ledger.record(0)  # a resumed run repeats the step it was cut off in
+        >>> with PrivacyLedger(
+        ...     f"{folder.name}/ledger.jsonl", plan, resume=True) as ledger:
+        ...     # a resumed run repeats the step it was cut off in, as it was
+        ...     ledger.record(0, released_from="digest of parameters, program, data")
         ...     ledger.record(1)
         ...     ledger.record(2)
         Traceback (most recent call last):
@@ -71,20 +78,22 @@ class PrivacyLedger:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], plan: PrivacyPlan, *, key: Any = None
+        self, path: Any, plan: PrivacyPlan, *, key: Any = None, resume: bool = False
     ):
         """Creates the file, or resumes it.
 
         Args:
-            path: the file; its folder must exist.
+            path: the file, text or `os.PathLike`; its folder must exist.
             plan: the plan of the run.
             key: the run's noise key, of which a hash is kept, so that a second run
                 with another key cannot pass for a replay of the first. It also keys the
                 hashes of `released_from`, which then tell nothing to whoever guesses.
+            resume: whether to go on with a run whose steps are in the file; a file
+                that is not there yet is begun all the same.
 
         Raises:
-            ValueError: if the file is no ledger, belongs to another plan or key, or is
-                damaged; it is left as it is.
+            ValueError: if the file has steps and `resume` is False, is no ledger,
+                belongs to another plan or key, or is damaged; it is left as it is.
             OSError: if the file cannot be created, read or written, or another process
                 (or another ledger in this one) has it open.
         """
@@ -95,7 +104,7 @@ class PrivacyLedger:
         if key is not None:
             self._words = validation.key_words("key", key).tobytes()
             self._facts["key"] = _fingerprint(self._words)
-        self._recorded_here = -1
+        self._recorded_here, self._may_resume = -1, bool(resume)
         self._origins: dict[int, str | None] = {}
         self._log = SealedLog(self.path)
         try:
@@ -127,10 +136,20 @@ class PrivacyLedger:
             ...     l2_clip_norm=1.0, score_budget=0.0, stages=((2, 1.0),))
             >>> with tempfile.TemporaryDirectory() as folder:
             ...     with PrivacyLedger(f"{folder}/ledger.jsonl", plan) as ledger:
-            ...         ledger.epsilon()
-            0.0
+            ...         ledger.epsilon(), ledger.statement().as_dict()["steps"]
+            (0.0, 0)
         """
         return self.plan.epsilon(self.steps)
+
+    def statement(self) -> Statement:
+        """Returns the guarantee of the steps recorded so far, in words and as JSON.
+
+        Returns:
+            What `dp_ilg.PrivacyPlan.statement` says of that many steps.
+
+        Privacy: as `epsilon`, and as the statement of some steps.
+        """
+        return self.plan.statement(self.steps)
 
     def record(self, step: SupportsIndex, *, released_from: Any = None) -> None:
         """Charges one step; call it before the step's release is used.
@@ -148,7 +167,7 @@ class PrivacyLedger:
             BudgetExhausted: for a step past the plan.
             ValueError: for a step that is no whole number, one that leaves a gap or
                 was recorded since the file was opened, a repeated step that was
-                released from something else (or without saying what), or a closed
+                released from something else or without saying what, or a closed
                 ledger.
             TypeError: for a `released_from` that is no text.
             OSError: if the line could not be written and synced. The step then counts
@@ -192,7 +211,7 @@ class PrivacyLedger:
         if step == self.steps:
             self._origins[step] = origin
             self._log.append(_line(step, origin))
-        elif origin != self._origins[step]:
+        elif origin is None or origin != self._origins[step]:
             raise ValueError(_differs(step, origin, self._origins[step]))
         self._recorded_here = step
 
@@ -229,6 +248,8 @@ class PrivacyLedger:
         for count, line in enumerate(lines[1:]):
             self._origins[count] = self._read_step(count, line)
         steps = max(0, len(lines) - 1)
+        if lines and (steps or tail) and not self._may_resume:
+            self._log.refuse(f"holds a run of {steps} steps already", _TWO_WAYS)
         if steps > self.plan.num_steps:
             self._log.refuse("has more steps than its plan", "count it as overspent")
         self._log.accept(lines, tail)
@@ -324,7 +345,8 @@ def _differs(step: int, origin: str | None, before: str | None) -> str:
         return (
             f"step is {step}, which was recorded with{'out' * (before is None)} "
             f"released_from and would be repeated {now} it, so nobody can tell whether "
-            "it is the same release; repeat it as it was, or begin a new run."
+            "it is the same release; record every step with released_from="
+            "dp_ilg.release_digest(params, program), or begin a new run with new keys."
         )
     return (
         f"step is {step}, which was released from other parameters or by another "

@@ -18,7 +18,7 @@ import numpy as np
 from dp_ilg import validation
 from dp_ilg.accounting import accountants, plan_checks, sealing, truncation
 from dp_ilg.accounting.charges import noise_law
-from dp_ilg.accounting.statement import Statement, describe
+from dp_ilg.accounting.statements.statement import Statement, describe
 
 if TYPE_CHECKING:
     import dp_accounting
@@ -233,12 +233,21 @@ class PrivacyPlan:
         bare = steps is not None and int(steps) == 0 and not found
         return found + (0.0 if bare else self.noise_charge.epsilon)
 
-    def statement(self) -> Statement:
-        """Returns the guarantee of the whole plan in words and as JSON.
+    def statement(self, steps: SupportsIndex | None = None) -> Statement:
+        """Returns the guarantee in words and as JSON.
+
+        Args:
+            steps: the number of steps taken, at most `num_steps`; None for all.
 
         Returns:
             A statement; ``str(statement)`` is one paragraph for people and
             ``statement.as_dict()`` a record for programs.
+
+        Raises:
+            ValueError: for a negative number of steps or one past the plan.
+
+        Privacy:
+            Of some steps it holds if no result decided where to stop; else quote all.
 
         Example:
             >>> plan = PrivacyPlan(
@@ -247,7 +256,7 @@ class PrivacyPlan:
             >>> str(plan.statement())[:10]
             'NO PRIVACY'
         """
-        return describe(self)
+        return describe(self, self._steps(steps))
 
     def to_json(self) -> str:
         """Returns the plan as one line of JSON, the same for equal plans.

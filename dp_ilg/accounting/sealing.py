@@ -18,6 +18,9 @@ except ImportError:  # no such locks on this system: then one process is assumed
     fcntl = None
 
 ANY_DIGIT = "?"
+_HELD: dict[tuple[int, int], int] = {}
+"""Files that a process has locked, by device and inode: its number."""
+_SHUT = "close the first ledger, or open it once, in a with statement"
 _SEALED_LINE = re.compile(rb'(.*), "crc32": "([0-9a-f]{8})"\}', re.DOTALL)
 
 
@@ -120,7 +123,7 @@ class SealedLog:
         """
         self.path = path
         self._tip = (0, 0)  # lines, bytes: one value, so that no interrupt parts them
-        self._has_tail = False
+        self._has_tail = self._locked = False
         self._file = self._open()
         try:
             self._lock()
@@ -215,8 +218,10 @@ class SealedLog:
     def close(self) -> None:
         """Closes the file and lets go of the lock; closing twice is harmless."""
         if self._file >= 0:
+            if self._locked:
+                _HELD.pop(self._identity(), None)
             os.close(self._file)
-            self._file = -1
+            self._file, self._locked = -1, False
 
     def _open(self) -> int:
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0)
@@ -232,8 +237,19 @@ class SealedLog:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             busy = error.errno in (errno.EWOULDBLOCK, errno.EACCES)
-            why = "opened, since another run holds it" if busy else "locked"
-            self._fail(error, why, "wait for that run, or use another run folder")
+            if busy and _HELD.get(self._identity()) == os.getpid():
+                why, remedy = "opened a second time, since this process holds it", _SHUT
+            else:
+                why = "opened, since another run holds it" if busy else "locked"
+                remedy = "wait for that run, or use another run folder"
+            self._fail(error, why, remedy)
+        self._locked = True
+        _HELD[self._identity()] = os.getpid()
+
+    def _identity(self) -> tuple[int, int]:
+        """The file behind the name, whatever it is called."""
+        found = os.fstat(self._file)
+        return found.st_dev, found.st_ino
 
     def _trim(self) -> None:
         """Cuts the file back to its last whole, acknowledged line."""

@@ -22,6 +22,7 @@ from dp_ilg.baselines.adaptive import (
     quantile_clipping_per_layer,
     scale_then_privatize,
 )
+from dp_ilg.baselines.made_of import checked, clip_mode_of, spends_scores
 from dp_ilg.baselines.plain import (
     automatic_clipping,
     dp_adam,
@@ -33,7 +34,8 @@ from dp_ilg.clipping.adding.metric_sums import Metric
 from dp_ilg.clipping.clip import ClipMode, as_clip_mode, normalize
 from dp_ilg.geometry.rules import RULES
 from dp_ilg.optimizers.chains import chain, dp_adam_ilg
-from dp_ilg.optimizers.metrics import metric_links
+from dp_ilg.optimizers.metric_links import metric_links
+from dp_ilg.registry.lookup import resolve, table
 
 __all__ = [
     "BASELINES",
@@ -122,10 +124,10 @@ class Baseline(NamedTuple):
 
     def options(self) -> tuple[str, ...]:
         """Names of the options this method has."""
-        known = inspect.signature(self.make).parameters
+        known = [*inspect.signature(self.make).parameters.values()][2:]
         fixed = self.make.keywords if isinstance(self.make, functools.partial) else {}
-        first = ("learning_rate", "plan", "key", "metrics")
-        return tuple(name for name in known if name not in (*first, *fixed))
+        named = [p.name for p in known if p.kind is not p.VAR_KEYWORD]
+        return tuple(n for n in named if n not in ("key", "metrics", *fixed))
 
     def check_options(self, options: Options) -> None:
         """Raises unless every option is one of this method's."""
@@ -133,7 +135,7 @@ class Baseline(NamedTuple):
             if name not in self.options():
                 raise ValueError(
                     f"The method {self.name} has no option {name}; it takes "
-                    f"{', '.join(self.options())}."
+                    f"{', '.join(self.options()) or 'none'}."
                 )
 
     def spends_scores(self, **options: Any) -> bool:
@@ -146,27 +148,45 @@ class Baseline(NamedTuple):
 
 
 def baseline(name: str) -> Baseline:
-    """The row of a method.
+    """The row of a method, or one that is made of a method from outside.
 
     Args:
-        name: a key of `BASELINES`.
+        name: a key of `BASELINES`, an entry point of ``dp_ilg.methods``, or
+            ``package.module:name`` or ``./file.py:name`` of a function
+            ``(learning_rate, plan, *, key, **options) -> chain``.
 
     Returns:
-        The row.
+        The row. One from outside holds every chain it makes against its claim: it must
+        clip, and draw noise for the plan and under the key that it is given.
 
     Raises:
         ValueError: for any other name.
 
+    Privacy: a method from outside has the guarantee of what it is made of; its code
+    runs with every right, so read it.
+
     Example:
         >>> baseline("sgd")
         Traceback (most recent call last):
-        ValueError: method is 'sgd', but must be one of adaclip, adadp, ...
+        ValueError: method is 'sgd', which is unknown; did you mean dp_sgd? (one of \
+your own: ./file.py:name or package.module:name)
     """
-    if name not in BASELINES:
-        raise ValueError(
-            f"method is {name!r}, but must be one of {', '.join(BASELINES)}."
-        )
-    return BASELINES[name]
+    found = resolve("method", name, BASELINES, "method")
+    if name in BASELINES:
+        return found
+    if isinstance(found, Baseline):
+        return found._replace(make=checked(name, found.make))
+    return _row_of_outside(name, found)
+
+
+def _row_of_outside(name: str, make: Callable[..., PrivateTransformation]) -> Baseline:
+    own = checked(name, make)
+    return Baseline(
+        name,
+        own,
+        lambda options: spends_scores(name, own, options),
+        lambda options: clip_mode_of(own, options),
+    )
 
 
 def _row(
@@ -205,4 +225,4 @@ _ROWS = [
     _row(quantile_clipping_per_layer, scores=True, clip="per_layer"),
     _row(scale_then_privatize),
 ]
-BASELINES: dict[str, Baseline] = {row.name: row for row in _ROWS}
+BASELINES: dict[str, Baseline] = table("method", {row.name: row for row in _ROWS})

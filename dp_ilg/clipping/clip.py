@@ -30,6 +30,7 @@ from dp_ilg.geometry.geometry import Geometry
 from dp_ilg.geometry.groups import accumulator, weighted_norm
 from dp_ilg.geometry.layers import group
 from dp_ilg.geometry.rounding import weighted_norm_rounding
+from dp_ilg.sampling.batch import opened
 
 
 def clip_sum(
@@ -189,9 +190,8 @@ def clip_per_example(
         if geometry.coordinates is not None:
             updates = enter_gradients(geometry.coordinates, updates, geometry.groups)
         per_example = from_gradients(updates, geometry.groups)._replace(params=params)
-        clipped = clip_sum(
-            per_example, geometry, l2_clip_norm, mode, is_padding_example
-        )
+        mask = opened(updates, is_padding_example)[1]
+        clipped = clip_sum(per_example, geometry, l2_clip_norm, mode, mask)
         return clipped, state
 
     facts = ClipFacts(mode, constant(l2_clip_norm))

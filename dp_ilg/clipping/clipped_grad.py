@@ -40,6 +40,7 @@ from dp_ilg.clipping.clip import clip_sum
 from dp_ilg.clipping.engine_table import ENGINES
 from dp_ilg.clipping.explicit import placed_by_xla
 from dp_ilg.clipping.leaf_paths import Explanation
+from dp_ilg.clipping.losses.advice import check_arguments
 from dp_ilg.clipping.modes import ClipMode, agreed_mode, as_clip_mode
 from dp_ilg.clipping.purity import check_loss
 from dp_ilg.clipping.scores.table import Score, agreed_score, as_score
@@ -49,6 +50,7 @@ from dp_ilg.geometry.facts import ClipFacts
 from dp_ilg.geometry.geometry import Geometry
 from dp_ilg.geometry.groups import Groups
 from dp_ilg.geometry.layers import group
+from dp_ilg.sampling.batch import examples_of, opened
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,16 +78,19 @@ class ClippedGradFn:
 
         Args:
             params: any tree of floating-point arrays.
-            batch: the same tree as an example, each leaf with a leading batch axis.
+            batch: the same tree as an example, each leaf with a leading batch axis; or
+                a `dp_ilg.sampling.batch.SealedBatch`, which brings its mask.
             geometry: ``tx.geometry(state)``, or a `Geometry` of public weights;
                 required, since nothing is clipped in a norm that was not asked for.
-            is_padding_example: bool ``[batch]``; True rows do not exist.
+            is_padding_example: bool ``[batch]``; True rows do not exist. Leave it out
+                where every row is an example; ``False`` says so aloud.
 
         Returns:
             The `ClippedGrad`.
 
         Raises:
-            ValueError: for a batch without common batch axis or with more examples
+            ValueError: for a batch without common batch axis, without the mask of the
+                chunk it seems to come from, or with more examples
                 than the public grid holds, a loss that `purity.check_loss` refuses, a
                 geometry of another model, or of a chain with another mode or norm.
             TypeError: for parameters, a batch or a geometry of the wrong type, and
@@ -93,6 +98,7 @@ class ClippedGradFn:
         """
         mode = agreed_mode(geometry, self.clip_mode, self.l2_clip_norm)
         score = agreed_score(geometry, self.score)
+        batch, mask = opened(batch, is_padding_example)
         found = dataclasses.replace(self, clip_mode=mode, score=score)
         own, rows = found._settled(batch)
 
@@ -100,7 +106,7 @@ class ClippedGradFn:
             return own._checked_sum(*arrays, self.loss_fn)
 
         total = placed_by_xla(total, params)
-        return total(params, rows, geometry, is_padding_example)
+        return total(params, rows, geometry, mask)
 
     def _settled(self, batch: Example) -> tuple[ClippedGradFn, Example]:
         """The same for plain arrays, its loss under the user's promotion of types.
@@ -183,7 +189,7 @@ class ClippedGradFn:
         Returns:
             An `Explanation`: one `LeafPlan` a leaf; ``print`` shows a table.
         """
-        own, batch = self._settled(batch)
+        own, batch = self._settled(examples_of(batch))
         groups = group(params, layers)
         batch_length(batch)
         own._check(params, batch, Geometry.uniform(params, layers))
@@ -222,7 +228,7 @@ class ClippedGradFn:
             `microbatch_size` where given, else what the engine picks; at most a batch,
             and at most 2,048.
         """
-        own, rows = self._settled(batch)
+        own, rows = self._settled(examples_of(batch))
         return own._prepared(own.loss_fn, params, rows, group(params))[0]
 
     @own_promotion
@@ -324,11 +330,7 @@ def clipped_grad(
 
     Reference: Abadi et al. 2016, Algorithm 1; docs/idea.md.
     """
-    if not callable(loss_fn):
-        raise TypeError(
-            f"loss_fn is {type(loss_fn).__name__}, but must be a function (params, "
-            "example) -> scalar."
-        )
+    check_arguments(loss_fn)
     validation.positive("l2_clip_norm", l2_clip_norm)
     if microbatch_size is not None:
         validation.whole("microbatch_size", microbatch_size)
@@ -339,9 +341,8 @@ def clipped_grad(
         )
     mode = None if clip_mode is None else as_clip_mode(clip_mode)
     how = mode, chosen, microbatch_size
-    measured_by = has_aux, as_metrics(metrics)
-    own_score = None if score is None else as_score(score)
-    return ClippedGradFn(loss_fn, l2_clip_norm, *how, *measured_by, own_score)
+    rest = has_aux, as_metrics(metrics), None if score is None else as_score(score)
+    return ClippedGradFn(loss_fn, l2_clip_norm, *how, *rest)
 
 
 def _no_loss(params: Params, example: Example) -> Any:

@@ -23,6 +23,7 @@ from dp_ilg.clipping.adding.devices import sum_over_axis as sum_over_axis
 from dp_ilg.clipping.adding.sum_error import check_lot
 from dp_ilg.clipping.adding.sums import wide, widened
 from dp_ilg.geometry.geometry import Geometry
+from dp_ilg.sampling.batch import opened
 
 _LARGE = ("gradients", "remainder", "fine")
 """Fields of the size of the parameters, which are updated in place."""
@@ -101,7 +102,8 @@ def lot_accumulator(
 
     Returns:
         ``accumulate(params, geometry, batches) -> ClippedGrad``; `batches` is any
-        iterable of (batch, is_padding_example), all of one size. The first batch and
+        iterable of (batch, is_padding_example), or of sealed batches
+        (`dp_ilg.sampling.poisson.Chunk.take`), all of one size. The first batch and
         the others are two compiled programs.
 
     Raises:
@@ -163,7 +165,7 @@ def clipped_lot(
     Args:
         grad_fn: what `dp_ilg.clipped_grad` returned.
         params: as for `grad_fn`.
-        lot: the examples, each leaf ``[lot, ...]``.
+        lot: the examples, each leaf ``[lot, ...]``, or a sealed batch of them.
         batch_size: how many at a time; it must divide the lot. Fill a Poisson draw up
             with padding to a multiple of it.
         geometry: ``tx.geometry(state)``.
@@ -194,6 +196,7 @@ def clipped_lot(
     Reference: Abadi et al. 2016, section 3.1 (lots).
     """
     validation.whole("batch_size", batch_size)
+    lot, mask = opened(lot, is_padding_example)
     size = _length(lot)
     check_lot(size, sum(geometry.groups.sizes))
     if size % batch_size:
@@ -202,8 +205,8 @@ def clipped_lot(
             " fill the lot up with padding or choose another batch size."
         )
     padding = jnp.zeros(size, bool)
-    if is_padding_example is not None:
-        padding = jnp.asarray(is_padding_example)
+    if mask is not None:
+        padding = jnp.asarray(mask)
     if padding.shape != (size,):
         raise ValueError(
             f"is_padding_example has shape {padding.shape}, but the lot has {size} "

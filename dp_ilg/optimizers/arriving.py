@@ -9,6 +9,7 @@ sums that something scaled, say other ones.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -21,6 +22,31 @@ from dp_ilg.clipping.scores.table import other_score
 from dp_ilg.geometry.facts import ClipFacts, joined_facts
 from dp_ilg.geometry.geometry import Geometry
 from dp_ilg.geometry.seal import sealed
+
+
+def said_by(links: Sequence[Any]) -> tuple[ClipFacts | None, Callable[[Any], Any]]:
+    """What the links of a chain say of the clip.
+
+    Args:
+        links: of the chain; any Optax transformations.
+
+    Returns:
+        Their `ClipFacts`, and a function of the chain's state that gives the clip norm
+        of the step (None where no link of this very chain clips).
+
+    Example:
+        >>> import dp_ilg
+        >>> facts, clip_norm = said_by([dp_ilg.clip_per_example(0.5)])
+        >>> facts.clip_mode.name, clip_norm(((),))
+        ('joint', 0.5)
+    """
+    asked = [getattr(link, "clip_norm", None) for link in links]
+    norms = [(place, norm) for place, norm in enumerate(asked) if norm is not None]
+
+    def clip_norm(state: Any) -> Any:
+        return next((norm(state[place]) for place, norm in norms), None)
+
+    return joined_facts(getattr(link, "facts", None) for link in links), clip_norm
 
 
 def checked(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -9,11 +10,13 @@ import jax
 from dp_ilg import validation
 from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.base import PrivateTransformation
+from dp_ilg.clipping.adding.metric_sums import Metric
 from dp_ilg.clipping.clip import as_clip_mode, clip_per_example
 from dp_ilg.geometry.layers import as_layering
 from dp_ilg.geometry.rules import as_rule
 from dp_ilg.noise.add_noise import add_importance_noise, fresh_key
 from dp_ilg.optimizers.chains import chain
+from dp_ilg.optimizers.metric_links import metric_links
 from dp_ilg.optimizers.sources import release_links
 
 
@@ -31,6 +34,7 @@ def behind_noise(
     public_importance: Any = None,
     noise: str | None = None,
     score: Any = "l2",
+    metrics: Mapping[str, Metric] | None = None,
 ) -> PrivateTransformation:
     """Puts an Optax transformation behind clip, importance and noise.
 
@@ -47,6 +51,7 @@ def behind_noise(
         public_importance: as in `dp_adam_ilg`.
         noise: as in `dp_adam_ilg`.
         score: as in `dp_adam_ilg`.
+        metrics: as in `dp_adam_ilg`.
 
     Returns:
         An Optax transformation with ``geometry(state)`` and ``importance(state)``.
@@ -78,5 +83,8 @@ def behind_noise(
     )
     mode = as_clip_mode(clip_mode)
     return chain(
-        clip_per_example(plan.l2_clip_norm, clip_mode=mode), *release, optimizer
+        clip_per_example(plan.l2_clip_norm, clip_mode=mode),
+        *metric_links(plan, metrics, key),
+        *release,
+        optimizer,
     )

@@ -14,23 +14,23 @@ from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.base import ClippedGrad, Params, PrivateTransformation
 from dp_ilg.clipping.adding.metric_sums import Metric
 from dp_ilg.clipping.clip import ClipMode, as_clip_mode, clip_per_example
-from dp_ilg.geometry.facts import joined_facts
 from dp_ilg.geometry.geometry import Geometry
 from dp_ilg.geometry.layers import as_layering, group
 from dp_ilg.geometry.rules import Rule, as_rule
 from dp_ilg.noise.add_noise import add_importance_noise, fresh_key
 from dp_ilg.optimizers.adam import scale_by_noise_corrected_adam, scale_by_wide_adam
-from dp_ilg.optimizers.arriving import checked
+from dp_ilg.optimizers.arriving import checked, said_by
 from dp_ilg.optimizers.balance import scale_by_balanced_adam
 from dp_ilg.optimizers.kept_release import release_reader
-from dp_ilg.optimizers.metrics import (
+from dp_ilg.optimizers.metric_links import (
     check_all_told,
     check_budget_spent,
     metric_links,
     metrics_place,
+    metrics_reader,
 )
 from dp_ilg.optimizers.sources import release_links, row_of
-from dp_ilg.optimizers.types import like_before, like_parameters
+from dp_ilg.optimizers.types import apart, like_before, like_parameters
 from dp_ilg.optimizers.wrappers import refuse_wrappers
 
 
@@ -86,15 +86,13 @@ def chain(*transformations: optax.GradientTransformation) -> PrivateTransformati
     holder = _check_chain(transformations)
     source: Any = transformations[holder]
     links: list[Any] = [optax.with_extra_args_support(t) for t in transformations]
+    said, clip_norm = said_by(transformations)
     told = metrics_place(transformations)
-    said = joined_facts(getattr(t, "facts", None) for t in transformations)
     knowing = release_reader(transformations, said)
-    asked = [getattr(t, "clip_norm", None) for t in transformations]
-    norms = [(place, norm) for place, norm in enumerate(asked) if norm is not None]
 
     def init(params: Params) -> tuple[Any, ...]:
         check_budget_spent(transformations, told)
-        return tuple(link.init(params) for link in links)
+        return apart(tuple(link.init(params) for link in links), params)
 
     def update(
         updates: Any, state: tuple[Any, ...], params: Params | None = None, **extra: Any
@@ -121,18 +119,11 @@ def chain(*transformations: optax.GradientTransformation) -> PrivateTransformati
     def geometry(state: tuple[Any, ...]) -> Geometry:
         return knowing(source.geometry(state[holder]).saying(said), state)
 
-    def clip_norm(state: tuple[Any, ...]) -> Any:
-        return next((norm(state[place]) for place, norm in norms), None)
-
     def importance(state: tuple[Any, ...]) -> Any:
         return source.importance(state[holder])
 
-    def metrics(state: tuple[Any, ...]) -> dict[str, Any]:
-        reader: Any = transformations[told]
-        return reader.metrics(state[told])
-
     facts: Any = dict(geometry=geometry, importance=importance)
-    facts["metrics"] = None if told is None else metrics
+    facts["metrics"] = metrics_reader(transformations, told)
     return PrivateTransformation(
         init, update, role="private", links=transformations, **facts
     )

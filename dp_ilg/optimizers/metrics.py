@@ -7,7 +7,7 @@ with gradient and scores as one. Nothing here decides anything: a release is loo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -176,104 +176,6 @@ def release_metrics(
     return PrivateTransformation(
         init, update, role="metric", key=key, plan=plan, metrics=own_promotion(read)
     )
-
-
-def metric_links(
-    plan: PrivacyPlan,
-    metrics: Mapping[str, Metric] | None,
-    key: Any,
-    smooth_steps: Any = 25,
-) -> list[PrivateTransformation]:
-    """The links that a chain has for its metrics: one, or none.
-
-    Args:
-        plan: of the chain.
-        metrics: name -> `Metric`; None or empty for none.
-        key: that of the whole optimizer; the metrics' own is made from it.
-        smooth_steps: as in `release_metrics`.
-
-    Returns:
-        A list for `dp_ilg.chain`, to stand between clip and noise.
-
-    Raises:
-        ValueError: as `release_metrics`.
-        TypeError: as `release_metrics`.
-
-    Privacy: as `release_metrics`.
-
-    Example:
-        >>> metric_links(None, None, None)
-        []
-    """
-    if not metrics:
-        return []
-    own = jax.random.fold_in(fresh_key(validation.key("key", key)), METRIC_TAG)
-    return [release_metrics(plan, metrics, key=own, smooth_steps=smooth_steps)]
-
-
-def metrics_place(transformations: Sequence[Any]) -> int | None:
-    """Which link of a chain tells released metrics; None where none does.
-
-    Raises:
-        ValueError: for two of them.
-
-    Example:
-        >>> metrics_place([]) is None
-        True
-    """
-    readers = [getattr(t, "metrics", None) for t in transformations]
-    found = [k for k, reader in enumerate(readers) if reader is not None]
-    if len(found) > 1:
-        raise ValueError(
-            f"The chain has {len(found)} release_metrics, each of which would spend "
-            "the whole metric budget; give one of them all metrics."
-        )
-    return found[0] if found else None
-
-
-def check_budget_spent(transformations: Sequence[Any], told: int | None) -> None:
-    """Raises for a metric budget that nothing would be released for.
-
-    Args:
-        transformations: of a chain.
-        told: from `metrics_place`.
-
-    Raises:
-        ValueError: naming what to do.
-
-    Example:
-        >>> check_budget_spent([], None)
-    """
-    plans = [t.plan for t in transformations if getattr(t, "plan", None)]
-    if told is None and any(plan.metric_budget for plan in plans):
-        raise ValueError(
-            f"The plan's metric_budget is {plans[0].metric_budget:g}, but the chain "
-            "releases no metrics; give the optimizer metrics=, put "
-            "dp_ilg.release_metrics before the noise, or plan with metric_budget=0."
-        )
-
-
-def check_all_told(clipped: ClippedGrad, told: int | None) -> None:
-    """Raises for sums of metrics that nothing would release.
-
-    Args:
-        clipped: what comes before the noise.
-        told: from `metrics_place`.
-
-    Raises:
-        ValueError: naming what to do.
-
-    Example:
-        >>> geometry = object()
-        >>> check_all_told(ClippedGrad({}, jnp.zeros(0), geometry, 1.0), None)
-    """
-    if clipped.metrics is not None and told is None:
-        names = ", ".join(name for name, *_ in clipped.metrics.facts)
-        raise ValueError(
-            f"The clipped sum has the metrics {names}, but the optimizer releases "
-            "none; give it metrics= (and the plan a metric_budget), or leave them out "
-            "of clipped_grad."
-        )
 
 
 def _check(plan: PrivacyPlan, facts: Facts, smooth_steps: Any) -> None:

@@ -1,4 +1,4 @@
-"""Types that a step must not change: of the updates, and of every state."""
+"""What a step relies on: types that do not change, and arrays held once."""
 
 from __future__ import annotations
 
@@ -57,6 +57,36 @@ def like_before(state: Any, before: Any) -> Any:
     if jax.tree.structure(state) != jax.tree.structure(before):
         return state
     return jax.tree.map(_cast, state, before)
+
+
+def apart(state: Any, params: Any) -> Any:
+    """A state that holds no array of the parameters, and none of its own twice.
+
+    Many optimizers keep the first parameters (``prodigy``, ``dog``, ``mechanize``). A
+    step that is given parameters and state to overwrite must not meet one array twice.
+
+    Args:
+        state: what `init` made of `params`.
+        params: the parameters.
+
+    Returns:
+        The state, with copies in place of what was there before.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> params = jnp.ones(2)
+        >>> apart((params, params), params)[0] is params
+        False
+    """
+    met = {id(leaf) for leaf in jax.tree.leaves(params)}
+
+    def own(leaf: Any) -> Any:
+        if isinstance(leaf, jax.Array) and id(leaf) in met:
+            return leaf.copy()
+        met.add(id(leaf))
+        return leaf
+
+    return jax.tree.map(own, state)
 
 
 def _cast(now: Any, before: Any) -> Any:

@@ -8,10 +8,11 @@ So an installed package cannot put itself in place of a row of ours.
 import difflib
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from dp_ilg.registry.source import Loaded, is_path, load
 
+Rows = TypeVar("Rows", bound=Mapping[str, Any])
 _GUIDE = "see docs/guides/extend.md"
 
 
@@ -104,7 +105,7 @@ KINDS: dict[str, Kind] = {
 _OWN: dict[str, frozenset[str]] = {}
 
 
-def table(kind: str, rows: dict[str, Any]) -> dict[str, Any]:
+def table(kind: str, rows: Rows) -> Rows:
     """A table of ours; what is added to it later is known to this process only.
 
     Args:
@@ -250,15 +251,15 @@ def unknown(kind: str, name: Any, rows: Mapping[str, Any], place: str) -> str:
 
     Example:
         >>> unknown("rule", "papre", {"paper": 1}, "importance")
-        "importance is 'papre', which is unknown; did you mean paper, or a rule of \
-your own, ./file.py:name or package.module:name?"
+        "importance is 'papre', which is unknown; did you mean paper? (one of your \
+own: ./file.py:name or package.module:name)"
     """
     names, group = known(kind, rows), KINDS[kind].group
     close = difflib.get_close_matches(str(name), names, n=1)
     if close:
         return (
-            f"{place} is {name!r}, which is unknown; did you mean {close[0]}, or a "
-            f"{kind} of your own, ./file.py:name or package.module:name?"
+            f"{place} is {name!r}, which is unknown; did you mean {close[0]}? (one of "
+            "your own: ./file.py:name or package.module:name)"
         )
     none = "" if len(names) > len(rows) else " (none is installed)"
     return (

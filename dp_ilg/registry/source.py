@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-_FILES: dict[tuple[str, str], ModuleType] = {}  # by path and digest
+_FILES: dict[Path, ModuleType] = {}
 _REMEDY = "mend it, or give package.module:name or ./file.py:name"
 _NAMED_ELSEWHERE = {"dp_ilg", "jax", "jaxlib", "optax", "flax", "numpy"}
 """Makers of values whose versions a run's record has anyway."""
@@ -58,8 +58,8 @@ def is_path(name: str) -> bool:
 def load(place: str, name: str) -> Loaded:
     """Imports what a name stands for.
 
-    A file is read from the current folder; a module is imported as Python does, which
-    does not look there.
+    A file is read from the current folder, once in a process; a module is imported as
+    Python does, which does not look there.
 
     Args:
         place: what the caller calls the name, for errors.
@@ -111,7 +111,10 @@ def _is_own(name: str, value: Any, module: ModuleType) -> bool:
 
 
 def _of_file(place: str, name: str, where: str) -> ModuleType:
+    """The module of a file, which is read once in a process, as Python does."""
     path = Path(where).expanduser().resolve()
+    if path in _FILES:
+        return _FILES[path]
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -120,19 +123,17 @@ def _of_file(place: str, name: str, where: str) -> ModuleType:
             f"({error.strerror}); a path is taken from the current folder."
         ) from None
     digest = hashlib.sha256(content).hexdigest()[:16]
-    key = str(path), digest
-    if key not in _FILES:
-        module = ModuleType(f"{path.stem}_{digest}")
-        module.__file__ = str(path)
-        module.__dict__["__digest__"] = digest
-        sys.modules[module.__name__] = module  # dataclasses look there
-        try:
-            exec(compile(content, str(path), "exec"), vars(module))  # noqa: S102
-        except (Exception, SystemExit) as error:  # whatever it is, one sentence
-            del sys.modules[module.__name__]
-            raise ValueError(_failed(place, name, where, error)) from None
-        _FILES[key] = module
-    return _FILES[key]
+    module = ModuleType(f"{path.stem}_{digest}")
+    module.__file__ = str(path)
+    module.__dict__["__digest__"] = digest
+    sys.modules[module.__name__] = module  # dataclasses look there
+    try:
+        exec(compile(content, str(path), "exec"), vars(module))  # noqa: S102
+    except (Exception, SystemExit) as error:  # whatever it is, one sentence
+        del sys.modules[module.__name__]
+        raise ValueError(_failed(place, name, where, error)) from None
+    _FILES[path] = module
+    return module
 
 
 def _of_name(place: str, name: str, where: str) -> ModuleType:
@@ -167,6 +168,16 @@ def _digests(module: ModuleType, value: Any) -> str:
         tops |= {maker.partition(".")[0]} - _NAMED_ELSEWHERE
     found = [package_digest(top) for top in sorted(tops)]
     return hashlib.sha256(" ".join(found).encode()).hexdigest()[:16]
+
+
+def forget() -> None:
+    """Lets files and digests be read anew, as in another process.
+
+    Example:
+        >>> forget()
+    """
+    _FILES.clear()
+    package_digest.cache_clear()
 
 
 @functools.cache

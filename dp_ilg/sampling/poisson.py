@@ -8,7 +8,7 @@ fixed size, so it travels as chunks of one compiled size, with a mask for the pa
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, SupportsIndex
 
 import jax
@@ -16,6 +16,7 @@ import numpy as np
 from jax.core import Tracer
 
 from dp_ilg import validation
+from dp_ilg.sampling.batch import Draw, SealedBatch
 from dp_ilg.sampling.gather import PADDING
 from dp_ilg.sampling.gather import take as take
 
@@ -23,20 +24,72 @@ _DOMAIN = b"dp_ilg.sampling1"  # separates these bits from every other use of th
 _BLOCK = 1 << 20  # 64-bit words drawn at once, which bounds memory for any data size
 
 
-class Chunk(NamedTuple):
-    """One fixed-size part of a step's batch.
+class _Fields(NamedTuple):
+    indices: np.ndarray
+    is_padding_example: np.ndarray
+
+
+class Chunk(_Fields):
+    """One fixed-size part of a step's batch: ``(indices, is_padding_example)``.
 
     Attributes:
         indices: int64[chunk_size], which examples; -1 for padding, always at the end.
+            NumPy reads ``a[-1]`` as the last row, so that ``a[chunk.indices]`` holds
+            an example nobody drew: take rows with `take`, or use the mask.
         is_padding_example: bool[chunk_size], true where `indices` is -1.
 
     Example:
-        >>> Chunk(np.array([4, -1]), np.array([False, True])).indices.tolist()
-        [4, -1]
+        >>> chunk = Chunk(np.array([4, -1]), np.array([False, True]))
+        >>> rows, is_padding = chunk
+        >>> rows.tolist(), chunk.take(np.arange(5.0)).examples.tolist()
+        ([4, -1], [4.0, 0.0])
     """
 
-    indices: np.ndarray
-    is_padding_example: np.ndarray
+    draw: Draw | None = None
+
+    @property
+    def is_padding_example(self) -> np.ndarray:
+        """The mask; whoever looks at it has not forgotten it."""
+        return self[1]
+
+    def __getitem__(self, index: Any) -> Any:
+        """A field by its place."""
+        if index != 0 and self.draw is not None:
+            self.draw.read()
+        return tuple.__getitem__(self, index)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Both fields, as for ``rows, is_padding = chunk``."""
+        if self.draw is not None:
+            self.draw.read()
+        return tuple.__iter__(self)
+
+    def take(self, data: Any) -> SealedBatch:
+        """Gathers the rows of the chunk, sealed with their mask.
+
+        Args:
+            data: what `dp_ilg.sampling.gather.take` reads: arrays, a dict or tuple of
+                them, or a list of examples.
+
+        Returns:
+            A `SealedBatch`, which `dp_ilg.clipped_grad` functions take whole. Rows of
+            padding are zeros and do not count.
+
+        Raises:
+            ValueError: as `dp_ilg.sampling.gather.take`.
+            TypeError: likewise.
+
+        Privacy: these are the rows of the plan's Poisson sample, and none twice.
+
+        Example:
+            >>> everybody = PoissonSampler(2, 1.0, key=0, chunk_size=3)
+            >>> (chunk,) = everybody.chunks(0)
+            >>> examples, is_padding = chunk.take(np.array([5.0, 6.0]))
+            >>> examples.tolist(), is_padding.tolist()
+            ([5.0, 6.0, 0.0], [False, False, True])
+        """
+        rows, mask = self
+        return SealedBatch(take(data, rows), mask, len(mask))
 
 
 class PoissonSampler:
@@ -117,6 +170,7 @@ class PoissonSampler:
         self.num_steps = None if num_steps is None else int(num_steps)
         self.chunk_size = int(chunk_size or self._usual_chunk_size())
         self._secret = _key_bytes(key)
+        self._draw: Draw | None = None  # the last, so that it lives as long as this
 
     @classmethod
     def for_plan(
@@ -179,7 +233,7 @@ class PoissonSampler:
         bits = self._bits(step)
         if self.sampling_prob == 1:
             return self._cut(np.arange(self.num_examples), bits)
-        return self._cut(self._draw(bits.random_raw), bits)
+        return self._cut(self._drawn(bits.random_raw), bits)
 
     def chunks(self, step: SupportsIndex) -> list[Chunk]:
         """Returns the examples of one step, cut into chunks of one size.
@@ -206,7 +260,11 @@ class PoissonSampler:
         count = max(1, math.ceil(len(drawn) / self.chunk_size))
         rows = np.full((count, self.chunk_size), PADDING, np.int64)
         rows.flat[: len(drawn)] = drawn
-        return [Chunk(row, row == PADDING) for row in rows]
+        chunks = [Chunk(row, row == PADDING) for row in rows]
+        self._draw = Draw(self.chunk_size) if rows[-1, -1] == PADDING else None
+        for chunk in chunks:
+            chunk.draw = self._draw
+        return chunks
 
     def _usual_chunk_size(self) -> int:
         if self.max_batch_size is not None:
@@ -220,7 +278,7 @@ class PoissonSampler:
         digest = hashlib.blake2b(message, digest_size=16, person=_DOMAIN).digest()
         return np.random.Philox(key=np.frombuffer(digest, "<u8").astype(np.uint64))
 
-    def _draw(self, random_words: Callable[[int], np.ndarray]) -> np.ndarray:
+    def _drawn(self, random_words: Callable[[int], np.ndarray]) -> np.ndarray:
         threshold = np.uint64(int(self.sampling_prob * 2.0**64))  # exact: a power of 2
         blocks = []
         for start in range(0, self.num_examples, _BLOCK):

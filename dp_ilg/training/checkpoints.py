@@ -55,12 +55,7 @@ def save_checkpoint(
     folder = Path(folder).absolute()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     target = folder / f"{step:08d}"
-    leaves = map(_plain, jax.tree.leaves(tree))
-    saved = {  # Orbax takes no empty arrays, and they hold nothing
-        "leaves": {str(i): x for i, x in enumerate(leaves) if x.size},
-        "facts": {"json": np.frombuffer(_encode(facts), np.uint8), "step": step},
-    }
-    saved["digest"] = _digest(saved)
+    saved = packed(step, tree, facts)
     for draft in folder.glob("*.orbax-checkpoint-tmp*"):  # of a run that was killed
         _remove(draft)
     _reserve(folder, sum(x.nbytes for x in saved["leaves"].values()))
@@ -105,11 +100,13 @@ run folder it belongs to.
         if facts.get(name) != value:
             # a digest of the data is as secret as the keys
             which = "" if name == "data" else f" ({facts.get(name)}, not {value})"
+            remedy = "use the run folder it belongs to"
+            if name.startswith("source of "):
+                remedy = "put the code back as it was, or begin a new run folder"
             raise ValueError(
-                f"The checkpoint was made with another {name}{which}; use the run "
-                "folder it belongs to."
+                f"The checkpoint was made with another {name}{which}; {remedy}."
             )
-    return step, _fill(like, leaves), facts
+    return step, filled(like, leaves), facts
 
 
 def read_checkpoint(
@@ -145,16 +142,80 @@ def read_checkpoint(
     path = folder / f"{steps[-1]:08d}"
     saved = _restore(path)
     try:
-        if saved["digest"].tobytes() != _digest(saved).tobytes():
-            raise ValueError("digest")
-        facts = json.loads(saved["facts"]["json"].tobytes())
-        return int(saved["facts"]["step"]), saved["leaves"], facts
+        return unpacked(saved)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise _damaged(path, error) from error
 
 
-def _fill(like: PyTree, saved: dict[str, np.ndarray]) -> PyTree:
-    """Puts saved leaves into the structure of `like`, in its types."""
+def packed(step: int, tree: PyTree, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """A tree as plain arrays under plain names, with facts and a digest of it all.
+
+    Args:
+        step: number of steps taken.
+        tree: arrays in any tree; typed PRNG keys too.
+        facts: JSON values.
+
+    Returns:
+        What `unpacked` takes: dictionaries of NumPy arrays and whole numbers.
+
+    Privacy:
+        As secret as the keys in the tree.
+
+    Example:
+        >>> sorted(packed(3, {"w": jnp.ones(2)}, {"plan": "abc"}))
+        ['digest', 'facts', 'leaves']
+    """
+    leaves = map(_plain, jax.tree.leaves(tree))
+    saved: dict[str, Any] = {  # Orbax takes no empty arrays, and they hold nothing
+        "leaves": {str(i): x for i, x in enumerate(leaves) if x.size},
+        "facts": {"json": np.frombuffer(_encode(facts), np.uint8), "step": step},
+    }
+    return saved | {"digest": _digest(saved)}
+
+
+def unpacked(
+    saved: Mapping[str, Any],
+) -> tuple[int, dict[str, np.ndarray], dict[str, Any]]:
+    """What `packed` made: step, leaves and facts.
+
+    Args:
+        saved: of `packed`, perhaps written and read again.
+
+    Returns:
+        The step, the leaves by their place in the tree, and the facts.
+
+    Raises:
+        ValueError: unless it is bit by bit what was packed; or another error of
+            Python's for what is nothing of the kind.
+
+    Example:
+        >>> step, leaves, facts = unpacked(packed(3, {"w": jnp.ones(2)}, {"a": 1}))
+        >>> step, leaves["0"].tolist(), facts
+        (3, [1.0, 1.0], {'a': 1})
+    """
+    if saved["digest"].tobytes() != _digest(saved).tobytes():
+        raise ValueError("digest")
+    facts = json.loads(saved["facts"]["json"].tobytes())
+    return int(saved["facts"]["step"]), saved["leaves"], facts
+
+
+def filled(like: PyTree, saved: dict[str, np.ndarray]) -> PyTree:
+    """Puts leaves that were saved into the structure of a tree, in its types.
+
+    Args:
+        like: the tree.
+        saved: leaves by their place, of `unpacked`.
+
+    Returns:
+        A tree like it.
+
+    Raises:
+        ValueError: unless shapes and dtypes are those of the tree.
+
+    Example:
+        >>> filled({"w": jnp.zeros(2)}, {"0": np.ones(2, np.float32)})["w"].tolist()
+        [1.0, 1.0]
+    """
     templates, structure = jax.tree.flatten(like)
     plain = [_plain(template) for template in templates]
     wanted = {str(i): (x.shape, x.dtype) for i, x in enumerate(plain) if x.size}

@@ -24,9 +24,11 @@ from jaxtyping import Array
 
 from dp_ilg.base import ClippedGrad, Example, Params
 from dp_ilg.clipping.adding import devices
+from dp_ilg.clipping.batches import batch_length
 from dp_ilg.geometry import grid
 from dp_ilg.geometry.geometry import Geometry
 from dp_ilg.noise.normal import sharded_draws
+from dp_ilg.sampling.batch import opened
 
 AXES = ("replicas", "shards")
 
@@ -229,9 +231,11 @@ def spread(grad_fn: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
         batch: Example,
         *,
         geometry: Geometry,
-        is_padding_example: Array,
+        is_padding_example: Array | None = None,
     ) -> ClippedGrad:
-        _check_rows(len(is_padding_example), mesh)
+        batch, mask = opened(batch, is_padding_example)
+        mask = jnp.zeros(batch_length(batch), bool) if mask is None else mask
+        _check_rows(len(mask), mesh)
         leaves, treedef = jax.tree.flatten(params)
         leaf_specs = [_spec(jnp.shape(x), mesh) for x in leaves]
 
@@ -259,7 +263,7 @@ def spread(grad_fn: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
             out_specs=([(spec, spec) for spec in leaf_specs], P(), P(), P()),
             check_vma=False,
         )
-        pairs, small, bound, said = share(params, geometry, batch, is_padding_example)
+        pairs, small, bound, said = share(params, geometry, batch, mask)
         geometry = geometry.saying(said)
         sums = devices.settled(pairs, treedef, geometry, bound)
         return ClippedGrad(**sums, **small, geometry=geometry, l2_clip_norm=bound)

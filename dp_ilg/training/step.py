@@ -67,11 +67,11 @@ def make_train_step(
 
     Returns:
         ``step(params, state, chunks, noise=None) -> (params, state)``; `chunks` is any
-        iterable of (batch, is_padding_example), all of one size, and `noise` the draws
-        of a `dp_ilg.noise.secure.SecureNoise` or `ExactNoise`, on one device. One
-        chunk, by far the most frequent case, is one compiled call; more take one call
-        each and one more, and are asked for one at a time, so that a draw of any size
-        takes constant memory.
+        iterable of (batch, is_padding_example) or of sealed batches (`Chunk.take`), all
+        of one size, and `noise` the draws of a `dp_ilg.noise.secure.SecureNoise` or
+        `ExactNoise`, on one device. One chunk, by far the most frequent case, is one
+        compiled call; more take one call each and one more, and are asked for one at a
+        time, so that a draw of any size takes constant memory.
 
     Privacy:
         That of `tx` for one step: the chunks must be one Poisson draw of its plan,
@@ -113,15 +113,15 @@ def make_train_step(
 
 
 def train_state_step(
-    grad_fn: Callable[..., ClippedGrad], state: Any, batch: Example, mask: Any
+    grad_fn: Callable[..., ClippedGrad], state: Any, batch: Example, mask: Any = None
 ) -> Any:
     """One private step of a linen ``TrainState``; to be jitted by the caller.
 
     Args:
         grad_fn: what `dp_ilg.clipped_grad` returned.
         state: a ``flax.training.train_state.TrainState`` made with a private `tx`.
-        batch: the examples of the step.
-        mask: bool ``[batch]``, True for padding.
+        batch: the examples of the step, or a sealed batch (`Chunk.take`).
+        mask: bool ``[batch]``, True for padding; None where the batch brings it.
 
     Returns:
         The next state.
@@ -152,7 +152,7 @@ def nnx_step(
     model: Any,
     optimizer: Any,
     batch: Example,
-    mask: Any,
+    mask: Any = None,
 ) -> None:
     """One private step of an ``nnx.Optimizer``, in place; ``nnx.jit`` it.
 
@@ -165,8 +165,8 @@ def nnx_step(
             ``nnx.as_pure(nnx.state(model, optimizer.wrt))``.
         model: the module that is trained.
         optimizer: an ``nnx.Optimizer`` of that module and a private `tx`.
-        batch: the examples of the step.
-        mask: bool ``[batch]``, True for padding.
+        batch: the examples of the step, or a sealed batch (`Chunk.take`).
+        mask: bool ``[batch]``, True for padding; None where the batch brings it.
 
     Privacy:
         As `make_train_step`.

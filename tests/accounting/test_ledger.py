@@ -1,6 +1,7 @@
 """The ledger: never past the plan, never fewer steps than were acknowledged."""
 
 import errno
+import functools
 import json
 import os
 import signal
@@ -40,6 +41,8 @@ def make_plan(**changes) -> PrivacyPlan:
 
 
 PLAN = make_plan()
+FROM = "parameters, program, data"
+resumed = functools.partial(PrivacyLedger, resume=True)
 
 
 @pytest.fixture
@@ -49,9 +52,9 @@ def path(tmp_path):
 
 def _write(path: Path, steps: int) -> bytes:
     """Writes a ledger of some steps and returns its bytes."""
-    with PrivacyLedger(path, PLAN) as ledger:
+    with resumed(path, PLAN) as ledger:
         for step in range(steps):
-            ledger.record(step)
+            ledger.record(step, released_from=FROM)
     return path.read_bytes()
 
 
@@ -65,7 +68,7 @@ def _is_one_sentence(error) -> bool:
 
 def test_steps_and_epsilon_survive_closing(path):
     _write(path, 3)
-    with PrivacyLedger(path, PLAN) as ledger:
+    with resumed(path, PLAN) as ledger:
         assert ledger.steps == 3
         assert ledger.epsilon() == PLAN.epsilon(3) > 0
         ledger.record(3)
@@ -74,13 +77,13 @@ def test_steps_and_epsilon_survive_closing(path):
 
 
 def test_no_steps_cost_nothing(path):
-    with PrivacyLedger(path, PLAN) as ledger:
+    with resumed(path, PLAN) as ledger:
         assert ledger.steps == 0 and ledger.epsilon() == 0.0
 
 
 def test_law_7_never_past_the_plan(path):
     plan = make_plan(num_steps=2, stages=((2, 1.0),))
-    with PrivacyLedger(path, plan) as ledger:
+    with resumed(path, plan) as ledger:
         ledger.record(0)
         ledger.record(1)
         content = path.read_bytes()
@@ -89,27 +92,27 @@ def test_law_7_never_past_the_plan(path):
                 ledger.record(step)
             assert _is_one_sentence(caught.value)
         assert ledger.steps == 2 and path.read_bytes() == content
-    with PrivacyLedger(path, plan) as ledger, pytest.raises(BudgetExhausted):
+    with resumed(path, plan) as ledger, pytest.raises(BudgetExhausted):
         ledger.record(2)
 
 
 def test_a_step_past_the_plan_is_exhausted_even_after_a_gap(path):
-    with PrivacyLedger(path, PLAN) as ledger, pytest.raises(BudgetExhausted):
+    with resumed(path, PLAN) as ledger, pytest.raises(BudgetExhausted):
         ledger.record(STEPS)
 
 
 def test_law_3_repeated_step_is_charged_once(path):
     _write(path, 3)
     content = path.read_bytes()
-    with PrivacyLedger(path, PLAN) as ledger:  # a resumed run repeats what it had begun
+    with resumed(path, PLAN) as ledger:  # a resumed run repeats what it had begun
         for step in (0, 1, 2):
-            ledger.record(step)
+            ledger.record(step, released_from=FROM)
         assert ledger.steps == 3 and ledger.epsilon() == PLAN.epsilon(3)
         assert path.read_bytes() == content
 
 
 def test_gap_is_refused(path):
-    with PrivacyLedger(path, PLAN) as ledger:
+    with resumed(path, PLAN) as ledger:
         ledger.record(0)
         with pytest.raises(ValueError, match="record step 1 first") as caught:
             ledger.record(2)
@@ -123,12 +126,12 @@ ZEROS = [np.int64(0), np.uint16(0), np.array(0), jnp.int32(0), jnp.uint32(0)]
 @pytest.mark.parametrize("zero", ZEROS, ids=lambda zero: f"{type(zero)} {zero.dtype}")
 def test_steps_may_be_integers_of_numpy_and_jax(path, zero):
     """A counter in a training state is one."""
-    with PrivacyLedger(path, PLAN) as ledger:
+    with resumed(path, PLAN) as ledger:
         ledger.record(zero)
         ledger.record(zero + 1)
         with pytest.raises(BudgetExhausted, match=f"step is {STEPS}, but"):
             ledger.record(zero + STEPS)
-    with PrivacyLedger(path, PLAN) as ledger:
+    with resumed(path, PLAN) as ledger:
         assert ledger.steps == 2
         assert ledger.epsilon() == PLAN.epsilon(zero + 2) == PLAN.epsilon(2)
         sampler = PoissonSampler.for_plan(PLAN, key=0)
@@ -142,21 +145,21 @@ NO_STEPS = [-1, 0.0, None, True, "0", np.float64(0), np.True_, np.array([0])]
     "step", [*NO_STEPS, jnp.float32(0), jnp.array(False), jnp.int32(-1), jnp.zeros(1)]
 )
 def test_step_must_be_a_whole_number(path, step):
-    with PrivacyLedger(path, PLAN) as ledger, pytest.raises((ValueError, TypeError)):
+    with resumed(path, PLAN) as ledger, pytest.raises((ValueError, TypeError)):
         ledger.record(step)
     assert path.read_bytes().count(b"\n") == 1
 
 
 def test_a_traced_step_cannot_be_recorded(path):
     """Inside jit it would be recorded once, when the step is compiled."""
-    with PrivacyLedger(path, PLAN) as ledger:
+    with resumed(path, PLAN) as ledger:
         with pytest.raises(ValueError, match="must be a whole number") as caught:
             jax.jit(ledger.record)(0)
         assert _is_one_sentence(caught.value)
 
 
 def test_closed_ledger_refuses(path):
-    ledger = PrivacyLedger(path, PLAN)
+    ledger = resumed(path, PLAN)
     ledger.close()
     ledger.close()
     with pytest.raises(ValueError, match="closed"):
@@ -192,7 +195,7 @@ def test_line_is_whole_and_synced_before_record_returns(path, monkeypatch):
         synced.append(path.read_bytes() if os.path.isfile(path) else b"")
 
     monkeypatch.setattr(os, "fsync", fsync)
-    with PrivacyLedger(path, PLAN) as ledger:
+    with resumed(path, PLAN) as ledger:
         for step in range(3):
             count = len(synced)
             ledger.record(step)
@@ -209,7 +212,7 @@ def test_new_file_syncs_its_folder(path, monkeypatch):
         real(fd)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    PrivacyLedger(path, PLAN).close()
+    resumed(path, PLAN).close()
     assert "file" in kinds and kinds[-1] == "folder"
 
 
@@ -224,13 +227,13 @@ def test_truncation_drops_the_cut_line_only(tmp_path_factory, cut, steps):
     cut = min(cut, len(content))
     path.write_bytes(content[:cut])
     whole = content[: cut + 1].count(b"\n")  # a line without its end alone counts
-    with PrivacyLedger(path, PLAN) as ledger:
+    with resumed(path, PLAN) as ledger:
         assert ledger.steps == max(0, whole - 1)
         again = path.read_bytes()
         assert again == (content[: content[: cut + 1].rfind(b"\n") + 1] or again)
         ledger.record(ledger.steps)
         count = ledger.steps
-    with PrivacyLedger(path, PLAN) as ledger:
+    with resumed(path, PLAN) as ledger:
         assert ledger.steps == count
 
 
@@ -245,7 +248,7 @@ def test_damage_is_refused_and_the_file_left_alone(tmp_path_factory, data):
     content[place] = byte
     path.write_bytes(content)
     with pytest.raises(ValueError) as caught:
-        PrivacyLedger(path, PLAN)
+        resumed(path, PLAN)
     assert str(path) in str(caught.value) and _is_one_sentence(caught.value)
     assert path.read_bytes() == content
 
@@ -255,14 +258,14 @@ def test_lines_out_of_order_missing_or_doubled_are_damage(path, order):
     lines = _write(path, 3).splitlines(keepends=True)
     path.write_bytes(b"".join(lines[i] for i in order))
     with pytest.raises(ValueError, match="damaged in line"):
-        PrivacyLedger(path, PLAN)
+        resumed(path, PLAN)
 
 
 def test_another_plans_ledger_is_refused(path):
     content = _write(path, 2)
     other = make_plan(stages=((STEPS, 1.1),))
     with pytest.raises(ValueError, match=PLAN.digest()) as caught:
-        PrivacyLedger(path, other)
+        resumed(path, other)
     assert other.digest() in str(caught.value) and _is_one_sentence(caught.value)
     assert path.read_bytes() == content
 
@@ -272,7 +275,7 @@ def test_a_later_format_is_refused(path, monkeypatch):
     _write(path, 1)
     monkeypatch.undo()
     with pytest.raises(ValueError, match="unknown format"):
-        PrivacyLedger(path, PLAN)
+        resumed(path, PLAN)
 
 
 @settings(max_examples=100, deadline=None)
@@ -282,7 +285,7 @@ def test_any_other_file_is_refused_and_left_alone(tmp_path_factory, content):
     path = tmp_path_factory.mktemp("other") / "notes.txt"
     path.write_bytes(content)
     with pytest.raises(ValueError, match="is not a privacy ledger"):
-        PrivacyLedger(path, PLAN)
+        resumed(path, PLAN)
     assert path.read_bytes() == content
 
 
@@ -292,7 +295,7 @@ ORIGINS = [release_digest({"w": np.arange(3.0) + t}, "rate 0.1") for t in range(
 
 
 def _write_bound(path: Path, steps: int, **key) -> bytes:
-    with PrivacyLedger(path, PLAN, **key) as ledger:
+    with resumed(path, PLAN, **key) as ledger:
         for step in range(steps):
             ledger.record(step, released_from=ORIGINS[step])
     return path.read_bytes()
@@ -301,7 +304,7 @@ def _write_bound(path: Path, steps: int, **key) -> bytes:
 def test_an_identical_repeat_is_free(path):
     content = _write_bound(path, 3)
     assert _write_bound(path, 3) == content
-    with PrivacyLedger(path, PLAN) as ledger:
+    with resumed(path, PLAN) as ledger:
         ledger.record(1, released_from=ORIGINS[1])
         ledger.record(2, released_from=ORIGINS[2])
         ledger.record(3, released_from=ORIGINS[3])
@@ -322,7 +325,7 @@ OTHERS = {
 def test_a_repeat_that_would_differ_is_refused(path, other):
     """Same ledger, key and step, another release: their difference is the data's."""
     content = _write_bound(path, 2, key=jax.random.key(1))
-    with PrivacyLedger(path, PLAN, key=jax.random.key(1)) as ledger:
+    with resumed(path, PLAN, key=jax.random.key(1)) as ledger:
         with pytest.raises(ValueError, match="step is 0, which was") as caught:
             ledger.record(0, released_from=OTHERS[other])
         assert _is_one_sentence(caught.value)
@@ -332,12 +335,15 @@ def test_a_repeat_that_would_differ_is_refused(path, other):
 
 
 def test_a_step_recorded_without_is_not_repeated_with(path):
-    _write(path, 1)
     with PrivacyLedger(path, PLAN) as ledger:
+        ledger.record(0)
+    with resumed(path, PLAN) as ledger:
         with pytest.raises(ValueError, match="recorded without") as caught:
             ledger.record(0, released_from=ORIGINS[0])
         assert _is_one_sentence(caught.value)
-        ledger.record(0)
+        with pytest.raises(ValueError, match="repeated without it") as caught:
+            ledger.record(0)
+        assert _is_one_sentence(caught.value)
         ledger.record(1, released_from=ORIGINS[1])
 
 
@@ -363,7 +369,7 @@ def test_truncation_of_bound_steps_drops_the_cut_line_only(
     content = _write_bound(path, steps)
     path.write_bytes(content[:cut])
     whole = content[: cut + 1].count(b"\n")
-    with PrivacyLedger(path, PLAN) as ledger:
+    with resumed(path, PLAN) as ledger:
         assert ledger.steps == max(0, whole - 1)
     if steps == 4 and whole > 1:
         assert _write_bound(path, 4) == content  # what is left still binds
@@ -379,7 +385,7 @@ def test_damage_of_bound_steps_is_refused(tmp_path_factory, data):
     content[place] = byte
     path.write_bytes(content)
     with pytest.raises(ValueError) as caught:
-        PrivacyLedger(path, PLAN)
+        resumed(path, PLAN)
     assert _is_one_sentence(caught.value) and path.read_bytes() == content
 
 
@@ -389,18 +395,18 @@ def test_a_ledger_of_the_first_format_goes_on(path, monkeypatch):
     content = _write(path, 2)
     monkeypatch.undo()
     assert b'{"dp_ilg_ledger": 1, ' in content
-    with PrivacyLedger(path, PLAN) as ledger:
+    with resumed(path, PLAN) as ledger:
         assert ledger.steps == 2
-        ledger.record(1)
+        ledger.record(1, released_from=FROM)
         ledger.record(2, released_from=ORIGINS[2])
-    with PrivacyLedger(path, PLAN) as ledger:
+    with resumed(path, PLAN) as ledger:
         ledger.record(2, released_from=ORIGINS[2])
         assert ledger.steps == 3
 
 
 @pytest.mark.parametrize("wrong", [b"bytes", 7, {"w": 1}])
 def test_released_from_must_be_text(path, wrong):
-    with PrivacyLedger(path, PLAN) as ledger:
+    with resumed(path, PLAN) as ledger:
         with pytest.raises(TypeError, match="release_digest") as caught:
             ledger.record(0, released_from=wrong)
         assert _is_one_sentence(caught.value) and ledger.steps == 0
@@ -412,10 +418,10 @@ def test_released_from_must_be_text(path, wrong):
 def test_absent_folder_folder_and_device_are_refused(tmp_path):
     for path in (tmp_path / "none" / "ledger.jsonl", tmp_path):
         with pytest.raises(OSError, match="could not be opened") as caught:
-            PrivacyLedger(path, PLAN)
+            resumed(path, PLAN)
         assert _is_one_sentence(caught.value)
     with pytest.raises(ValueError, match="regular file"):
-        PrivacyLedger("/dev/full", PLAN)
+        resumed("/dev/full", PLAN)
 
 
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="needs POSIX permissions")
@@ -425,7 +431,7 @@ def test_unwritable_folder_is_refused(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "open", refuse)  # root may write anywhere
     with pytest.raises(PermissionError, match="writable") as caught:
-        PrivacyLedger(tmp_path / "ledger.jsonl", PLAN)
+        resumed(tmp_path / "ledger.jsonl", PLAN)
     monkeypatch.undo()
     assert _is_one_sentence(caught.value)
 
@@ -450,7 +456,7 @@ def _full(call, fail_on, after=0):
 @pytest.mark.parametrize("after", [0, 9])
 def test_full_disk_loses_nothing_and_a_retry_works(path, monkeypatch, name, after):
     content = _write(path, 2)
-    ledger = PrivacyLedger(path, PLAN)
+    ledger = resumed(path, PLAN)
     part = after if name == "write" else 0
     monkeypatch.setattr(os, name, _full(getattr(os, name), 1, part))
     with pytest.raises(OSError, match="could not be written") as caught:
@@ -459,13 +465,13 @@ def test_full_disk_loses_nothing_and_a_retry_works(path, monkeypatch, name, afte
     assert ledger.steps == 2 and path.read_bytes() == content
     ledger.record(2)
     ledger.close()
-    with PrivacyLedger(path, PLAN) as again:
+    with resumed(path, PLAN) as again:
         assert again.steps == 3
 
 
 def test_full_disk_where_even_trimming_fails(path, monkeypatch):
     _write(path, 2)
-    ledger = PrivacyLedger(path, PLAN)
+    ledger = resumed(path, PLAN)
     monkeypatch.setattr(os, "write", _full(os.write, 1, 9))
     monkeypatch.setattr(os, "ftruncate", _full(os.ftruncate, 1))
     with pytest.raises(OSError, match="could not be written"):
@@ -474,12 +480,12 @@ def test_full_disk_where_even_trimming_fails(path, monkeypatch):
     ledger.record(2)
     ledger.record(3)
     ledger.close()
-    with PrivacyLedger(path, PLAN) as again:
+    with resumed(path, PLAN) as again:
         assert again.steps == 4
 
 
 def test_interrupt_after_a_write_is_not_a_recorded_step(path, monkeypatch):
-    ledger = PrivacyLedger(path, PLAN)
+    ledger = resumed(path, PLAN)
 
     def interrupt(_):
         raise KeyboardInterrupt
@@ -492,7 +498,7 @@ def test_interrupt_after_a_write_is_not_a_recorded_step(path, monkeypatch):
     ledger.record(0)
     ledger.record(1)
     ledger.close()
-    with PrivacyLedger(path, PLAN) as again:
+    with resumed(path, PLAN) as again:
         assert again.steps == 2
 
 
@@ -508,9 +514,30 @@ def test_short_writes_are_finished(path, monkeypatch):
 def test_full_disk_at_creation_leaves_a_file_that_opens_later(path, monkeypatch):
     monkeypatch.setattr(os, "write", _full(os.write, 1, 20))
     with pytest.raises(OSError, match="could not be written"):
-        PrivacyLedger(path, PLAN)
-    with PrivacyLedger(path, PLAN) as ledger:
+        resumed(path, PLAN)
+    with resumed(path, PLAN) as ledger:
         assert ledger.steps == 0
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_run_is_not_begun_again_by_accident(path, steps):
+    """A second run under the same key is the same run, or gives the data away."""
+    content = _write(path, steps)
+    for plan in (PLAN, PLAN):
+        with pytest.raises(ValueError, match="pass resume=True to go on") as caught:
+            PrivacyLedger(path, plan)
+        assert f"holds a run of {steps} steps already" in str(caught.value)
+        assert "another path and new keys" in str(caught.value)
+        assert _is_one_sentence(caught.value)
+    path.write_bytes(content[:-1])  # the last line lacks its end alone
+    with pytest.raises(ValueError, match="pass resume=True"):
+        PrivacyLedger(path, PLAN)
+    assert path.read_bytes() == content[:-1]
+    with PrivacyLedger(path, PLAN, resume=True) as ledger:
+        assert ledger.steps == steps
+    with PrivacyLedger(path.with_name("new.jsonl"), PLAN, resume=True) as ledger:
+        assert ledger.steps == 0
+    PrivacyLedger(path.with_name("new.jsonl"), PLAN).close()  # no step in it yet
 
 
 # -------------------------------------------------------------- two processes
@@ -521,7 +548,7 @@ _CHILD = textwrap.dedent("""
     from dp_ilg.accounting.ledger import PrivacyLedger
     from dp_ilg.accounting.plan import PrivacyPlan
     plan = PrivacyPlan.from_json(sys.argv[2])
-    with PrivacyLedger(sys.argv[1], plan) as ledger:
+    with PrivacyLedger(sys.argv[1], plan, resume=True) as ledger:
         for step in range(ledger.steps, plan.num_steps):
             ledger.record(step)
             sys.stdout.write(f"{step}\\n")
@@ -538,22 +565,24 @@ def _child(path, *more) -> subprocess.Popen:
 
 
 def test_second_ledger_on_one_file_is_refused(path):
-    with PrivacyLedger(path, PLAN) as ledger:
-        with pytest.raises(BlockingIOError, match="another run") as caught:
-            PrivacyLedger(path, PLAN)
+    with resumed(path, PLAN) as ledger:
+        with pytest.raises(
+            BlockingIOError, match="since this process holds it"
+        ) as caught:
+            resumed(path, PLAN)
         assert _is_one_sentence(caught.value)
         ledger.record(0)
-    PrivacyLedger(path, PLAN).close()
+    resumed(path, PLAN).close()
 
 
 def test_second_process_is_refused_until_the_first_ends(path):
     child = _child(path, "wait")
     assert child.stdout and child.stdout.readline() == b"0\n"
     with pytest.raises(BlockingIOError, match="another run"):
-        PrivacyLedger(path, PLAN)
+        resumed(path, PLAN)
     child.kill()
     child.communicate()
-    with PrivacyLedger(path, PLAN) as ledger:
+    with resumed(path, PLAN) as ledger:
         assert ledger.steps == 1
 
 
@@ -567,7 +596,7 @@ def _kill_and_reopen(path, delay) -> tuple[int, int]:
     rest, errors = child.communicate()
     assert not errors, errors.decode()
     lines = (acknowledged[0] + rest).split(b"\n")[:-1]  # a cut last line is no word
-    with PrivacyLedger(path, PLAN) as ledger:
+    with resumed(path, PLAN) as ledger:
         return int(lines[-1]) + 1, ledger.steps
 
 
@@ -591,14 +620,16 @@ def test_killed_process_never_recorded_less_20_times(path):
 def test_a_second_run_does_not_pass_for_a_replay(tmp_path):
     """With the key given, another run is refused; in one run no step comes twice."""
     path = tmp_path / "ledger.jsonl"
-    with PrivacyLedger(path, PLAN, key=jax.random.key(1)) as ledger:
-        ledger.record(0)
+    with resumed(path, PLAN, key=jax.random.key(1)) as ledger:
+        ledger.record(0, released_from=FROM)
         ledger.record(1)
         with pytest.raises(ValueError, match="only a resumed run may repeat"):
             ledger.record(1)
-    with PrivacyLedger(path, PLAN, key=jax.random.key(1)) as ledger:
-        ledger.record(0)
+    with resumed(path, PLAN, key=jax.random.key(1)) as ledger:
+        ledger.record(0, released_from=FROM)
+        with pytest.raises(ValueError, match="nobody can tell whether"):
+            ledger.record(1)
         assert ledger.steps == 2
     with pytest.raises(ValueError, match="another key"):
-        PrivacyLedger(path, PLAN, key=jax.random.key(2))
+        resumed(path, PLAN, key=jax.random.key(2))
     assert path.read_text().count("\n") == 3

@@ -206,7 +206,7 @@ def check_ledger(content: bytes, folder: Path) -> str:
     path = folder / "ledger.jsonl"
     path.write_bytes(content)
     try:
-        with PrivacyLedger(path, PLAN) as ledger:
+        with PrivacyLedger(path, PLAN, resume=True) as ledger:
             assert 0 <= ledger.steps <= PLAN.num_steps
             assert ledger.steps >= content.count(b"\n") - 1
     except ValueError as error:

@@ -20,9 +20,7 @@ PLAN = plan(l2_clip_norm=1.0, score_budget=0.1)
 
 
 def loss(params, example):
-    return sum(
-        jnp.vdot(p, e) for p, e in zip(params.values(), example.values(), strict=True)
-    )
+    return sum(jnp.vdot(params[name], example[name]) for name in params)
 
 
 def optimizer(the_plan=PLAN, key=0, **options):

@@ -32,6 +32,8 @@ from tests.helpers.compiled import compiled_once  # noqa: F401 - a fixture
 from tests.helpers.models import CLIP_MODES, mlp_batch, mlp_loss, mlp_params, plan
 from tests.helpers.taint import Finding, findings
 
+METRICS = {"loss": dp_ilg.Metric(lambda loss, aux: loss, high=3.0)}
+
 # Where a predicate is data: nowhere. Predicates that are not, such as `wanted` in
 # dp_ilg.noise.normal (is the step within the plan?), do not show up as findings at all.
 ALLOWED: set[Finding] = set()
@@ -56,17 +58,21 @@ def mlp_step(method="dp_adam_ilg", engine="auto", **options):
     row = BASELINES[method]
     spends = row.spends_scores(**chosen)
     falling = {"schedule": dp_ilg.schedules.linear(0.5)}
+    metrics = options.get("metrics")
     tx = row(
         1e-2,
         plan(
             score_budget=0.01 if spends else 0.0,
+            metric_budget=0.01 if metrics else 0.0,
             **(falling if method == "dp_sgd_decay" else {}),
         ),
         key=jax.random.key(0),
+        metrics=metrics,
         **chosen,
     )
     grad_fn = dp_ilg.clipped_grad(
         mlp_loss,
+        metrics=metrics,
         l2_clip_norm=1.0,
         clip_mode=row.clip_mode(**chosen),
         engine=engine,
@@ -83,6 +89,7 @@ CASES = [
         for e in sorted(ENGINES)
     ],
     *[pytest.param({"clip_mode": mode}, id=mode) for mode in CLIP_MODES],
+    pytest.param({"metrics": METRICS}, id="metrics"),
 ]
 
 

@@ -28,7 +28,7 @@ from dp_ilg.experiments.audits.subject import (
 from dp_ilg.geometry.geometry import Geometry
 from dp_ilg.noise.add_noise import multiplier_at, noise_stddev
 from dp_ilg.optimizers.importance import ScoreLayerImportanceState
-from dp_ilg.optimizers.metrics import metrics_place
+from dp_ilg.optimizers.metric_links import metrics_place
 
 
 class Seen(NamedTuple):

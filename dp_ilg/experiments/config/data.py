@@ -53,11 +53,15 @@ class ProjectionConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which data: `name` is a row of the table of loaders.
+    """Which data: `name` is a row of the table of loaders, or data of one's own.
 
+    Data of one's own are ``./my.npz``, ``./folder``, ``package.module:function`` or
+    ``./file.py:function`` with arrays x_train, y_train, x_test and y_test.
     `validation` is the share of training examples to hold out: they are then what the
     model is evaluated on, and the test part is not kept. `features` is a row of
-    `dp_ilg.experiments.data.features.FEATURES`: what images are turned into beforehand.
+    `dp_ilg.experiments.data.features.FEATURES`, or a function of one's own: what inputs
+    are turned into beforehand. `num_classes`, `num_tokens` (of token ids) and `scale`
+    (what inputs are divided by) are public facts of data that do not state them.
 
     Example:
         >>> DataConfig(name="mnist").name
@@ -67,8 +71,16 @@ class DataConfig:
     name: str = required("digits")
     validation: float | None = None
     features: str = "raw"
+    num_classes: int | None = None
+    num_tokens: int | None = None
+    scale: float | None = None
     projection: ProjectionConfig = ProjectionConfig()
 
     def __post_init__(self):
+        for name in ("num_classes", "num_tokens"):
+            if getattr(self, name) is not None:
+                whole(f"data.{name}", getattr(self, name), 2)
+        if self.scale is not None:
+            positive("data.scale", self.scale)
         if self.validation is not None:
             fraction("data.validation", self.validation)

@@ -21,6 +21,7 @@ from dp_ilg.experiments.data.files import (
     read_words,
 )
 from dp_ilg.experiments.data.shard_rows import unit_interval
+from dp_ilg.registry.lookup import table
 
 NUM_IMDB_TOKENS = 10_000
 _NUM_IMAGE_CLASSES = 10
@@ -333,7 +334,7 @@ _FASHION = _ImageSet(
 )
 _CIFAR10 = _ImageSet("cifar10", (32, 32, 3), None, "cs.toronto.edu/~kriz/cifar.html")
 
-LOADERS: dict[str, Callable[[Path | None], Dataset]] = {
+_ROWS: dict[str, Callable[[Path | None], Dataset]] = {
     "digits": _load_digits,
     "mnist": partial(_load_images, _MNIST),
     "fashion_mnist": partial(_load_images, _FASHION),
@@ -343,3 +344,4 @@ LOADERS: dict[str, Callable[[Path | None], Dataset]] = {
     "flights": _load_flights,
     "python_docs": _load_python_docs,
 }
+LOADERS = table("dataset", _ROWS)

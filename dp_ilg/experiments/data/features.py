@@ -13,6 +13,7 @@ import os
 import tempfile
 import time
 import zlib
+from collections import ChainMap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ import numpy as np
 from jaxtyping import Array
 
 from dp_ilg.experiments.data.datasets import Dataset
+from dp_ilg.experiments.data.own.features import outside_features
 from dp_ilg.experiments.data.scattering import (
     NUM_COEFFICIENTS,
     photo_features,
@@ -29,7 +31,7 @@ from dp_ilg.experiments.data.scattering import (
 )
 from dp_ilg.experiments.data.text_features import TEXT_FEATURES, text_chunks
 from dp_ilg.experiments.data.word_counts import public_order, word_counts
-from dp_ilg.validation import nearest
+from dp_ilg.registry.lookup import resolve, table
 
 try:
     import fcntl
@@ -67,8 +69,9 @@ def with_features(data: Dataset, name: str, cache: Path | None = None) -> Datase
 
     Args:
         data: images, float32[N, height, width, channels], or token ids.
-        name: the row; "raw" leaves the data as they are, "standardized" takes its own
-            mean off each image and divides by its standard deviation (plus 0.1);
+        name: the row, or a function from outside, see `outside_features`; "raw"
+            leaves the data as they are, "standardized" takes its own mean off each
+            image and divides by its standard deviation (plus 0.1);
             "word_counts" is for texts, "public_words" numbers their words by a public
             list, "public_words_counts" counts those; "word_vectors" and
             "sentence_encoder" have weights that come inside packages of their own.
@@ -95,11 +98,9 @@ def with_features(data: Dataset, name: str, cache: Path | None = None) -> Datase
         >>> with_features(load_dataset("digits"), "scattering", folder).x_train.shape
         (1437, 324)
     """
-    if name not in feature_names():
-        raise ValueError(
-            f"data.features is {name!r}, which is unknown; "
-            f"{nearest(name, feature_names())}"
-        )
+    found = resolve("features", name, FEATURE_ROWS, "data.features")
+    if name not in FEATURE_ROWS:
+        return outside_features(data, name, found)
     if name == RAW:
         return data
     if name in _QUICK:
@@ -127,7 +128,7 @@ def feature_names() -> tuple[str, ...]:
         >>> feature_names()[:4]
         ('raw', 'scattering', 'photo_scattering', 'word_counts')
     """
-    return (*FEATURES, *_QUICK, *TEXT_FEATURES)
+    return tuple(FEATURE_ROWS)
 
 
 def _counted(data: Dataset) -> Dataset:
@@ -159,6 +160,9 @@ _QUICK: dict[str, Callable[[Dataset], Dataset]] = {
     PUBLIC: public_order,
     f"{PUBLIC}_counts": lambda data: _counted(public_order(data)),
 }
+
+
+FEATURE_ROWS = table("features", ChainMap(FEATURES, _QUICK, TEXT_FEATURES))
 
 
 def _check_images(data: Dataset, name: str) -> None:

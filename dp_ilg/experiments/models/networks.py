@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import flax
 import jax
 import jax.numpy as jnp
 import optax
@@ -16,7 +17,7 @@ import optax
 from dp_ilg.base import LossFn, Params
 from dp_ilg.experiments.models import linen, nnx, transformer_linen, transformer_nnx
 from dp_ilg.experiments.models.sizes import SIZES, Facts, check_sizes
-from dp_ilg.validation import nearest
+from dp_ilg.registry.lookup import KINDS, described, resolve, table
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def _batch_of_one(x: Any) -> Any:
 
 
 # name -> (linen module, NNX module)
-MODELS: dict[str, tuple[Any, Any]] = {
+_ROWS: dict[str, tuple[Any, Any]] = {
     "linear": (linen.Linear, nnx.Linear),
     "mlp": (linen.Mlp, nnx.Mlp),
     "cnn": (linen.Cnn, nnx.Cnn),
@@ -157,17 +158,20 @@ MODELS: dict[str, tuple[Any, Any]] = {
     "language_model": (transformer_linen.Transformer, transformer_nnx.Transformer),
     "tabular": (linen.Tabular, nnx.Tabular),
 }
+MODELS = table("model", _ROWS)
 
 
 def build_model(
     name: str, facts: Facts, *, framework: str = "linen", **options: Any
 ) -> Model:
-    """Builds a row of `MODELS` for some data.
+    """Builds a row of `MODELS`, or a model from outside, for some data.
 
     Args:
-        name: the row.
+        name: the row, an entry point of ``dp_ilg.models``, or ``package.module:name``
+            or ``./file.py:name`` of a Flax module, a pair of functions (init, apply),
+            or a function ``(facts, **options)`` that returns one of these.
         facts: what the network must know of the data.
-        framework: "linen" or "nnx".
+        framework: "linen" or "nnx"; of a row.
         **options: sizes; what is left out is the row's own default.
 
     Returns:
@@ -179,11 +183,12 @@ def build_model(
     Example:
         >>> build_model("mpl", Facts(jnp.zeros(4), num_classes=3))
         Traceback (most recent call last):
-        ValueError: model.name is 'mpl', which is no model; did you mean mlp?
+        ValueError: model.name is 'mpl', which is unknown; did you mean mlp? (one of \
+your own: ./file.py:name or package.module:name)
     """
+    found = resolve("model", name, MODELS, "model.name")
     if name not in MODELS:
-        advice = nearest(name, MODELS)
-        raise ValueError(f"model.name is {name!r}, which is no model; {advice}")
+        return _outside_model(name, found, facts, options)
     check_sizes(name, options)
     linen_class, nnx_class = MODELS[name]
     sizes = SIZES[name](facts, **options)
@@ -192,3 +197,41 @@ def build_model(
     if framework == "nnx":
         return nnx_model(lambda rngs: nnx_class(**sizes, rngs=rngs))
     raise ValueError(f"model.framework is {framework!r}; known are linen, nnx.")
+
+
+def _outside_model(
+    name: str, found: Any, facts: Facts, options: dict[str, Any]
+) -> Model:
+    """Whatever a user gives as a model, or a sentence that says what it is."""
+    is_module = isinstance(found, type) or isinstance(found, flax.linen.Module)
+    if callable(found) and not is_module:
+        found = _tried(name, found, facts, **options)
+        options = {}
+    if isinstance(found, type) and issubclass(found, flax.linen.Module):
+        found = _tried(name, found, **options)
+    if isinstance(found, flax.linen.Module):
+        return linen_model(found, facts.x)
+    if isinstance(found, type) and issubclass(found, flax.nnx.Module):
+        made: Any = found
+        return nnx_model(lambda rngs: _tried(name, made, **options, rngs=rngs))
+    if isinstance(found, tuple) and len(found) == 2 and all(map(callable, found)):
+        return _classifier(*found)
+    if isinstance(found, Model):
+        return found
+    raise ValueError(
+        f"model.name is {name!r}, which gives {described(found)}, but a model is "
+        f"{KINDS['model'].words}; see docs/guides/extend.md."
+    )
+
+
+def _tried(name: str, make: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """What somebody else's function returns; a mistake in it is one sentence."""
+    try:
+        return make(*args, **options)
+    except Exception as error:  # noqa: BLE001 - somebody else's code
+        words = " ".join(str(error).split())
+        raise ValueError(
+            f"model.name is {name!r}, which cannot be made ({type(error).__name__}: "
+            f"{words}); a function of a model takes the data's facts and the sizes "
+            f"given: {', '.join(options) or 'none'}."
+        ) from error

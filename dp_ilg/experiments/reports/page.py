@@ -20,7 +20,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from dp_ilg.accounting.plan import PrivacyPlan
-from dp_ilg.accounting.statement import round_up
+from dp_ilg.accounting.statements.statement import round_up
 from dp_ilg.experiments.reports import figures
 from dp_ilg.experiments.reports.record import History, RunRecord, read_run
 from dp_ilg.experiments.reports.released import released_figure

@@ -259,7 +259,7 @@ def _steps_charged(path: Path, plan: PrivacyPlan) -> int:
         copy = Path(folder, path.name)
         shutil.copyfile(path, copy)
         try:
-            with PrivacyLedger(copy, plan) as ledger:
+            with PrivacyLedger(copy, plan, resume=True) as ledger:
                 return ledger.steps
         except ValueError as error:
             raise ValueError(str(error).replace(str(copy), str(path))) from None

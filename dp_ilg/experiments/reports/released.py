@@ -32,7 +32,6 @@ def released_figure(history: History) -> Figure:
     figure = Figure(figsize=(5.2 * len(names), 3.4))
     for place, name in enumerate(names, 1):
         _draw(figure.add_subplot(1, len(names), place), history, name)
-    figure.tight_layout()
     return figure
 
 

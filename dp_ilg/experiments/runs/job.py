@@ -7,8 +7,8 @@ no step of the budget.
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +18,26 @@ import numpy as np
 import dp_ilg
 from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.base import PrivateTransformation
-from dp_ilg.baselines.table import BASELINES
+from dp_ilg.baselines.table import baseline
 from dp_ilg.experiments.config.schema import Config
-from dp_ilg.experiments.data.datasets import LOADERS, Dataset, load_dataset
-from dp_ilg.experiments.data.features import feature_names, with_features
-from dp_ilg.experiments.data.folders import is_folder_name, load_folder
+from dp_ilg.experiments.data.datasets import Dataset
+from dp_ilg.experiments.data.features import with_features
 from dp_ilg.experiments.data.holdout import hold_out
+from dp_ilg.experiments.data.own.named import load_named
 from dp_ilg.experiments.data.shard_rows import Pixels
 from dp_ilg.experiments.data.shards import ShardedArray
 from dp_ilg.experiments.models.networks import Model, build_model
 from dp_ilg.experiments.models.sizes import Facts
 from dp_ilg.experiments.runs import projection
 from dp_ilg.experiments.runs.measures import run_metrics
+from dp_ilg.experiments.runs.outside.parts import check_parts, sources
 from dp_ilg.experiments.runs.recipe import (
     build_schedule,
-    check_row,
     layering,
     make_optimizer,
     make_plan,
     method_options,
 )
-from dp_ilg.geometry.rules import RULES
 from dp_ilg.noise.exact import nothing
 from dp_ilg.projection.factor_pca import FactorPca
 from dp_ilg.training.certificate import Certificate, sensitivity_certificate
@@ -57,6 +56,7 @@ class Job:
         model: the network.
         grad_fn: the clipped gradient of a batch.
         make_optimizer: key -> the private optimizer.
+        outside: which code the parts from outside are, see `outside.parts`.
 
     Example:
         >>> job = build_job(Config())
@@ -71,6 +71,7 @@ class Job:
     grad_fn: Any
     make_optimizer: Callable[[Any], PrivateTransformation]
     raw: Dataset | None = None
+    outside: Mapping[str, str] = field(default_factory=dict)
 
     def batch_shapes(self) -> Any:
         """Shapes of a batch of the expected size.
@@ -153,20 +154,10 @@ def load_data(config: Config, data_dir: Path | None = None) -> Dataset:
         >>> len(load_data(Config()).y_train)
         1437
     """
-    _check_name(config.data.name)
-    check_row("data.features", config.data.features, feature_names())
-    data = with_features(_loaded(config.data.name, data_dir), config.data.features)
+    check_parts(config)
+    data = with_features(load_named(config.data, data_dir), config.data.features)
     share = config.data.validation
     return data if share is None else hold_out(data, share)
-
-
-def _check_name(name: str) -> None:
-    if not is_folder_name(name):
-        check_row("data.name", name, LOADERS)
-
-
-def _loaded(name: str, data_dir: Path | None) -> Dataset:
-    return load_folder(name) if is_folder_name(name) else load_dataset(name, data_dir)
 
 
 def build_job(
@@ -207,16 +198,14 @@ def build_job(
     grad_fn = _grad_fn(config, plan, model, data)
     metrics = run_metrics(config.metrics, data)
     make = lambda key: make_optimizer(config, plan, key, metrics=metrics)  # noqa: E731
-    job = Job(config, data, plan, model, grad_fn, make, raw)
+    job = Job(config, data, plan, model, grad_fn, make, raw, sources(config))
     _rehearse(job)
     return job
 
 
 def _check_names(config: Config) -> None:
-    """Raises for a data set, rule, method, option or schedule that is unknown."""
-    _check_name(config.data.name)
-    check_row("optimizer.importance", config.optimizer.importance, RULES)
-    check_row("optimizer.method", config.optimizer.method, BASELINES)
+    """Raises for a part, an option or a schedule that is unknown."""
+    check_parts(config)
     method_options(config)
     build_schedule(config.privacy.schedule)
 
@@ -232,7 +221,7 @@ def _model(config: Config, data: Dataset) -> Model:
 
 def _grad_fn(config: Config, plan: PrivacyPlan, model: Model, data: Dataset) -> Any:
     """The clipped gradient of a batch, as large at once as memory is allowed for."""
-    row, run = BASELINES[config.optimizer.method], config.run
+    row, run = baseline(config.optimizer.method), config.run
     metrics = run_metrics(config.metrics, data)
     grad_fn = dp_ilg.clipped_grad(
         model.loss_and_right if metrics else model.loss_fn,

@@ -47,8 +47,9 @@ def identity(job: Job, config: Config | None = None) -> dict[str, str]:
         config: of the run, where the job is shared by several; by default the job's.
 
     Returns:
-        Digests of the plan, of the configuration (the seed apart) and of the training
-        data: the same noise on other data would release their difference.
+        Digests of the plan, of the configuration (the seed apart), of the training
+        data and of code from outside: the same noise on other data, or by other code,
+        would release their difference.
 
     Privacy:
         The digest of the data is as secret as the keys beside it: it stays in the
@@ -64,6 +65,7 @@ def identity(job: Job, config: Config | None = None) -> dict[str, str]:
         "plan": job.plan.digest(),
         "configuration": hashlib.sha256(text.encode()).hexdigest()[:16],
         "data": job.data_digest,
+        **job.outside,
     }
 
 

@@ -1,7 +1,6 @@
 """What the sections of a configuration mean: schedule, rate, plan and optimizer."""
 
 import dataclasses
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ import dp_ilg
 from dp_ilg.accounting import schedules
 from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.base import PrivateTransformation
-from dp_ilg.baselines.table import BASELINES
+from dp_ilg.baselines.table import Baseline, baseline
 from dp_ilg.clipping.adding.metric_sums import Metric
 from dp_ilg.experiments.config.fields import given
 from dp_ilg.experiments.config.schema import (
@@ -24,17 +23,16 @@ from dp_ilg.experiments.config.schema import (
 from dp_ilg.geometry import layers
 from dp_ilg.optimizers.averaging import average_iterates
 from dp_ilg.projection.factor_pca import factor_releases
-from dp_ilg.validation import nearest
 
 
 def build_schedule(chosen: ScheduleConfig) -> Any:
     """Makes the noise schedule of a configuration.
 
     Args:
-        chosen: a name and its parameters.
+        chosen: a name, of one from outside too, and its parameters.
 
     Returns:
-        A schedule of `dp_ilg.schedules`.
+        A schedule, as `dp_ilg.plan_privacy` takes it.
 
     Raises:
         ValueError: for an unknown schedule or parameter, or a missing one.
@@ -43,19 +41,7 @@ def build_schedule(chosen: ScheduleConfig) -> Any:
         >>> build_schedule(ScheduleConfig("linear", end=0.5)).parameters
         (0.5,)
     """
-    check_row("schedule.name", chosen.name, schedules.SCHEDULES)
-    factory = schedules.SCHEDULES[chosen.name]
-    known = inspect.signature(factory).parameters
-    for name in chosen.options():
-        if name not in known:
-            takes = f"it takes {', '.join(known)}" if known else "it takes none"
-            raise ValueError(
-                f"The schedule {chosen.name} has no parameter {name}; {takes}."
-            )
-    for name, parameter in known.items():
-        if parameter.default is parameter.empty and name not in chosen.options():
-            raise ValueError(f"The schedule {chosen.name} lacks {name}; give it.")
-    return factory(**chosen.options())
+    return schedules.as_schedule(chosen.name, **chosen.options())
 
 
 def learning_rate(config: LearningRateConfig, peak: Any, num_steps: int) -> Any:
@@ -98,7 +84,7 @@ def method_options(config: Config) -> dict[str, Any]:
     """The options of the method that a configuration changes from their defaults.
 
     Args:
-        config: the run; its method must be a row.
+        config: the run; its method is a row or one from outside.
 
     Returns:
         Keyword arguments for the row, without layers.
@@ -111,7 +97,7 @@ def method_options(config: Config) -> dict[str, Any]:
         >>> method_options(Config(optimizer=chosen))
         {'momentum': 0.9}
     """
-    row = BASELINES[config.optimizer.method]
+    row = baseline(config.optimizer.method)
     known = {*row.options()}
     if not row.name.startswith("dp_adam_ilg"):
         known -= {"floor"}  # there it is a gradient's entry, not a share
@@ -140,7 +126,7 @@ def make_plan(config: Config, num_examples: int) -> PrivacyPlan:
     """Calibrates the plan of a configuration.
 
     Args:
-        config: the run; its method must be a row.
+        config: the run; its method is a row or one from outside.
         num_examples: to train on.
 
     Returns:
@@ -154,7 +140,7 @@ def make_plan(config: Config, num_examples: int) -> PrivacyPlan:
         200
     """
     privacy = config.privacy
-    row = BASELINES[config.optimizer.method]
+    row = baseline(config.optimizer.method)
     scored = row.spends_scores(**method_options(config))
     return dp_ilg.plan_privacy(
         epsilon=privacy.epsilon,
@@ -214,12 +200,25 @@ def make_optimizer(
     chosen = config.optimizer
     peak = chosen.learning_rate if peak is None else peak
     rate = learning_rate(chosen.learning_rate_schedule, peak, plan.num_steps)
-    row = BASELINES[chosen.method]
-    options = method_options(config) | {"layers": layering(chosen)}
+    row = baseline(chosen.method)
+    options = _groups(row, chosen) | method_options(config)
     if metrics:
         options |= {"metrics": metrics, "smooth_steps": config.metrics.smooth_steps}
     tx = row(rate, plan, key=key, **options)
     return average_iterates(tx, chosen.average) if chosen.average else tx
+
+
+def _groups(row: Baseline, chosen: OptimizerConfig) -> dict[str, Any]:
+    """The grouping as an option; a method from outside need not have it."""
+    if "layers" in row.options():
+        return {"layers": layering(chosen)}
+    for name in ("layers", "blocks", "frozen"):
+        if getattr(chosen, name) != getattr(OptimizerConfig, name):
+            raise ValueError(
+                f"optimizer.method is {row.name}, which has no option layers; leave "
+                f"optimizer.{name} out, or add layers to its arguments."
+            )
+    return {}
 
 
 def layering(chosen: OptimizerConfig) -> Any:
@@ -247,25 +246,3 @@ def layering(chosen: OptimizerConfig) -> Any:
     ]
     by = {"module": layers.by_module, "leaf": layers.by_leaf}[chosen.layers]
     return by(*cuts, frozen=chosen.frozen)
-
-
-def check_row(place: str, name: str, table: Any) -> None:
-    """Raises unless a name is a row of a table.
-
-    Args:
-        place: the field that holds it.
-        name: what was given.
-        table: the rows.
-
-    Raises:
-        ValueError: with the nearest row.
-
-    Example:
-        >>> check_row("data.name", "minst", ["mnist"])
-        Traceback (most recent call last):
-        ValueError: data.name is 'minst', which is unknown; did you mean mnist?
-    """
-    if name not in table:
-        raise ValueError(
-            f"{place} is {name!r}, which is unknown; {nearest(name, table)}"
-        )

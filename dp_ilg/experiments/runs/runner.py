@@ -185,7 +185,8 @@ def _go_on(
         write_report(folder.path)
         return json.loads(folder.summary.read_text(encoding="utf-8"))
     job = ready(job, position.sampler_key, folder.read_projection(facts))
-    with PrivacyLedger(folder.ledger, job.plan, key=position.sampler_key) as ledger:
+    key = position.sampler_key
+    with PrivacyLedger(folder.ledger, job.plan, key=key, resume=True) as ledger:
         _check_ledger(ledger, position, facts, team.layout)
         position = team.begin(position)
         folder.tidy()
@@ -295,6 +296,7 @@ def _summary(
         "seconds": round(position.seconds, 3),
         "params_sha256": params_sha256(position.kept),
         "dataset": job.data.name,
+        "outside": dict(job.outside),
         "data_note": job.data.note,
         "model": config.model.name,
         "framework": config.model.framework,

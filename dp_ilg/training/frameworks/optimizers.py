@@ -7,6 +7,7 @@ again, asks for private facts, and is refused with what to do instead.
 
 from __future__ import annotations
 
+import inspect
 import re
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from dp_ilg.base import Params
+from dp_ilg.geometry.geometry import Geometry
 from dp_ilg.training.frameworks.adapt import parts_of
 
 _PRIVATE_FACTS = {
@@ -66,6 +68,7 @@ def optimizer_of(model: Any, optimizer: Any = None) -> optax.GradientTransformat
         )
     if getattr(tx.init, "__qualname__", "").startswith("lookahead."):
         tx = slow_in_state(tx)
+    tx = _of_the_gradient_alone(tx)
     if model is not None:
         check_update(tx, parts_of(model).params)
     return tx
@@ -86,8 +89,10 @@ def check_update(tx: optax.GradientTransformation, params: Params) -> None:
         >>> check_update(optax.lion(1e-3), {"w": jnp.ones(2)})
     """
     shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params)
+    given = dict(geometry=Geometry.uniform(params), l2_clip_norm=jnp.float32(1))
+    update = optax.with_extra_args_support(tx).update
     try:
-        after = jax.eval_shape(lambda p: tx.update(p, tx.init(p), p)[0], shapes)
+        after = jax.eval_shape(lambda p: update(p, tx.init(p), p, **given)[0], shapes)
     except jax.errors.ConcretizationTypeError:
         return  # asks for values; they are known to the first step
     except Exception as error:
@@ -95,11 +100,7 @@ def check_update(tx: optax.GradientTransformation, params: Params) -> None:
     same = jax.tree.structure(after) == jax.tree.structure(shapes)
     pairs = zip(jax.tree.leaves(after), jax.tree.leaves(shapes), strict=same)
     if not same or any(a.shape != p.shape for a, p in pairs):
-        raise ValueError(
-            "The optimizer returns updates of other shapes than the parameters; what "
-            "clips or adds up examples, such as optax.contrib.dpsgd, has no place "
-            "behind the noise, so pass the optimizer alone."
-        )
+        raise _other_shapes()
 
 
 class SlowInState(NamedTuple):
@@ -176,6 +177,24 @@ def _transformation(found: Any) -> Any:
     return found
 
 
+def _other_shapes() -> ValueError:
+    return ValueError(
+        "The optimizer takes or returns other shapes than the parameters; what clips "
+        "or adds up examples, such as optax.contrib.dpsgd, has no place behind the "
+        "noise, so pass the optimizer alone."
+    )
+
+
+def _of_the_gradient_alone(tx: Any) -> Any:
+    """An update that says it takes further arguments, and does not (``optax.sam``)."""
+    if not isinstance(tx, optax.GradientTransformationExtraArgs):
+        return tx
+    kinds = {p.kind for p in inspect.signature(tx.update).parameters.values()}
+    if inspect.Parameter.VAR_KEYWORD in kinds:
+        return tx
+    return optax.GradientTransformation(tx.init, tx.update)
+
+
 def _refusal(error: Exception) -> ValueError:
     """Why an optimizer cannot stand behind the noise, and what can."""
     text = str(error)
@@ -184,6 +203,8 @@ def _refusal(error: Exception) -> ValueError:
         return ValueError(
             f"The optimizer asks for `{asked[-1]}`, {_PRIVATE_FACTS[asked[-1]]}."
         )
+    if "batch dimension" in text:
+        return _other_shapes()
     if "'fast'" in text:
         return ValueError(
             "optax.lookahead inside of another transformation cannot see its slow "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import json
@@ -15,7 +14,7 @@ import numpy as np
 from dp_ilg.noise.exact import ExactNoise
 from dp_ilg.sampling.gather import PADDING
 from dp_ilg.sampling.poisson import PoissonSampler
-from dp_ilg.training.loop.losses import KeyedLoss, reads_key
+from dp_ilg.training.loop.losses import KeyedLoss
 from dp_ilg.training.loop.program import Program, build_program
 from dp_ilg.training.loop.recipe import Recipe
 from dp_ilg.training.loop.rows import Rows
@@ -71,18 +70,15 @@ def bind(
         place = jax.device_put
         if recipe.mesh is not None:
             place = functools.partial(place_rows, recipe.mesh)
-        one = jax.tree.map(lambda a: a[0], rows.rows(np.array([PADDING])))
-        keyed = reads_key(loss, state.params, one)
-        own = dataclasses.replace(recipe, reads_key=keyed)
-        if keyed:
+        if recipe.random:
             rows.words = np.zeros(2, np.uint32)  # the real ones follow from the program
         empty = np.full(_sampler(recipe, 0).chunk_size, PADDING)
         chunk = place((rows.rows_at(0, empty), empty == PADDING))
         before = state.params, Counted(state.opt_state, state.step)
-        program = build_program(own, tx, loss, before, chunk)
+        program = build_program(recipe, tx, loss, before, chunk)
         of_data = rows.digest()
         whole = _joined(program.digest, of_data, recipe.plan.digest())
-        if keyed:
+        if recipe.random:
             rows.words = secret.words("examples", program=whole)
         return Binding(
             program,
@@ -134,6 +130,30 @@ def check_length(rows: Rows, wanted: int) -> None:
             "and sampling and noise follow that number; make the plan with "
             f"num_examples={len(rows)}, or pass the data it was made for."
         )
+
+
+def check_unchanged(before: tuple[str, str] | None, now: tuple[str, str]) -> None:
+    """Raises if a run goes on with another program, or with other data.
+
+    Args:
+        before: digests of program and data that it was begun with, None if it was not.
+        now: those it has now.
+
+    Raises:
+        ValueError: if they differ.
+
+    Example:
+        >>> check_unchanged(("a", "b"), ("a", "c"))
+        Traceback (most recent call last):
+        ValueError: The data are not those this run was begun with, and the same ...
+    """
+    if before is None or before == now:
+        return
+    what = "data are" if before[0] == now[0] else "loss, optimizer or code are"
+    raise ValueError(
+        f"The {what} not those this run was begun with, and the same noise on other "
+        "sums would show their difference; go on with the same, or begin a new run."
+    )
 
 
 def _sampler(recipe: Recipe, key: Any) -> PoissonSampler:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
-from dp_ilg.accounting.plan import PrivacyPlan
+from dp_ilg.clipping.adding.metric_sums import Metric
 from dp_ilg.training.loop.recipe import Recipe
 from dp_ilg.training.loop.run import PrivateTraining
 
 
 def private_training(
-    loss_fn: Callable[..., Any],
+    loss_fn: Any,
     optimizer: Any,
-    plan: PrivacyPlan,
+    plan: Any,
     *,
     seed: Any = None,
     importance: Any = "min_noise_energy",
@@ -23,23 +23,27 @@ def private_training(
     ema_decay: Any = 0.9,
     floor: Any = 0.01,
     public_importance: Any = None,
-    views: int = 1,
-    augment: Callable[..., Any] | None = None,
+    views: Any = 1,
+    augment: Any = None,
+    has_aux: bool = False,
+    metrics: Mapping[str, Metric] | None = None,
     engine: str = "auto",
-    microbatch_size: int | None = None,
-    chunk_size: int | None = None,
-    memory_mib: float | None = None,
+    microbatch_size: Any = None,
+    chunk_size: Any = None,
+    memory_mib: Any = None,
     mesh: Any = None,
     noise: str | None = None,
-    ahead: int = 2,
+    ahead: Any = 2,
 ) -> PrivateTraining:
     """Makes a training loop private: loss, optimizer and plan as one object.
 
     Args:
-        loss_fn: ``(params, example) -> scalar`` of ONE example, or ``(params, example,
-            key)``, whose key is a function of (run, step, example).
-        optimizer: any Optax transformation; it sees the release alone. Or a function of
-            a key that makes a whole private optimizer: ``lambda key:
+        loss_fn: ``(model, example) -> scalar`` of ONE example, or ``(model, example,
+            key)``, whose key is a function of (run, step, example). It takes what the
+            framework's own losses take: parameters, or the module.
+        optimizer: any Optax transformation; it sees the release alone. None takes that
+            of the model's ``TrainState`` or ``nnx.Optimizer``. Or a function of a key
+            that makes a whole private optimizer: ``lambda key:
             dp_ilg.dp_adam_ilg(1e-3, plan, key=key)``.
         plan: from `dp_ilg.plan_privacy`.
         seed: None for 256 bits from the operating system. They are in this process's
@@ -54,6 +58,9 @@ def private_training(
         views: the loss is the mean over so many views of an example, one clip for all.
         augment: ``(example, key) -> view``; None where an example holds its views along
             a first axis. Leaves without such an axis are shared by all views.
+        has_aux: whether the loss returns ``(loss, aux)``; aux feeds the metrics.
+        metrics: name -> `dp_ilg.Metric`, released with noise at every step and charged
+            to the plan's `metric_budget`; read them by ``metrics(state)``.
         engine: as in `dp_ilg.clipped_grad`.
         microbatch_size: examples differentiated at once; None: the engine picks.
         chunk_size: rows of a compiled batch; a larger draw comes in several chunks,

@@ -2,98 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Literal
 
 from dp_ilg.base import Example, Params
+from dp_ilg.training.frameworks.keys import example_key
 
 KeyedLoss = Callable[[Params, Example, Any], Any]
 _KIND = "threefry2x32"
-
-
-class Adapted(NamedTuple):
-    """A model and a loss as the library takes them.
-
-    Attributes:
-        params: the tree of arrays that is trained.
-        loss: ``(params, example, key) -> scalar``, or with aux, of ONE example.
-        rebuild: parameters -> the user's kind of object.
-    """
-
-    params: Params
-    loss: KeyedLoss
-    rebuild: Callable[[Params], Any]
-
-
-def adapt(model: Any, loss_fn: Callable[..., Any]) -> Adapted:
-    """A plain tree of parameters, and a loss of two or three arguments.
-
-    Args:
-        model: the tree.
-        loss_fn: ``(params, example)`` or ``(params, example, key)``.
-
-    Returns:
-        The `Adapted`.
-
-    Example:
-        >>> adapt({"w": 1.0}, lambda params, x: params["w"] * x).loss({"w": 2}, 3, None)
-        6
-    """
-    if takes_a_key(loss_fn):
-        return Adapted(model, loss_fn, lambda params: params)
-    return Adapted(model, lambda p, e, key: loss_fn(p, e), lambda params: params)
-
-
-def takes_a_key(loss_fn: Callable[..., Any]) -> bool:
-    """Whether a loss has a third argument without a default.
-
-    Args:
-        loss_fn: of two or three arguments.
-
-    Returns:
-        False where nothing is known of its arguments.
-
-    Example:
-        >>> takes_a_key(lambda params, x, key: 0.0), takes_a_key(lambda params, x: 0.0)
-        (True, False)
-    """
-    try:
-        parameters = inspect.signature(loss_fn).parameters.values()
-    except (TypeError, ValueError):
-        return False
-    placed = (
-        inspect.Parameter.POSITIONAL_ONLY,
-        inspect.Parameter.POSITIONAL_OR_KEYWORD,
-    )
-    needed = [p for p in parameters if p.kind in placed and p.default is p.empty]
-    return len(needed) == 3
-
-
-def example_key(key: Any, step: Any, row: Any) -> Any:
-    """The key of an example at a step: a function of (key, step, row number) alone.
-
-    Args:
-        key: the run's typed key for examples.
-        step: which step, from 0; may be traced.
-        row: two uint32 words, the high and the low one of the row number.
-
-    Returns:
-        A typed key: ``fold_in`` of step, high word and low word, one after the other.
-
-    Example:
-        >>> key, row = jax.random.key(0), jnp.array([0, 7], jnp.uint32)
-        >>> by_hand = jax.random.fold_in(jax.random.fold_in(key, 3), 0)
-        >>> bool((example_key(key, 3, row) == jax.random.fold_in(by_hand, 7)).all())
-        True
-    """
-    for word in (step, row[0], row[1]):
-        key = jax.random.fold_in(key, word)
-    return key
 
 
 def with_row_words(loss: KeyedLoss) -> Callable[[Params, Example], Any]:
@@ -129,28 +48,6 @@ def without_key(loss: KeyedLoss) -> Callable[[Params, Example], Any]:
         6
     """
     return lambda params, example: loss(params, example, jax.random.key(0, impl=_KIND))
-
-
-def reads_key(loss: KeyedLoss, params: Params, example: Example) -> bool:
-    """Whether the key decides anything in a loss.
-
-    Args:
-        loss: of parameters, example and key.
-        params: the parameters, or their shapes.
-        example: one example, or its shapes.
-
-    Returns:
-        Whether any equation of the loss reads the key.
-
-    Example:
-        >>> reads_key(lambda p, x, key: p * x, 1.0, 2.0)
-        False
-    """
-    key = jax.eval_shape(lambda: jax.random.key(0, impl=_KIND))
-    jaxpr = jax.make_jaxpr(loss)(params, example, key).jaxpr
-    last = jaxpr.invars[-1]
-    read = [v for eqn in jaxpr.eqns for v in eqn.invars] + list(jaxpr.outvars)
-    return any(v is last for v in read if not isinstance(v, Literal))
 
 
 def over_views(

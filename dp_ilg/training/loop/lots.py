@@ -49,9 +49,10 @@ class Lot:
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
         raise TypeError(_WHY)
 
-    __len__ = __iter__ = __getitem__ = __array__ = __jax_array__ = _refuse
+    __len__ = __iter__ = __getitem__ = __array__ = _refuse
     __add__ = __mul__ = __truediv__ = __reduce_ex__ = _refuse
     __copy__ = __deepcopy__ = _refuse
+    __jax_array__ = property(_refuse)  # JAX looks for it, and must not go on without
 
     def _owned_by(self, owner: Any) -> bool:
         return self._owner is owner

@@ -93,13 +93,10 @@ def build_program(
     Returns:
         The `Program`.
     """
-    keyed = recipe.reads_key
-    facts = dict(clip_mode=recipe.clip_mode, engine=recipe.engine)
     grad_fn = clipped_grad(
-        with_row_words(loss) if keyed else without_key(loss),
+        with_row_words(loss) if recipe.random else without_key(loss),
         l2_clip_norm=recipe.plan.l2_clip_norm,
-        microbatch_size=recipe.microbatch_size,
-        **facts,
+        **recipe.clip_facts(),
     )
     if recipe.memory_mib is not None:
         grad_fn = _within(grad_fn, recipe, state[0], chunk[0])

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
-
-import optax
 
 from dp_ilg import validation
 from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.base import PrivateTransformation
 from dp_ilg.clipping.clip import as_clip_mode
 from dp_ilg.optimizers.behind_noise import behind_noise
+from dp_ilg.training.frameworks.optimizers import optimizer_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
     """The arguments of `private_training`; see there."""
 
-    loss_fn: Callable[..., Any]
+    loss_fn: Any
     optimizer: Any
-    plan: PrivacyPlan
+    plan: Any
     seed: Any
     importance: Any
     source: str
@@ -39,7 +37,9 @@ class Recipe:
     mesh: Any
     noise: str | None
     ahead: Any
-    reads_key: bool = True
+    has_aux: bool
+    metrics: Any
+    random: bool = False
 
     @property
     def exact(self) -> bool:
@@ -75,12 +75,20 @@ class Recipe:
                 "exact_noise."
             )
         as_clip_mode(self.clip_mode)
+        if self.optimizer is not None and not self._makes_it_private():
+            optimizer_of(None, self.optimizer)
 
-    def transformation(self, key: Any) -> PrivateTransformation:
+    def clip_facts(self) -> dict[str, Any]:
+        """What `dp_ilg.clipped_grad` is told beside loss and clip norm."""
+        names = ("clip_mode", "engine", "microbatch_size", "has_aux", "metrics")
+        return {name: getattr(self, name) for name in names}
+
+    def transformation(self, key: Any, model: Any) -> PrivateTransformation:
         """The private chain around the optimizer.
 
         Args:
             key: of the noise; secret.
+            model: of the run, which may hold the optimizer; only shapes are read.
 
         Returns:
             The chain: what a function of the key makes, or the optimizer behind the
@@ -88,29 +96,25 @@ class Recipe:
 
         Raises:
             TypeError: for what is no optimizer.
-            ValueError: for a whole private optimizer with a key of its own, or one of
-                another plan.
+            ValueError: for what cannot stand behind the noise, a private optimizer with
+                a key of its own, and one of another plan.
         """
-        given = self.optimizer
-        if isinstance(given, optax.GradientTransformation):
-            if getattr(given, "role", ""):
-                raise ValueError(
-                    "optimizer is private already and has a key of its own, which a "
-                    "second run would share; pass the Optax transformation that is to "
-                    "stand behind the noise, or lambda key: dp_ilg.dp_adam_ilg(..., "
-                    "key=key)."
-                )
-            return behind_noise(given, self.plan, key=key, **self._noise_facts())
-        made = given(key) if callable(given) else None
+        if not self._makes_it_private():
+            behind = optimizer_of(model, self.optimizer)
+            return behind_noise(behind, self.plan, key=key, **self._noise_facts())
+        made = self.optimizer(key)
         if getattr(made, "role", "") != "private":
-            kind = type(given if made is None else made).__name__
             raise TypeError(
-                f"optimizer is {kind}, but must be an Optax transformation such as "
-                "optax.adamw(1e-3), or a function of a key that makes a whole private "
-                "optimizer."
+                f"The optimizer's function returned {type(made).__name__}, but must "
+                "make a whole private optimizer of the key; pass an Optax "
+                "transformation such as optax.adamw(1e-3) as it is, not in a function."
             )
         _check_plan(made, self.plan)
         return made
+
+    def _makes_it_private(self) -> bool:
+        """Whether the optimizer is a function of a key."""
+        return callable(self.optimizer) and not hasattr(self.optimizer, "update")
 
     def _noise_facts(self) -> dict[str, Any]:
         names = ("importance", "source", "layers", "clip_mode", "ema_decay", "floor")
@@ -118,6 +122,7 @@ class Recipe:
         return facts | {
             "public_importance": self.public_importance,
             "noise": self.noise,
+            "metrics": self.metrics,
         }
 
 

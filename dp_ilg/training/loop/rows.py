@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from dp_ilg.sampling.gather import length, take
+from dp_ilg.training.frameworks.keys import row_words as number_words
 
 _MOST_BYTES = 4 << 30  # of one array, read as a whole
 _SPREAD = 4096  # rows of what is larger, or no array
@@ -77,10 +78,7 @@ def row_words(words: np.ndarray, step: int, indices: np.ndarray) -> np.ndarray:
         [[8, 9, 3, 1, 5]]
     """
     found = np.empty((len(indices), 5), np.uint32)
-    numbers = np.asarray(indices, np.int64).view(np.uint64)
-    found[:, :2], found[:, 2] = words, step
-    found[:, 3] = numbers >> np.uint64(32)
-    found[:, 4] = numbers & np.uint64(0xFFFFFFFF)
+    found[:, :2], found[:, 2], found[:, 3:] = words, step, number_words(indices)
     return found
 
 

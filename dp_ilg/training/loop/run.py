@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import logging
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from dp_ilg.accounting.plan import PrivacyPlan
-from dp_ilg.accounting.statement import Statement
-from dp_ilg.noise.repeats import next_digest, release_digest
-from dp_ilg.training.loop.binding import Binding, bind, bound_keys
-from dp_ilg.training.loop.losses import Adapted, adapt, over_views
-from dp_ilg.training.loop.lots import Lot, Lots
-from dp_ilg.training.loop.recipe import Recipe
-from dp_ilg.training.loop.standing import Standing, admit, steps_of
-from dp_ilg.training.loop.state import Counted, Origin, PrivateState
+from dp_ilg.accounting.statements.statement import Statement
+from dp_ilg.noise.repeats import next_digest
+from dp_ilg.training.frameworks.adapt import adapt
+from dp_ilg.training.loop import saving
+from dp_ilg.training.loop.binding import bound_keys
+from dp_ilg.training.loop.core import RunCore
+from dp_ilg.training.loop.lots import Lots
+from dp_ilg.training.loop.standing import Standing, admit
+from dp_ilg.training.loop.state import Counted, PrivateState
 from dp_ilg.training.loop.supply import open_ledger, supply_of
-from dp_ilg.training.mesh import Shardings, placed, whole
-from dp_ilg.training.run_secret import RunSecret
 
-_LOG = logging.getLogger("dp_ilg")
 _ASKED: Any = object()  # stands for a ledger that nobody named
 
 
-class PrivateTraining:
+class PrivateTraining(RunCore):
     """A private training loop; `private_training` makes it.
 
     Attributes:
@@ -47,53 +44,43 @@ class PrivateTraining:
         PrivateTraining(4 steps, secret=<hidden: from the operating system>)
     """
 
-    def __init__(self, recipe: Recipe):
-        """Checks what was asked for, and draws or derives the secret."""
-        recipe.check()
-        self._recipe, self.plan = recipe, recipe.plan
-        self._secret = RunSecret(recipe.seed)
-        if self._secret.fixed:
-            _say_that_it_is_for_tests()
-        self._tx = recipe.transformation(self._noise_key())
-        self._adapted: Adapted | None = None
-        self._at: Standing | None = None
-        self._binding: Binding | None = None
-        self._charged = 0
-
-    def __repr__(self) -> str:
-        where = "a fixed seed" if self._secret.fixed else "from the operating system"
-        return f"PrivateTraining({self.plan.num_steps} steps, secret=<hidden: {where}>)"
-
-    def init(self, model: Any) -> PrivateState:
+    def init(self, model: Any, *, wrt: Any = None) -> PrivateState:
         """The state before the first step.
 
         Args:
-            model: the parameters, a tree of floating-point arrays. It is copied, and
-                may be used further.
+            model: a tree of parameters (linen, Haiku), a linen ``TrainState``, an
+                ``nnx.Module``, ``(nnx.Module, nnx.Optimizer)`` or an Equinox module.
+                It is copied, and may be used further.
+            wrt: what of it is trained: an NNX filter, or a filter of
+                ``equinox.partition``; None for the usual.
 
         Returns:
             The `PrivateState`.
 
         Raises:
             ValueError: once lots were handed out: a second run from the start would
-                have the same noise.
+                have the same noise; for a model that mixes examples; and for an
+                optimizer that cannot stand behind the noise.
+            TypeError: for parameters that are no floating-point arrays.
 
         Privacy:
             The model must not depend on the private data, or have a price of its own.
         """
+        saving.register_with_flax()
         if self._charged:
             raise ValueError(
                 f"This run has handed out {self._charged} lots, and a second state "
                 "from the start would be stepped with the same noise; make a new "
                 "private_training for a new run."
             )
-        self._adapted = adapt(model, self._recipe.loss_fn)
+        self._adapted = adapt(model, self._recipe.loss_fn, wrt=wrt)
+        self._tx = self._recipe.transformation(self._noise_key(), model)
         params = self._adapted.params
         params, inner = jax.tree.map(jnp.copy, (params, self._tx.init(params)))
         state = self._state(params, Counted(inner, jnp.zeros((), jnp.int32)))
         if self._recipe.mesh is not None:
             state = self._on_mesh(state)
-        self._at, self._binding = Standing(0, "", state), None
+        self._at, self._binding = Standing.of(0, "", state), None
         return state
 
     def batches(self, data: Any, *, ledger: Any = _ASKED, resume: bool = False) -> Lots:
@@ -141,11 +128,11 @@ class PrivateTraining:
         book = None
         if ledger is not None:
             key = self._secret.key("ledger", plan=self.plan.digest())
-            book = open_ledger(ledger, self.plan, key, resume)
+            book = open_ledger(ledger, self.plan, key, at.step if resume else None)
         supply = supply_of(binding, book, steps, self._recipe.ahead, self._charge)
         return Lots(self, steps, at.trail, supply)
 
-    def step(self, state: PrivateState, lot: Lot) -> PrivateState:
+    def step(self, state: Any, lot: Any) -> PrivateState:
         """One private step: a compiled call that takes the state's buffers over.
 
         Args:
@@ -174,8 +161,53 @@ class PrivateTraining:
             state.params, Counted(before, state.step), chunks, noise
         )
         state = self._state(params, after)
-        self._at = Standing(at.step + 1, next_digest(at.trail), state)
+        self._at = Standing.of(at.step + 1, next_digest(at.trail), state)
         return state
+
+    def save(self, folder: Any, state: PrivateState) -> Path:
+        """Writes the state a run stands at, whole or not at all, as Orbax does.
+
+        Args:
+            folder: of the saved states, made with mode 0700 if absent; the newest two
+                are kept.
+            state: what `step`, `init` or `restore` returned last.
+
+        Returns:
+            The folder of this state, named by its step.
+
+        Raises:
+            ValueError: for any other state.
+            OSError: if it cannot be written.
+
+        Privacy:
+            It holds the run's secret: files have mode 0600. Whoever reads them can
+            subtract the noise; publish parameters instead.
+        """
+        step, tree, place = self._saved(state)
+        return saving.save(folder, step, tree, place)
+
+    def restore(self, folder: Any) -> PrivateState:
+        """The newest saved state, to go on with; `init` comes first, for the shapes.
+
+        Go on with ``batches(data, ledger=..., resume=True)``: steps that the ledger
+        has already are repeated bit for bit, and charged once.
+
+        Args:
+            folder: given to `save`.
+
+        Returns:
+            The state, with the bits it was saved with.
+
+        Raises:
+            ValueError: for a folder without states, a damaged one, and one of another
+                plan, model or key. Another loss, optimizer or data are found by
+                `batches`.
+
+        Privacy:
+            The saved secret takes the place of this run's own.
+        """
+        at = self._begun("restore")
+        return self._went_on(*saving.load(folder, at.state))
 
     def epsilon(self, state: PrivateState) -> float:
         """Epsilon at the plan's delta of all that was released up to a state.
@@ -212,57 +244,23 @@ class PrivateTraining:
         """
         return _shortened(self.plan, self._steps(state)).statement()
 
-    def _charge(self, step: int) -> None:
-        self._charged = max(self._charged, step + 1)
+    def metrics(self, state: PrivateState) -> dict[str, Any]:
+        """The metrics released so far, smoothed over steps, with their error.
 
-    def _steps(self, state: PrivateState) -> int:
-        return max(self._charged, steps_of(self._at, state, self.plan))
+        Args:
+            state: of this run.
 
-    def _begun(self, what: str) -> Standing:
-        if self._at is None:
-            raise ValueError(
-                f"{what} comes after init: the ledger records what each step is "
-                "released from; call state = train.init(params) first."
-            )
-        return self._at
+        Returns:
+            Name -> `dp_ilg.Released`; empty without ``metrics=``.
 
-    def _noise_key(self) -> Any:
-        return self._secret.key("optimizer", plan=self.plan.digest())
+        Raises:
+            ValueError: before `init`.
 
-    def _state(self, params: Any, after: Counted) -> PrivateState:
-        assert self._adapted is not None
-        origin = Origin(self.plan.digest(), self, self._adapted.rebuild)
-        return PrivateState(params, after.inner, after.step, origin)
-
-    def _on_mesh(self, state: PrivateState) -> PrivateState:
-        before = Counted(state.opt_state, state.step)
-        at = Shardings.of(state.params, before, self._recipe.mesh)
-        return self._state(*placed((state.params, before), at[:2]))
-
-    def _bound(self, data: Any) -> Binding:
-        """The run bound to its data, which must be the same ones every time."""
-        at, recipe, adapted = self._at, self._recipe, self._adapted
-        assert at is not None and adapted is not None
-        loss = over_views(adapted.loss, recipe.views, recipe.augment)
-        found = bind(recipe, self._tx, loss, at.state, self._secret)(data)
-        if self._binding is not None and found.digest != self._binding.digest:
-            raise ValueError(
-                "The data are not those this run was begun with, and the same noise on "
-                "others would show the difference; pass the same data, or make a new "
-                "private_training."
-            )
-        self._binding = self._binding or found
-        return self._binding
-
-    def _with_trail(self, at: Standing, binding: Binding) -> Standing:
-        """Where the run stands, with the digest of what its next step is from."""
-        if not at.trail:
-            local = at.state.params, at.state.opt_state
-            if self._recipe.mesh is not None:
-                local = whole(local)
-            at = at._replace(trail=release_digest(local, binding.digest))
-            self._at = at
-        return at
+        Privacy:
+            Released, and charged to the plan; they may be logged and published.
+        """
+        self._begun("metrics")
+        return self._tx.metrics(state.opt_state) if self._tx.metrics else {}
 
 
 def _shortened(plan: PrivacyPlan, steps: int) -> PrivacyPlan:
@@ -275,11 +273,3 @@ def _shortened(plan: PrivacyPlan, steps: int) -> PrivacyPlan:
     if steps == plan.num_steps or not stages:
         return plan
     return dataclasses.replace(plan, num_steps=steps, stages=tuple(stages))
-
-
-@functools.cache
-def _say_that_it_is_for_tests() -> None:
-    _LOG.warning(
-        "private_training was given a fixed seed, which is for tests: whoever knows or "
-        "guesses it can subtract the noise; leave seed out for a run that matters."
-    )

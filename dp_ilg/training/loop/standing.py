@@ -25,12 +25,20 @@ class Standing(NamedTuple):
     Attributes:
         step: steps taken.
         trail: the digest of what the next step is released from; "" until known.
-        state: that state itself; its leaves tell it from any other.
+        state: that state itself.
+        leaves: its arrays, by which it is told from any other; a tree of dictionaries
+            can be written to.
     """
 
     step: int
     trail: str
     state: PrivateState
+    leaves: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, step: int, trail: str, state: PrivateState) -> Standing:
+        """The standing of a state as it is now."""
+        return cls(step, trail, state, tuple(jax.tree.leaves(state)))
 
 
 def admit(at: Standing | None, state: Any, lot: Any, owner: Any) -> None:
@@ -43,6 +51,7 @@ def admit(at: Standing | None, state: Any, lot: Any, owner: Any) -> None:
         owner: the run.
 
     Raises:
+        BudgetExhausted: past the plan.
         TypeError: for things of another kind, and under ``jit`` or ``scan``.
         ValueError: for a lot or a state of another run, a lot that was taken, one of
             another step, and a state that was changed.
@@ -64,6 +73,11 @@ def admit(at: Standing | None, state: Any, lot: Any, owner: Any) -> None:
             f"{lot!r} was taken already; each lot is stepped once, since {_REPLAY}."
         )
     check_current(at, state)
+    if at.step >= owner.plan.num_steps:
+        raise BudgetExhausted(
+            f"The run has taken all {at.step} steps of its plan; stop here, or plan a "
+            "new run with its own budget."
+        )
     if lot.step != at.step:
         raise ValueError(
             f"{lot!r} does not follow: the state has taken {at.step} steps, so lot "
@@ -103,7 +117,7 @@ def check_current(at: Standing, state: PrivateState) -> None:
     if is_current(at, state):
         return
     gone = any(_deleted(x) for x in jax.tree.leaves(state))
-    if gone or not _same_bits(at.state, state):
+    if gone or not _same_bits(at, state):
         why = "was stepped already" if gone else "is not the one the run stands at"
         raise ValueError(
             f"The state {why} (step {at.step} is next): {_REPLAY}; keep the state that "
@@ -113,8 +127,8 @@ def check_current(at: Standing, state: PrivateState) -> None:
 
 def is_current(at: Standing, state: PrivateState) -> bool:
     """Whether a state is the one the run stands at, by identity of its leaves."""
-    own, given = jax.tree.leaves(at.state), jax.tree.leaves(state)
-    return len(own) == len(given) and all(map(_is, own, given))
+    given = jax.tree.leaves(state)
+    return len(at.leaves) == len(given) and all(map(_is, at.leaves, given))
 
 
 def steps_of(at: Standing | None, state: PrivateState, plan: PrivacyPlan) -> int:
@@ -155,11 +169,11 @@ def _deleted(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array) and leaf.is_deleted()
 
 
-def _same_bits(one: PrivateState, other: PrivateState) -> bool:
-    """Whether two states hold the same bits, wherever they lie."""
-    if jax.tree.structure(one) != jax.tree.structure(other):
+def _same_bits(at: Standing, state: PrivateState) -> bool:
+    """Whether a state holds the bits of the current one, wherever they lie."""
+    if jax.tree.structure(at.state) != jax.tree.structure(state):
         return False
-    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    pairs = zip(at.leaves, jax.tree.leaves(state), strict=True)
     return all(a is b or _bits(a) == _bits(b) for a, b in pairs)
 
 

@@ -62,29 +62,33 @@ def supply_of(
     return Supply(feed.chunks, charge, noise, close)
 
 
-def open_ledger(path: Any, plan: PrivacyPlan, key: Any, resume: bool) -> PrivacyLedger:
+def open_ledger(
+    path: Any, plan: PrivacyPlan, key: Any, taken: int | None
+) -> PrivacyLedger:
     """Opens a run's ledger; its folder is made, for its owner only, if absent.
 
     Args:
         path: the file.
         plan: of the run.
         key: of the ledger; secret.
-        resume: whether it may have steps.
+        taken: steps that the run has taken before, None for a run that begins.
 
     Returns:
         The ledger, locked until it is closed.
 
     Raises:
-        ValueError: if it has steps and `resume` is False, and as `PrivacyLedger`.
+        ValueError: if it has steps and the run begins, if it has fewer than the run has
+            taken, and as `PrivacyLedger`.
         OSError: if it cannot be written.
     """
     Path(path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = PrivacyLedger(path, plan, key=key)
-    if found.steps and not resume:
+    found = PrivacyLedger(path, plan, key=key, resume=taken is not None)
+    steps = found.steps
+    if taken is not None and steps < taken:
         found.close()
         raise ValueError(
-            f"The ledger {path} has {found.steps} steps already; pass resume=True to "
-            "go on with that run, or choose another path."
+            f"The ledger {path} has {steps} steps, but the run has taken {taken}; pass "
+            "the ledger it was begun with."
         )
     return found
 

@@ -162,12 +162,12 @@ def test_another_learning_rate_is_no_free_repeat(tmp_path):
     with PrivacyLedger(path, job.plan, key=keys.sampler) as ledger:
         steps(job, ledger, 3, keys)
     other = build_job(tiny(optimizer__learning_rate=0.5), plan=job.plan)
-    with PrivacyLedger(path, job.plan, key=keys.sampler) as ledger:
+    with PrivacyLedger(path, job.plan, key=keys.sampler, resume=True) as ledger:
         with pytest.raises(ValueError, match="the same noise on another sum"):
             steps(other, ledger, 3, keys)
         with pytest.raises(ValueError, match="the same noise on another sum"):
             steps(another_pixel(job), ledger, 3, keys)
-    with PrivacyLedger(path, job.plan, key=keys.sampler) as ledger:
+    with PrivacyLedger(path, job.plan, key=keys.sampler, resume=True) as ledger:
         assert steps(job, ledger, 3, keys).step == 3 == ledger.steps
 
 

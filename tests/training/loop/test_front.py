@@ -10,7 +10,7 @@ import pytest
 
 import dp_ilg
 from dp_ilg.optimizers.behind_noise import behind_noise
-from dp_ilg.training.loop import run as runs
+from dp_ilg.training.loop import core
 from dp_ilg.training.loop.binding import bound_keys
 from dp_ilg.training.step import make_train_step
 from tests.training.loop import scene
@@ -67,7 +67,9 @@ def test_lots_are_on_disk_before_they_are_handed_out(tmp_path):
         state = train.step(state, lot)
     assert len(set(seen)) == train.plan.num_steps
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
-    again = dp_ilg.PrivacyLedger(path, train.plan)  # the loop has let go of it
+    again = dp_ilg.PrivacyLedger(
+        path, train.plan, resume=True
+    )  # the loop has let go of it
     assert again.steps == train.plan.num_steps
     again.close()
 
@@ -136,7 +138,7 @@ def test_other_settings_draw_other_batches_and_other_noise(name):
 def test_no_seed_is_the_operating_systems_entropy_and_a_fixed_one_is_for_tests(caplog):
     keys = [scene.training(seed=None)._secret.hex() for _ in range(2)]
     assert keys[0] != keys[1] and all(len(key) == 64 for key in keys)
-    runs._say_that_it_is_for_tests.cache_clear()
+    core._say_that_it_is_for_tests.cache_clear()
     with caplog.at_level(logging.WARNING, "dp_ilg"):
         scene.training(seed=None)
         assert not caplog.records

@@ -65,22 +65,25 @@ class Statement:
         return self.text
 
 
-def describe(plan: Any) -> Statement:
+def describe(plan: Any, steps: int | None = None) -> Statement:
     """Writes the statement of a plan.
 
     Args:
         plan: a `dp_ilg.PrivacyPlan`.
+        steps: the steps taken so far, at most those of the plan; None for all.
 
     Returns:
-        The statement of the whole plan, that is, of all its steps.
+        The statement of so many steps.
     """
-    epsilon = plan.epsilon()
+    steps = plan.num_steps if steps is None else steps
+    epsilon = plan.epsilon(steps)
     if math.isinf(epsilon):
-        text = _no_guarantee(plan)
-        return Statement(text, tuple(_facts(plan, epsilon, text).items()))
+        text = _no_guarantee(plan, steps)
+        return Statement(text, tuple(_facts(plan, steps, epsilon, text).items()))
     sentences = [
         _guarantee(plan, epsilon),
-        _mechanism(plan),
+        *_so_far(plan, steps),
+        _mechanism(plan, steps),
         _scores(plan),
         *_prior(plan),
         _accounting(plan),
@@ -88,14 +91,14 @@ def describe(plan: Any) -> Statement:
         "The guarantee does not cover: " + "; ".join(NOT_COVERED) + ".",
     ]
     text = " ".join(sentences)
-    return Statement(text, tuple(_facts(plan, epsilon, text).items()))
+    return Statement(text, tuple(_facts(plan, steps, epsilon, text).items()))
 
 
-def _no_guarantee(plan) -> str:
-    bare = int((plan.noise_multipliers == 0).sum())
+def _no_guarantee(plan, steps: int) -> str:
+    bare = int((plan.noise_multipliers[:steps] == 0).sum())
     return (
         "NO PRIVACY: the noise is zero or negligible (training steps without any: "
-        f"{bare:,} of {plan.num_steps:,}), so epsilon is infinite and "
+        f"{bare:,} of {steps:,}), so epsilon is infinite and "
         "nothing is guaranteed to anybody whose data were used. Treat the model, its "
         "logs and everything derived from them as if they were the data themselves."
     )
@@ -116,12 +119,28 @@ def _guarantee(plan, epsilon: float) -> str:
     )
 
 
-def _mechanism(plan) -> str:
-    low, high = plan.noise_multipliers.min(), plan.noise_multipliers.max()
+def _so_far(plan, steps: int) -> list[str]:
+    """Where only some steps were taken: until when the smaller number may be quoted."""
+    if steps == plan.num_steps:
+        return []
+    return [
+        f"This is about the first {steps:,} of {plan.num_steps:,} planned steps. It "
+        "may be quoted if nothing that the run showed decided when to stop; if "
+        "something did, the guarantee is that of the whole plan: epsilon = "
+        f"{_shown(plan.epsilon())} at the same delta."
+    ]
+
+
+def _shown(epsilon: float) -> str:
+    return round_up(epsilon) if math.isfinite(epsilon) else "infinity"
+
+
+def _mechanism(plan, steps: int) -> str:
+    low, high = _multipliers(plan, steps)
     noise = f"{low:.4g}" if low == high else f"between {low:.4g} and {high:.4g}"
-    steps = "step" if plan.num_steps == 1 else "steps"
+    word = "step" if plan.num_steps == 1 else "steps"
     return (
-        f"Training takes {plan.num_steps:,} {steps}. In each step every one of the "
+        f"Training takes {plan.num_steps:,} {word}. In each step every one of the "
         f"{plan.num_examples:,} examples takes part independently of all others with "
         f"probability {plan.sampling_prob:.6g} (Poisson sampling), {plan.batch_size:,} "
         f"on average{_cut(plan)}; sums are divided by this average and never by the "
@@ -131,6 +150,12 @@ def _mechanism(plan) -> str:
         "standard deviation, relative to that limit and over all that a step releases, "
         f"is {noise} (the noise multiplier)."
     )
+
+
+def _multipliers(plan, steps: int) -> tuple[float, float]:
+    """The least and the most noise of the steps taken; before any, of the plan's."""
+    taken = plan.noise_multipliers[: steps or None]
+    return float(taken.min()), float(taken.max())
 
 
 def _cut(plan) -> str:
@@ -221,7 +246,8 @@ def _noise(plan) -> str:
     )
 
 
-def _facts(plan, epsilon: float, text: str) -> dict[str, Any]:
+def _facts(plan, steps: int, epsilon: float, text: str) -> dict[str, Any]:
+    least, most = _multipliers(plan, steps)
     return {
         "epsilon": None if math.isinf(epsilon) else epsilon,
         "private": not math.isinf(epsilon),
@@ -236,9 +262,10 @@ def _facts(plan, epsilon: float, text: str) -> dict[str, Any]:
         "expected_batch_size": plan.batch_size,
         "max_batch_size": plan.max_batch_size,
         "num_steps": plan.num_steps,
+        "steps": steps,
         "l2_clip_norm": plan.l2_clip_norm,
-        "smallest_noise_multiplier": float(plan.noise_multipliers.min()),
-        "largest_noise_multiplier": float(plan.noise_multipliers.max()),
+        "smallest_noise_multiplier": least,
+        "largest_noise_multiplier": most,
         "score_budget": plan.score_budget,
         "metric_budget": plan.metric_budget,
         "prior_releases": plan.prior_releases,
