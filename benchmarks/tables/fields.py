@@ -44,6 +44,7 @@ MEANINGS: dict[str, str] = {
     "optimizer.method": "a row of the table of methods, such as `dp_sgd`",
     "optimizer.importance": "the rule: how noise follows importance",
     "optimizer.source": "`scores`, `released` gradients, or `public` sizes alone",
+    "optimizer.score": "what of an example is scored: `l2`, `l1`, `weight` or `signal`",
     "optimizer.layers": "groups of parameters: `module` or `leaf`",
     "optimizer.blocks": "leaves cut into blocks, as JSON",
     "optimizer.frozen": "paths of parameters that are not trained",
@@ -73,4 +74,7 @@ MEANINGS: dict[str, str] = {
     "metrics.budget": "their share of each step's budget",
     "metrics.loss_bound": "the loss is clipped to it; by default twice a guess's",
     "metrics.smooth_steps": "steps that a running average goes over",
+    "report.responsible": "who answers for the run, as the report prints it",
+    "report.contact": "how to reach them",
+    "report.tensorboard": "write TensorBoard event files beside `metrics.jsonl`",
 }

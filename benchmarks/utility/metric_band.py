@@ -46,7 +46,7 @@ def scene(data_dir: Path | None, toy: bool) -> Scene:
     """MNIST at full size, or the bundled digits for a few steps."""
     data = load_dataset("digits" if toy else "mnist", data_dir)
     x = np.asarray(data.x_train, np.float32).reshape(len(data.y_train), -1)
-    sizes = (64, 30, 8) if toy else (2048, 200, 32)
+    sizes = (64, 30, 8) if toy else (2048, 150, 16)
     return Scene(x, np.asarray(data.y_train), *sizes)
 
 
@@ -110,6 +110,8 @@ def run(job: Scene, plan: dp_ilg.PrivacyPlan, seed: int) -> list[dict[str, Any]]
         rows = np.concatenate([chunk.indices for chunk in sampler.chunks(t)])
         batch = job.x[rows], job.y[rows]
         params, state, released = step(params, state, batch, rows < 0)
+        if t % 50 == 49:
+            print(f"seed {seed}: {t + 1} steps", flush=True)
         for name, found in released.items():
             numbers = {k: float(v) for k, v in found._asdict().items()}
             lines.append({"step": t, "metric": name, "true": float(true[name])})
@@ -159,7 +161,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     """Reads the command line and prints one line a metric."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--out", type=Path, help="append the records as JSON lines")
     parser.add_argument("--toy", action="store_true", help="digits, few steps, one run")
     args = parser.parse_args(argv)

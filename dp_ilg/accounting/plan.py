@@ -18,7 +18,7 @@ import numpy as np
 from dp_ilg import validation
 from dp_ilg.accounting import accountants, plan_checks, sealing, truncation
 from dp_ilg.accounting.charges import noise_law
-from dp_ilg.accounting.statement import Statement, describe
+from dp_ilg.accounting.statements.statement import Statement, describe
 
 if TYPE_CHECKING:
     import dp_accounting
@@ -118,6 +118,11 @@ class PrivacyPlan:
     def sampling_prob(self) -> float:
         """The probability with which an example takes part in a step."""
         return self.batch_size / self.num_examples
+
+    @property
+    def num_epochs(self) -> float:
+        """How many steps an example takes part in on average."""
+        return self.num_steps * self.sampling_prob
 
     @property
     def most_parameters(self) -> int:

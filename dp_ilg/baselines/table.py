@@ -22,7 +22,7 @@ from dp_ilg.baselines.adaptive import (
     quantile_clipping_per_layer,
     scale_then_privatize,
 )
-from dp_ilg.baselines.made_of import checked, spends_scores
+from dp_ilg.baselines.made_of import checked, clip_mode_of, spends_scores
 from dp_ilg.baselines.plain import (
     automatic_clipping,
     dp_adam,
@@ -168,8 +168,8 @@ def baseline(name: str) -> Baseline:
     Example:
         >>> baseline("sgd")
         Traceback (most recent call last):
-        ValueError: method is 'sgd', which is unknown; did you mean dp_sgd, or a \
-method of your own, ./file.py:name or package.module:name?
+        ValueError: method is 'sgd', which is unknown; did you mean dp_sgd? (one of \
+your own: ./file.py:name or package.module:name)
     """
     found = resolve("method", name, BASELINES, "method")
     if name in BASELINES:
@@ -185,7 +185,7 @@ def _row_of_outside(name: str, make: Callable[..., PrivateTransformation]) -> Ba
         name,
         own,
         lambda options: spends_scores(name, own, options),
-        lambda options: options.get("clip_mode", "joint"),
+        lambda options: clip_mode_of(own, options),
     )
 
 

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jax.extend.core import Literal
 
 from dp_ilg.base import Example, LossFn, Params
-from dp_ilg.clipping.row_statistics import refuse_row_statistics
+from dp_ilg.clipping.losses.advice import traced_loss
+from dp_ilg.clipping.losses.row_statistics import refuse_row_statistics
 
 _HOME = str(Path(jax.__file__).parent)
 _REFUSED = {
@@ -88,7 +89,7 @@ def _depends(jaxpr: Any, count: int) -> bool:
 def _traced(loss_fn: LossFn, params: Params, example: Example) -> tuple[Any, Any]:
     """The loss of one example as a program, refusing what reaches beyond it."""
     try:
-        closed, out = jax.make_jaxpr(loss_fn, return_shape=True)(params, example)
+        closed, out = traced_loss(loss_fn, params, example)
     except NameError as error:
         if "axis name" not in str(error):
             raise

@@ -333,5 +333,6 @@ def _check_leaves(found: list[tuple[Path, Any]]) -> None:
             kind = getattr(leaf, "dtype", type(leaf).__name__)
             raise TypeError(
                 f"{text} is {kind}, but parameters must be real floating-point arrays; "
-                "keep the rest out of them (equinox.partition does it for modules)."
+                "keep the rest out of them (equinox.partition does it for modules, "
+                "nnx.split for those of NNX, and dp_ilg.private_training for both)."
             )

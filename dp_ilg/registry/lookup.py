@@ -251,15 +251,15 @@ def unknown(kind: str, name: Any, rows: Mapping[str, Any], place: str) -> str:
 
     Example:
         >>> unknown("rule", "papre", {"paper": 1}, "importance")
-        "importance is 'papre', which is unknown; did you mean paper, or a rule of \
-your own, ./file.py:name or package.module:name?"
+        "importance is 'papre', which is unknown; did you mean paper? (one of your \
+own: ./file.py:name or package.module:name)"
     """
     names, group = known(kind, rows), KINDS[kind].group
     close = difflib.get_close_matches(str(name), names, n=1)
     if close:
         return (
-            f"{place} is {name!r}, which is unknown; did you mean {close[0]}, or a "
-            f"{kind} of your own, ./file.py:name or package.module:name?"
+            f"{place} is {name!r}, which is unknown; did you mean {close[0]}? (one of "
+            "your own: ./file.py:name or package.module:name)"
         )
     none = "" if len(names) > len(rows) else " (none is installed)"
     return (

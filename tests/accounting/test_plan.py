@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from dp_ilg.accounting import accountants
 from dp_ilg.accounting.plan import PrivacyPlan
-from dp_ilg.accounting.statement import RELATIONS, round_up
+from dp_ilg.accounting.statements.statement import RELATIONS, round_up
 
 FACTS = dict(
     num_examples=60_000,
@@ -66,6 +66,29 @@ def test_multipliers_of_gradient_and_scores_combine_to_those_accounted():
         assert joint == pytest.approx(z, rel=1e-14)
     np.testing.assert_allclose(one.gradient_noise_multipliers[0], 2 / math.sqrt(0.96))
     np.testing.assert_allclose(one.score_noise_multipliers[0], 2 / math.sqrt(0.04))
+
+
+@pytest.mark.parametrize("scores", [0.0, 0.04])
+@pytest.mark.parametrize("metrics", [0.005, 0.5])
+def test_multipliers_of_all_three_parts_combine_to_those_accounted(scores, metrics):
+    one = plan(score_budget=scores, metric_budget=metrics)
+    parts = [
+        one.gradient_noise_multipliers,
+        one.score_noise_multipliers,
+        one.metric_noise_multipliers,
+    ]
+    together = sum(x**-2.0 for x in parts) ** -0.5
+    np.testing.assert_allclose(together, one.noise_multipliers, rtol=1e-15)
+    np.testing.assert_allclose(parts[2][0], 2 / math.sqrt(metrics))
+    assert one.epsilon() == plan(score_budget=scores).epsilon()
+
+
+def test_without_a_metric_budget_plans_are_what_they_were():
+    one = plan()
+    assert "metric_budget" not in one.to_json() and one == plan(metric_budget=0.0)
+    assert np.all(np.isinf(one.metric_noise_multipliers))
+    paid = plan(metric_budget=0.005)
+    assert PrivacyPlan.from_json(paid.to_json()) == paid and paid != one
 
 
 def test_without_a_score_budget_the_gradient_gets_all():
@@ -257,6 +280,9 @@ def test_damaged_json_is_refused_in_one_sentence(text, message):
         (dict(l2_clip_norm=math.inf), "l2_clip_norm is inf"),
         (dict(score_budget=1.0), "score_budget is 1.0"),
         (dict(score_budget=-0.1), "score_budget is -0.1"),
+        (dict(metric_budget=1.0), "metric_budget is 1.0"),
+        (dict(metric_budget=-0.1), "metric_budget is -0.1"),
+        (dict(metric_budget=0.96), "leaves nothing for the gradient"),
         (dict(delta="1e-5"), "delta is '1e-5'"),
         (dict(num_steps=100.0), "num_steps is 100.0"),
         (dict(accountant="gdp"), "accountant is 'gdp'.*'pld', 'rdp', 'zcdp'"),
@@ -364,6 +390,16 @@ def test_one_step_without_noise_means_no_privacy(stages):
     assert "satisfies" not in record["text"] and "guarantee does" not in record["text"]
     assert f"without any: {stages[-1][0]} of 100)" in record["text"]
     assert PrivacyPlan.from_json(one.to_json()) == one
+
+
+def test_statement_of_metrics():
+    both = str(plan(metric_budget=0.005).statement())
+    assert "pays 4 % for noisy measurements of how important" in both
+    assert "0.5 % for noisy metrics of the training examples" in both
+    alone = str(plan(score_budget=0.0, metric_budget=0.005).statement())
+    assert "pays 0.5 % for noisy metrics" in alone and "important" not in alone
+    assert "metrics" not in str(plan().statement())
+    assert plan(metric_budget=0.005).statement().as_dict()["metric_budget"] == 0.005
 
 
 def test_statement_of_scores():

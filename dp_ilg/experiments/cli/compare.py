@@ -1,10 +1,12 @@
 """The command `dp-ilg compare`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+
+_SHOWN = 5  # cells that are not done
 
 
 def compare(
@@ -65,12 +67,22 @@ def _show(found: Mapping[str, Any], json: bool) -> None:
         show_rows(found, True)
         return
     rows = [_row(cell) for cell in found["cells"]]
-    notes = [f"{len(found['missing'])} cells are not done; the report says which."]
+    notes = [*_not_done(found["missing"]), *found["columns"]]
     if any(cell["status"] == "failed" for cell in found["cells"]):
         notes.append("--retry-failed runs again what failed.")
-    notes = notes * (not found["complete"]) + [f"Report: {found['report']}"]
+    notes.append(f"Report: {found['report']}")
     title = f"{found['sweep']}: test accuracy (%)"
     show_rows({"title": title, "rows": rows, "notes": notes}, False)
+
+
+def _not_done(missing: Sequence[str]) -> list[str]:
+    """How many cells are not done, which, and why: a few here, all in the report."""
+    if not missing:
+        return []
+    count = "1 cell is" if len(missing) == 1 else f"{len(missing)} cells are"
+    more = len(missing) - _SHOWN
+    rest = [f"And {more} more, in the report."] if more > 0 else []
+    return [f"{count} not done:", *missing[:_SHOWN], *rest]
 
 
 def _row(cell: Mapping[str, Any]) -> dict[str, Any]:

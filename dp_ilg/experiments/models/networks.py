@@ -183,8 +183,8 @@ def build_model(
     Example:
         >>> build_model("mpl", Facts(jnp.zeros(4), num_classes=3))
         Traceback (most recent call last):
-        ValueError: model.name is 'mpl', which is unknown; did you mean mlp, or a \
-model of your own, ./file.py:name or package.module:name?
+        ValueError: model.name is 'mpl', which is unknown; did you mean mlp? (one of \
+your own: ./file.py:name or package.module:name)
     """
     found = resolve("model", name, MODELS, "model.name")
     if name not in MODELS:

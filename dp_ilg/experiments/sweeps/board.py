@@ -9,13 +9,12 @@ from statistics import fmean
 from typing import Any
 
 from dp_ilg.experiments.papers.reproduce import machine, tell
-from dp_ilg.experiments.sweeps.results import Results
+from dp_ilg.experiments.sweeps.results import Results, record_key
 from dp_ilg.experiments.sweeps.runs import (
     Cell,
     Choice,
     Run,
     cells,
-    config_key,
     final_runs,
     grid_of,
     tuning_runs,
@@ -49,7 +48,7 @@ class Board:
         self.absent: dict[str, str] = {}
         self._sweep, self._results = sweep, results
         self._again = {
-            config_key(record["config"])  # as old records, too, are found by
+            record_key(record)  # as old records, too, are found by
             for record in results.records
             if retry_failed and record.get("status") == "failed"
         }
@@ -250,6 +249,7 @@ def run_record(run: Run, found: Mapping[str, Any]) -> dict[str, Any]:
         "accuracy_on": held if run.phase == "tuning" else "test examples",
         "digest": run.key(),
         "config": dataclasses.asdict(run.config),
+        **({"sources": dict(run.sources)} if run.sources else {}),
     }
 
 

@@ -8,6 +8,7 @@ from dp_ilg.experiments.config.schema import Config
 from dp_ilg.experiments.models.sizes import SIZES, check_sizes
 from dp_ilg.experiments.runs.outside.parts import check_for_workers, check_parts
 from dp_ilg.experiments.runs.recipe import build_schedule, method_options
+from dp_ilg.experiments.sweeps.runs import idle_in
 from dp_ilg.experiments.sweeps.sweep import Grid, Method, Sweep, Task, nested
 
 # What the sweep sets itself, and where it says so.
@@ -69,7 +70,7 @@ def check_sweep(sweep: Sweep) -> None:
         for owner in (task, *sweep.methods):
             _check_owned(sweep, owner.overrides)
         grids = [(method, sweep.grid(task, method)) for method in sweep.methods]
-        _check_equal(task, grids)
+        _check_equal(sweep, task, grids)
         for method, grid in grids:
             _check_tuned(sweep, method, grid)
             for rate, value in grid.points():
@@ -97,9 +98,14 @@ def _check_owned(sweep: Sweep, overrides: dict) -> None:
             )
 
 
-def _check_equal(task: Task, grids: list[tuple[Method, Grid]]) -> None:
-    first, usual = grids[0]
+def _check_equal(sweep: Sweep, task: Task, grids: list[tuple[Method, Grid]]) -> None:
+    """A single value of a parameter that does nothing is as many as there are."""
+    alone = [m for m, g in grids if len(g.values) == 1 and idle_in(sweep, task, m)]
+    several = [(m, g) for m, g in grids if m not in alone] or grids
+    first, usual = several[0]
     for method, grid in grids:
+        if method in alone:
+            grid = grid._replace(values=usual.values)
         for words, own, other in (
             ("learning rates", grid.learning_rates, usual.learning_rates),
             (f"values of {grid.parameter}", grid.values, usual.values),

@@ -132,6 +132,7 @@ def _report(sweep: Sweep, folder: Path, absent: dict[str, str]) -> dict[str, Any
         **write_comparison(comparison, folder),
         "complete": not comparison.missing(),
         "missing": comparison.missing(),
+        "columns": comparison.columns(),
         "reference": sweep.reference,
         "cells": [_row(result) for result in results.values()],
         "tuning_cost": tuning_cost(records),

@@ -184,8 +184,8 @@ class Pool:
 
     def _attempt(self, number: int, run: Run) -> dict[str, Any]:
         """Runs once, and once more if the process dies."""
-        request = {"config": config_to_toml(run.config, seed=True)}
-        request["group"] = run.group()
+        request: dict[str, Any] = {"config": config_to_toml(run.config, seed=True)}
+        request |= {"group": run.group(), "sources": dict(run.sources)}
         words = ""
         for _ in range(_TRIES):
             if number not in self._workers:

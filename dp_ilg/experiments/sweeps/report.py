@@ -15,7 +15,7 @@ from dp_ilg.experiments.reports.svg import inline_svg, printable, save_figure
 from dp_ilg.experiments.runs.folder import write_atomically
 from dp_ilg.experiments.sweeps import plots
 from dp_ilg.experiments.sweeps.cost import tuning_cost, whole_cost
-from dp_ilg.experiments.sweeps.runs import Cell
+from dp_ilg.experiments.sweeps.runs import Cell, idle_in
 from dp_ilg.experiments.sweeps.statistics import Difference, Result
 from dp_ilg.experiments.sweeps.sweep import Sweep
 
@@ -49,6 +49,21 @@ class Comparison:
             for cell, result in self.results.items()
             if result.status != "done"
         ]
+
+    def columns(self) -> list[str]:
+        """One line for each method whose own parameter does nothing on a task."""
+        found = []
+        for task in self.sweep.tasks:
+            grids = {m.name: self.sweep.grid(task, m) for m in self.sweep.methods}
+            several = any(len(grid.values) > 1 for grid in grids.values())
+            for method in self.sweep.methods if several else ():
+                why, grid = idle_in(self.sweep, task, method), grids[method.name]
+                if why:
+                    found.append(
+                        f"{task.label()}, {method.name}: {grid.parameter} does nothing "
+                        f"there ({why}), so its values are one column of the grid."
+                    )
+        return found
 
     def of_task(self, task: str) -> list[Result]:
         """The results of one task."""
@@ -238,6 +253,7 @@ def _facts(comparison: Comparison) -> dict[str, Any]:
         "tuning_seeds": len(sweep.tuning.seeds),
         "validation": f"{100 * sweep.tuning.validation:g}",
         "missing": [printable(line) for line in comparison.missing()],
+        "columns": [printable(line) for line in comparison.columns()],
         "machines": sorted(printable(m) for m in machines),
         "costs": costs,
         "totals": [_total_row(row) for row in whole_cost(records)],

@@ -97,7 +97,7 @@ class Results:
             os.fsync(file.fileno())
         self.records.append(dict(record))
         if record["kind"] == "run":
-            self._by_key[config_key(record["config"])] = dict(record)
+            self._by_key[record_key(record)] = dict(record)
 
     @property
     def _path(self) -> Path:
@@ -171,13 +171,29 @@ def index(records: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
         records: lines of results.
 
     Returns:
-        The last record of each run, by `config_key`.
+        The last record of each run, by `record_key`.
 
     Example:
         >>> index([{"kind": "choice"}])
         {}
     """
-    return {config_key(r["config"]): r for r in records if r["kind"] == "run"}
+    return {record_key(r): r for r in records if r["kind"] == "run"}
+
+
+def record_key(record: Mapping[str, Any]) -> str:
+    """What names the run of a record, as `Run.key` does.
+
+    Args:
+        record: the line of a run.
+
+    Returns:
+        16 hexadecimal digits.
+
+    Example:
+        >>> record_key({"config": {}}) == config_key({})
+        True
+    """
+    return config_key(record["config"], record.get("sources"))
 
 
 def _parse(path: Path, content: bytes) -> list[dict[str, Any]]:

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from dp_ilg.experiments.config.schema import Config
-from dp_ilg.experiments.sweeps.sweep import Grid, Sweep, merged
+from dp_ilg.experiments.runs.outside.parts import sources
+from dp_ilg.experiments.sweeps.idle import idle_because
+from dp_ilg.experiments.sweeps.sweep import Grid, Method, Sweep, Task, merged
 
 
 class Cell(NamedTuple):
@@ -56,6 +58,7 @@ class Run:
         choice: its settings.
         seed: its seed.
         config: all of it.
+        sources: which code its parts from outside are.
 
     Example:
         >>> run = Run(Cell("a", "b", 1.0), "final", Choice(0.1, "", 0), 0, Config())
@@ -68,14 +71,15 @@ class Run:
     choice: Choice
     seed: int
     config: Config
+    sources: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def key(self) -> str:
-        """What names the run: a digest of its configuration, seed included."""
+        """What names the run: a digest of its configuration and its code."""
         return self._key
 
     @functools.cached_property
     def _key(self) -> str:
-        return config_key(dataclasses.asdict(self.config))
+        return config_key(dataclasses.asdict(self.config), self.sources)
 
     def group(self) -> str:
         """What runs share that differ in learning rate and seed only: what compiles."""
@@ -92,7 +96,9 @@ class Run:
         }
 
 
-def config_key(config: Mapping[str, Any]) -> str:
+def config_key(
+    config: Mapping[str, Any], sources: Mapping[str, str] | None = None
+) -> str:
     """A digest of a configuration, as it is or as an old record has it.
 
     A field that did not exist when the record was written counts as its default, so
@@ -100,6 +106,7 @@ def config_key(config: Mapping[str, Any]) -> str:
 
     Args:
         config: sections to fields, those that are None included.
+        sources: which code its parts from outside are: other code, other runs.
 
     Returns:
         16 hexadecimal digits.
@@ -111,6 +118,8 @@ def config_key(config: Mapping[str, Any]) -> str:
         True
     """
     whole = merged(dataclasses.asdict(Config()), dict(config))
+    if sources:
+        whole["sources"] = dict(sources)
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -144,15 +153,43 @@ def grid_of(sweep: Sweep, cell: Cell) -> Grid:
         cell: one of its cells.
 
     Returns:
-        Its grid.
+        Its grid, with one value of a parameter that does nothing there.
 
     Example:
         >>> from dp_ilg.experiments.sweeps.sweep import Method, Task
-        >>> sweep = Sweep(tasks=(Task(),), methods=(Method(),))
+        >>> sweep = Sweep(tasks=(Task(),), methods=(Method(),))  # one value: one column
         >>> grid_of(sweep, cells(sweep)[0]).learning_rates
         (0.01,)
     """
-    return sweep.grid(sweep.task(cell.task), sweep.method(cell.method))
+    task, method = sweep.task(cell.task), sweep.method(cell.method)
+    grid = sweep.grid(task, method)
+    one_column = len(grid.values) > 1 and idle_in(sweep, task, method)
+    return grid._replace(values=grid.values[:1]) if one_column else grid
+
+
+def idle_in(sweep: Sweep, task: Task, method: Method) -> str:
+    """Why a method's own parameter does nothing on a task, see `idle.idle_because`.
+
+    Args:
+        sweep: the sweep.
+        task: one of its tasks.
+        method: one of its methods.
+
+    Returns:
+        The end of a sentence, or nothing; nothing for what cannot be configured.
+
+    Example:
+        >>> sweep = Sweep(tasks=(Task(config="configs/digits.toml"),),
+        ...     methods=(Method(),))
+        >>> idle_in(sweep, *sweep.tasks, *sweep.methods)
+        ''
+    """
+    grid = sweep.grid(task, method)
+    changes = {grid.parameter: grid.values[0]} if grid.values else {}
+    try:
+        return idle_because(sweep.config(task, method, changes), grid.parameter)
+    except (ValueError, OSError):  # `check` says what is wrong with it
+        return ""
 
 
 def tuning_runs(sweep: Sweep, cell: Cell) -> list[Run]:
@@ -226,4 +263,5 @@ def _run(
         "run.seed": seed,
     }
     task, method = sweep.task(cell.task), sweep.method(cell.method)
-    return Run(cell, phase, choice, seed, sweep.config(task, method, changes))
+    config = sweep.config(task, method, changes)
+    return Run(cell, phase, choice, seed, config, sources(config))

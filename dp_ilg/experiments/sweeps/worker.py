@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from dp_ilg.experiments.config.schema import config_from_mapping
+from dp_ilg.experiments.runs.outside.parts import sources
 from dp_ilg.experiments.sweeps.bench import Bench
 
 
@@ -46,7 +47,8 @@ def answer(bench: Bench, request: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         bench: what runs.
-        request: ``config`` as TOML text with its seed, and ``group``.
+        request: ``config`` as TOML text with its seed, ``group``, and ``sources``:
+            which code its parts from outside are.
 
     Returns:
         What `Bench.run` found.
@@ -58,9 +60,20 @@ def answer(bench: Bench, request: dict[str, Any]) -> dict[str, Any]:
     """
     try:
         config = config_from_mapping(tomllib.loads(request["config"]), "request")
+        _check_sources(sources(config), request.get("sources", {}))
     except ValueError as error:
         return {"status": "failed", "error": str(error)}
     return bench.run(config, request["group"])
+
+
+def _check_sources(here: dict[str, str], there: dict[str, str]) -> None:
+    """Refuses code that was changed since the sweep was begun: it is another run."""
+    for name, digest in here.items():
+        if there.get(name) != digest:
+            raise ValueError(
+                f"The {name} was changed while the sweep ran ({there.get(name)} then, "
+                f"{digest} now); give the same command again."
+            )
 
 
 def _listen(lines: TextIO, requests: "queue.Queue[str]") -> None:

@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from dp_ilg.clipping.losses.advice import needed_arguments
+
 _KEYS = ("key", "rng", "rngs")
 """Names under which a loss may ask for its key by keyword."""
 
@@ -53,9 +55,10 @@ def keyed(loss_fn: Callable[..., Any]) -> tuple[Callable[..., Any], bool]:
 
 
 def arguments(function: Callable[..., Any]) -> tuple[list[str], list[str]]:
-    """Names of what a function must be given: by place, and by keyword.
+    """Names of what a loss is given: by place, and by keyword.
 
-    A third argument called key or rng counts even if it has a default.
+    A third argument, or one by keyword, that is called key or rng counts even if it has
+    a default.
 
     Args:
         function: any callable; one without a signature counts as of two arguments.
@@ -67,21 +70,18 @@ def arguments(function: Callable[..., Any]) -> tuple[list[str], list[str]]:
         >>> arguments(lambda model, example, key=None, scale=1.0: 0)
         (['model', 'example', 'key'], [])
     """
+    by_place, by_name = needed_arguments(function)
     try:
         found = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):
-        return ["params", "example"], []
+        return by_place, by_name
     places = [
         p for p in found if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
     ]
-    any_number = any(p.kind is p.VAR_POSITIONAL for p in found)
-    asked = [
-        p.name
-        for place, p in enumerate(places)
-        if p.default is p.empty or place < 2 or (place == 2 and p.name in _KEYS)
-    ]
-    if any_number:
-        asked += ["params", "example"][len(asked) :]
-    words = [p for p in found if p.kind is p.KEYWORD_ONLY]
-    by_name = [p.name for p in words if p.default is p.empty or p.name in _KEYS]
-    return asked, by_name
+    for place, p in enumerate(places[:3]):
+        wanted = place < 2 or p.name in _KEYS
+        if p.default is not p.empty and wanted and len(by_place) == place:
+            by_place.append(p.name)
+    words = [p.name for p in found if p.kind is p.KEYWORD_ONLY]
+    by_name += [n for n in words if n in _KEYS and n not in by_name]
+    return by_place, by_name
