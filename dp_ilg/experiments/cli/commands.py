@@ -198,6 +198,7 @@ TRAIN_ROWS: Rows = {
     "importance": ("Importance", "{}"),
     "test_accuracy": ("Test accuracy", "{:.2%}"),
     "test_perplexity": ("Test perplexity", "{:.1f}"),
+    "released_in_words": ("Released, with standard error", "{}"),
     "epsilon": ("Privacy spent: epsilon", "{:.4f}"),
     "delta": ("Delta", "{:g}"),
     "steps": ("Steps", "{:,}"),

@@ -37,7 +37,7 @@ from dp_ilg.experiments.runs.folder import (
 from dp_ilg.experiments.runs.hosts import Devices, joined
 from dp_ilg.experiments.runs.job import Job, build_job, ready
 from dp_ilg.experiments.runs.keys import check_keys, derived_keys, identity, run_keys
-from dp_ilg.experiments.runs.measures import told
+from dp_ilg.experiments.runs.measures import in_words, told
 from dp_ilg.experiments.runs.trainer import (
     Position,
     Watch,
@@ -314,6 +314,7 @@ def _summary(
     if job.config.metrics.release:
         reader = job.make_optimizer(jax.random.key(0))
         summary["released"] = told(reader.metrics(position.state))
+        summary["released_in_words"] = ", ".join(in_words(summary["released"]))
     if config.run.unprotected_train_loss:
         summary["warning"] = (
             "The training loss was shown, which is computed from the data without "
