@@ -405,12 +405,10 @@ def test_a_budget_without_verb_and_a_verb_without_budget_are_refused():
     same_key = dp_ilg.release_metrics(make_plan(), METRICS, key=k3)
     with pytest.raises(ValueError, match="the same key"):
         dp_ilg.chain(*parts[:2], same_key, parts[3])
+    with pytest.raises(ValueError, match="before add_importance_noise"):
+        dp_ilg.chain(*parts[:2], parts[3], parts[2])
     with pytest.raises(TypeError, match="not a ClippedGrad"):
-        dp_ilg.chain(*parts[:2], parts[3], parts[2]).update(
-            {"w": jnp.ones((4, 3)), "b": jnp.ones(4)},
-            dp_ilg.chain(*parts[:2], parts[3], parts[2]).init(PARAMS),
-            PARAMS,
-        )
+        parts[2].update(PARAMS, parts[2].init(PARAMS))
 
 
 def test_sums_and_verb_have_the_same_metrics():
