@@ -18,7 +18,7 @@ from dp_ilg.training.loop.checking import Check, checked
 from dp_ilg.training.loop.core import RunCore
 from dp_ilg.training.loop.lots import Lots
 from dp_ilg.training.loop.standing import Standing, admit
-from dp_ilg.training.loop.state import Counted, PrivateState
+from dp_ilg.training.loop.state import Counted, Origin, PrivateState
 from dp_ilg.training.loop.supply import open_ledger, supply_of
 
 _ASKED: Any = object()  # stands for a ledger that nobody named
@@ -75,6 +75,7 @@ class PrivateTraining(RunCore):
             )
         self._adapted = adapt(model, self._recipe.loss_fn, wrt=wrt)
         self._tx = self._recipe.transformation(self._noise_key(), model)
+        self._origin = Origin(self.plan.digest(), self, self._adapted.rebuild)
         params = self._adapted.params
         params, inner = jax.tree.map(jnp.copy, (params, self._tx.init(params)))
         state = self._state(params, Counted(inner, jnp.zeros((), jnp.int32)))
