@@ -79,7 +79,7 @@ def test_a_batch_far_too_small_is_warned_of_with_the_size_that_would_do():
     )
     assert plan_warnings(plan, 30) == []
     (found,) = plan_warnings(plan, 10_000)
-    assert "batch_size=67 or more" in found  # 2 * 100 / 3, and the scores' share
+    assert "batch_size=68 or more" in found  # 2.01 * 100 / 3
     (found,) = plan_warnings(plan, 10**15)
     assert "more examples, or a larger epsilon" in found
 
