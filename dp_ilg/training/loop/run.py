@@ -17,6 +17,7 @@ from dp_ilg.training.loop.binding import bound_keys
 from dp_ilg.training.loop.checking import Check, checked
 from dp_ilg.training.loop.core import RunCore
 from dp_ilg.training.loop.lots import Lots
+from dp_ilg.training.loop.program import told_of_memory
 from dp_ilg.training.loop.standing import Standing, admit
 from dp_ilg.training.loop.state import Counted, Origin, PrivateState
 from dp_ilg.training.loop.supply import open_ledger, supply_of
@@ -147,6 +148,7 @@ class PrivateTraining(RunCore):
             TypeError: for things of another kind, and under ``jit`` or ``scan``.
             ValueError: for a state or lot of another run, a lot taken twice or out of
                 order, and a state that was changed.
+            OutOfMemory: naming what to ask for.
 
         Privacy:
             Releases the parameters: the plan's guarantee for one more step.
@@ -158,9 +160,9 @@ class PrivateTraining(RunCore):
         before = state.opt_state
         if at.step == 0:
             before = bound_keys(before, binding.noise_words)
-        params, after = binding.program.step(
-            state.params, Counted(before, state.step), chunks, noise
-        )
+        given = state.params, Counted(before, state.step), chunks, noise
+        with told_of_memory(binding.program):
+            params, after = binding.program.step(*given)
         state = self._state(params, after)
         self._at = Standing.of(at.step + 1, next_digest(at.trail), state)
         return state
