@@ -22,7 +22,7 @@ PAGES = [DOCS / "start.md", *sorted((DOCS / "guides").glob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.S | re.M)
 NUMBER = re.compile(r"\d+\.\d+(?:e[+-]?\d+)?")
 TOLERANCE = 0.03  # what other processors' rounding may change over a short training
-NEEDS = ("equinox", "flax.linen", "orbax.checkpoint", "sklearn")
+NEEDS = ("equinox", "flax.linen", "haiku", "orbax.checkpoint", "sklearn")
 
 
 class Block(NamedTuple):
@@ -101,7 +101,8 @@ def test_a_page_runs_and_prints_what_it_shows(page, tmp_path, monkeypatch):
 def test_every_guide_is_there():
     names = {page.stem for page in PAGES}
     assert names >= {
-        *("start", "linen", "nnx", "equinox", "plain_jax", "from_optax_contrib"),
+        *("start", "linen", "nnx", "equinox", "haiku", "plain_jax"),
+        *("from_optax_contrib", "optax_swap"),
         *("metrics", "dropout", "optimizers", "accumulation", "resume"),
         *("fine_tuning", "devices", "large_data", "extend"),
     }
