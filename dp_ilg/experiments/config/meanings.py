@@ -59,6 +59,7 @@ MEANINGS: dict[str, str] = {
     "optimizer.method": "a row of the table of methods (`dp_sgd`), or `module:name`",
     "optimizer.importance": "the rule: how noise follows importance, or `module:name`",
     "optimizer.source": "`scores`, `released` gradients, or `public` sizes alone",
+    "optimizer.score": "what is scored: `l2`, `l1`, `weight`, `signal`, `module:name`",
     "optimizer.layers": "groups of parameters: `module` or `leaf`",
     "optimizer.blocks": "leaves cut into blocks, as JSON",
     "optimizer.frozen": "paths of parameters that are not trained",

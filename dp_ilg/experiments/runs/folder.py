@@ -211,6 +211,8 @@ to go on with it.
             averaged = position.kept is not position.params
             first = len(jax.tree.leaves(position.state)) if averaged else 0
             found = dict(known, parameters=names, parameters_from=first)
+            leaves = jax.tree_util.tree_leaves_with_path(position.params)
+            found["parameter_keys"] = [jax.tree_util.keystr(p) for p, _ in leaves]
             found |= {"seconds": position.seconds, "trail": position.trail}
             save_checkpoint(self.checkpoints, position.step, tree, found)
 

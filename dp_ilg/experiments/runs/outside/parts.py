@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from dp_ilg.accounting.schedules import SCHEDULES
 from dp_ilg.baselines.table import BASELINES
+from dp_ilg.clipping.scores.table import SCORES
 from dp_ilg.experiments.config.schema import Config
 from dp_ilg.experiments.data.datasets import LOADERS
 from dp_ilg.experiments.data.features import FEATURE_ROWS
@@ -44,6 +45,7 @@ PARTS = (
     Part("privacy.schedule.name", "schedule", SCHEDULES),
     Part("optimizer.method", "method", BASELINES),
     Part("optimizer.importance", "rule", RULES),
+    Part("optimizer.score", "score", SCORES),
 )
 
 
