@@ -203,7 +203,9 @@ def _train(
 
 
 def _new_folder(config: Config) -> str:
-    data, chosen = Path(config.data.name).name, config.optimizer.importance
+    """Named after data and rule, of which a path or module is left out."""
+    names = Path(config.data.name).stem, config.optimizer.importance
+    data, chosen = (re.sub(r"[^\w.-]+", "-", n.rpartition(":")[2]) for n in names)
     return f"runs/{data}-{chosen}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 

@@ -162,7 +162,7 @@ _QUICK: dict[str, Callable[[Dataset], Dataset]] = {
 }
 
 
-_TABLES: tuple[dict[str, Any], ...] = FEATURES, _QUICK, TEXT_FEATURES
+_TABLES: list[Any] = [FEATURES, _QUICK, TEXT_FEATURES]
 FEATURE_ROWS = table("features", ChainMap(*_TABLES))
 
 
