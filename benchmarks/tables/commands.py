@@ -7,7 +7,7 @@ import typing
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from dp_ilg.experiments.cli import commands, compare, shards, studies
+from dp_ilg.experiments.cli import commands, compare, init, report, shards, studies
 from dp_ilg.experiments.config.schema import Config
 from dp_ilg.experiments.runs.hosts import Devices
 from tables.fields import MEANINGS
@@ -15,9 +15,10 @@ from tables.lines import Lines, Table, markdown
 
 Command = Callable[..., Any]
 COMMANDS: dict[str, Command] = {
+    "init": init.init,
     "calibrate": commands.calibrate,
     "epsilon": commands.epsilon,
-    "report": commands.report,
+    "report": report.report,
     "export": commands.export,
     "reproduce": studies.reproduce,
     "audit": studies.audit,

@@ -74,4 +74,7 @@ MEANINGS: dict[str, str] = {
     "metrics.budget": "their share of each step's budget",
     "metrics.loss_bound": "the loss is clipped to it; by default twice a guess's",
     "metrics.smooth_steps": "steps that a running average goes over",
+    "report.responsible": "who answers for the run, as the report prints it",
+    "report.contact": "how to reach them",
+    "report.tensorboard": "write TensorBoard event files beside `metrics.jsonl`",
 }

@@ -12,11 +12,16 @@ from typing import Any, NoReturn, SupportsIndex
 
 from dp_ilg import validation
 from dp_ilg.accounting.plan import PrivacyPlan
-from dp_ilg.accounting.sealing import ANY_DIGIT, SealedLog, cut_from, seal, unseal
+from dp_ilg.accounting.sealing import SealedLog, cut_from, seal, unseal
 from dp_ilg.accounting.statements.statement import Statement
+from dp_ilg.accounting.step_lines import (
+    DIGEST_BYTES,
+    step_forms,
+    step_line,
+    why_refused,
+)
 
 FORMAT_VERSION = 2  # 1 had no released_from, and is read as well
-_DIGEST_BYTES = 16
 _TWO_WAYS = (
     "pass resume=True to go on with that very run (same parameters, program, data and "
     "keys), or choose another path and new keys for another run"
@@ -210,9 +215,9 @@ class PrivacyLedger:
             )
         if step == self.steps:
             self._origins[step] = origin
-            self._log.append(_line(step, origin))
+            self._log.append(step_line(step, origin))
         elif origin is None or origin != self._origins[step]:
-            raise ValueError(_differs(step, origin, self._origins[step]))
+            raise ValueError(why_refused(step, origin, self._origins[step]))
         self._recorded_here = step
 
     def close(self) -> None:
@@ -262,7 +267,7 @@ class PrivacyLedger:
     def _mend(self, tail: bytes, steps: int) -> None:
         """Counts a last line that lacks its end alone; refuses one that was changed."""
         text = tail.decode("latin-1")
-        fits = [form for form in _forms(steps) if cut_from(form, text)]
+        fits = [form for form in step_forms(steps) if cut_from(form, text)]
         if not fits:
             self._refuse_line(steps)
         if len(tail) == len(fits[0]) - 1:
@@ -274,7 +279,7 @@ class PrivacyLedger:
         """What the step of a line was released from, if it says."""
         found = unseal(line) or {}
         origin = found.get("released_from")
-        if line + b"\n" != _line(count, origin):
+        if line + b"\n" != step_line(count, origin):
             self._refuse_line(count)
         return origin
 
@@ -319,45 +324,16 @@ class PrivacyLedger:
             )
         digest = hashlib.blake2b(
             released_from.encode(),
-            digest_size=_DIGEST_BYTES,
+            digest_size=DIGEST_BYTES,
             key=self._words,
             person=b"released_from",
         )
         return digest.hexdigest()
 
 
-def _line(step: int, origin: Any) -> bytes:
-    """The line of a step; of an old one, or one without digest, the step alone."""
-    return seal({"step": step} | ({} if origin is None else {"released_from": origin}))
-
-
-def _forms(step: int) -> list[str]:
-    """What the line of a step may look like, its unknown digits as question marks."""
-    unknown = ANY_DIGIT * 2 * _DIGEST_BYTES
-    whole = _line(step, unknown).decode()
-    return [_line(step, None).decode(), whole[:-11] + ANY_DIGIT * 8 + whole[-3:]]
-
-
-def _differs(step: int, origin: str | None, before: str | None) -> str:
-    """Why a repeated step is refused, in one sentence."""
-    if origin is None or before is None:
-        now = "without" if origin is None else "with"
-        return (
-            f"step is {step}, which was recorded with{'out' * (before is None)} "
-            f"released_from and would be repeated {now} it, so nobody can tell whether "
-            "it is the same release; record every step with released_from="
-            "dp_ilg.release_digest(params, program), or begin a new run with new keys."
-        )
-    return (
-        f"step is {step}, which was released from other parameters or by another "
-        "program, and the same noise on another sum would give their difference away; "
-        "repeat it exactly as it was, or begin a new run with keys of its own."
-    )
-
-
 def _fingerprint(words: bytes) -> str:
     """A hash of a key; whoever could invert it could guess the key anyway."""
-    digest = hashlib.blake2b(words, digest_size=_DIGEST_BYTES, person=b"ledger")
+    digest = hashlib.blake2b(words, digest_size=DIGEST_BYTES, person=b"ledger")
     return digest.hexdigest()
 
 

@@ -38,7 +38,7 @@ def clip_sum(
     geometry: Geometry,
     l2_clip_norm: Any,
     mode: ClipMode,
-    is_padding_example: Array | None = None,
+    is_padding_example: Any = None,
     facts: Facts = (),
 ) -> ClippedGrad:
     """Sums clipped examples; padding and non-finite examples are absent.
@@ -173,7 +173,7 @@ def clip_per_example(
         params: Params | None = None,
         *,
         geometry: Geometry | None = None,
-        is_padding_example: Array | None = None,
+        is_padding_example: Any = None,
         clipped_grad: ClippedGrad | None = None,
         **extra: Any,
     ) -> tuple[ClippedGrad, optax.EmptyState]:

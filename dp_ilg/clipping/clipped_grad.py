@@ -72,7 +72,7 @@ class ClippedGradFn:
         batch: Example,
         *,
         geometry: Geometry | None = None,
-        is_padding_example: Array | None = None,
+        is_padding_example: Any = None,
     ) -> ClippedGrad:
         """Sums the clipped gradients of a batch.
 
@@ -165,8 +165,8 @@ class ClippedGradFn:
         if geometry.coordinates is not None:
             loss_fn, point = enter_loss(geometry.coordinates, loss_fn, params)
         chunk, run = self._prepared(loss_fn, point, batch, geometry.groups)
-
-        facts, how = facts_of(self.metrics), (geometry, l2_clip_norm, self.clip_mode)
+        mode: Any = self.clip_mode
+        facts, how = facts_of(self.metrics), (geometry, l2_clip_norm, mode)
 
         def one(rows: Example, mask: Array) -> ClippedGrad:
             return clip_sum(run(point, rows)._replace(params=params), *how, mask, facts)

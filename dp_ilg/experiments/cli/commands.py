@@ -158,33 +158,6 @@ def epsilon(
     return work
 
 
-def report(
-    run_dir: Annotated[str, tyro.conf.Positional], *, json: bool = False
-) -> Callable[[], None]:
-    """Writes report.html of a run folder once more.
-
-    Args:
-        run_dir: the folder of a training run.
-        json: print one JSON object.
-
-    Returns:
-        What does it.
-
-    Example:
-        >>> report("no/such/run")()
-        Traceback (most recent call last):
-        ValueError: no/such/run is not a folder; give the folder of a training run.
-    """
-
-    def work() -> None:
-        from dp_ilg.experiments.reports.page import write_report
-
-        path = write_report(Path(run_dir))
-        show({"run_dir": run_dir, "report": str(path)}, json, _REPORT_ROWS)
-
-    return work
-
-
 def export(
     run_dir: Annotated[str, tyro.conf.Positional],
     out: Annotated[str, tyro.conf.Positional],
@@ -255,7 +228,6 @@ _EXPORT_ROWS: Rows = {
     "epsilon": ("Privacy spent: epsilon", "{:.4f}"),
     "delta": ("Delta", "{:g}"),
 }
-_REPORT_ROWS: Rows = {"run_dir": ("Run folder", "{}"), "report": ("Report", "{}")}
 
 
 def _show_plan(plan: PrivacyPlan, json: bool) -> None:

@@ -23,10 +23,11 @@ from dp_ilg.experiments.cli.commands import (
     calibrate,
     epsilon,
     export,
-    report,
     show,
 )
 from dp_ilg.experiments.cli.compare import compare
+from dp_ilg.experiments.cli.init import init
+from dp_ilg.experiments.cli.report import report
 from dp_ilg.experiments.cli.shards import shards
 from dp_ilg.experiments.cli.studies import audit, reproduce
 from dp_ilg.experiments.config.fields import RENAMED, renamed
@@ -83,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parse(args: list[str], default: Config) -> Callable[[], None]:
     """Reads a command line; the result does the work when called."""
     commands = {
+        "init": init,
         "train": _train_command(default, args),
         "calibrate": calibrate,
         "epsilon": epsilon,

@@ -20,6 +20,7 @@ from dp_ilg.experiments.config.fields import (
     required,
 )
 from dp_ilg.experiments.config.metrics import MetricsConfig
+from dp_ilg.experiments.config.report import ReportConfig
 from dp_ilg.experiments.config.run import RunConfig, flag
 from dp_ilg.validation import fraction, positive, whole
 
@@ -230,6 +231,7 @@ class Config:
     )
     run: RunConfig = RunConfig()
     metrics: MetricsConfig = MetricsConfig()
+    report: ReportConfig = ReportConfig()
 
 
 def read_config(path: Path) -> Config:
@@ -291,7 +293,7 @@ def config_to_toml(config: Config, *, seed: bool = False) -> str:
         seed: whether to write the seed too.
 
     Returns:
-        The text; fields that are None are left out.
+        The text; fields that are None are left out, and a report with nothing in it.
 
     Privacy:
         The seed is left out unless asked for: who knows it can subtract the noise.
@@ -306,6 +308,8 @@ def config_to_toml(config: Config, *, seed: bool = False) -> str:
         )
     sections = []
     for name in get_type_hints(Config):
+        if name == "report" and config.report == ReportConfig():
+            continue
         lines = [f"[{name}]", *assignments(getattr(config, name))]
         sections.append("\n".join(lines))
     return "\n\n".join(sections) + "\n"

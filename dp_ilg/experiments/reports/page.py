@@ -6,25 +6,25 @@ installed versions give the same bytes.
 """
 
 import math
-import os
 import platform
-import tempfile
 from collections.abc import Mapping
-from importlib import metadata, resources
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from dp_ilg.accounting.plan import PrivacyPlan
-from dp_ilg.accounting.statements.statement import round_up
 from dp_ilg.experiments.reports import figures
+from dp_ilg.experiments.reports.guarantee import bullets
 from dp_ilg.experiments.reports.record import History, RunRecord, read_run
 from dp_ilg.experiments.reports.released import released_figure
+from dp_ilg.experiments.reports.rendering import template, write_page
+from dp_ilg.experiments.reports.settings import as_text
 from dp_ilg.experiments.reports.svg import inline_svg, printable, save_figure
+from dp_ilg.experiments.reports.words import digits, duration, short, shown_epsilon
 
 _PACKAGES = ("dp_ilg", "jax", "jaxlib", "optax", "flax", "dp-accounting", "numpy")
 
@@ -53,28 +53,7 @@ def write_report(run_dir: Path) -> Path:
     """
     run_dir = Path(run_dir)
     page = render_report(read_run(run_dir))
-    path = run_dir / "report.html"
-    try:
-        _replace(path, page.encode("utf-8"))
-    except OSError as error:
-        raise ValueError(
-            f"{path} cannot be written ({error.strerror}); free space or change its "
-            "permissions."
-        ) from None
-    return path
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Writes a file all at once: a reader sees the old one or the new one."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".report-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+    return write_page(run_dir / "report.html", page)
 
 
 def write_overview(run_dir: Path, path: Path) -> Path:
@@ -117,20 +96,14 @@ def render_report(record: RunRecord) -> str:
         >>> list(inspect.signature(render_report).parameters)
         ['record']
     """
-    template = resources.files("dp_ilg.experiments.reports") / "page.html.jinja"
-    environment = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: _lines_printable(value) if type(value) is str else value,
-    )
-    page = environment.from_string(template.read_text(encoding="utf-8"))
+    page = template("page.html.jinja")
     return page.render(
         record=record,
         plan=record.plan,
         facts=_facts(record),
-        statement=_statement(record.plan),
+        settings=as_text(record.settings),
+        bullets=bullets(record.plan, record.steps_charged),
+        statement=_statement(record.plan, record.steps_charged),
         figures=_figures(record),
         layers=_layer_rows(record.history) if record.history else [],
         noise=_noise_facts(record.history) if record.history else None,
@@ -142,13 +115,9 @@ def render_report(record: RunRecord) -> str:
     )
 
 
-def _lines_printable(text: str) -> str:
-    return "\n".join(printable(line) for line in text.replace("\t", "    ").split("\n"))
-
-
-def _statement(plan: PrivacyPlan) -> dict[str, Any]:
-    """Returns the plan's statement, what it does not cover as a list."""
-    facts = plan.statement().as_dict()
+def _statement(plan: PrivacyPlan, steps: int) -> dict[str, Any]:
+    """Returns the statement of the steps taken, what it does not cover as a list."""
+    facts = plan.statement(steps).as_dict()
     paragraph, _, _ = facts["text"].partition("The guarantee does not cover: ")
     return {**facts, "paragraph": paragraph.strip()}
 
@@ -161,8 +130,8 @@ def _certified(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
     share = account["least_share_of_delta"]
     lines = [
         f"Noise: {noise['law']}, on a grid of {noise['grid']}. Its distance to the law "
-        f"that is accounted costs {_short(noise['charged_epsilon'])} of epsilon and "
-        f"{_short(noise['charged_delta'])} of delta; both are included.",
+        f"that is accounted costs {short(noise['charged_epsilon'])} of epsilon and "
+        f"{short(noise['charged_delta'])} of delta; both are included.",
         f"Epsilon was computed by {account['accountant']}."
         + (
             ""
@@ -174,7 +143,7 @@ def _certified(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
         *(f"Assumed: {line}" for line in found["assumptions"]),
     ]
     return {
-        "margin": _short(found["margin"]),
+        "margin": short(found["margin"]),
         "largest_lot": f"{found['largest_lot']:,}",
         "leaves": found["leaves"],
         "lines": lines,
@@ -202,43 +171,20 @@ def _facts(record: RunRecord) -> list[tuple[str, str, str]]:
     plan, history = record.plan, record.history
     last = f"at step {history.steps[-1]:,.0f}" if history else "no evaluation yet"
     accuracy = f"{100 * history.accuracies[-1]:.1f} %" if history else "–"
-    seconds = _duration(history.seconds[-1]) if history else "–"
+    seconds = duration(history.seconds[-1]) if history else "–"
     target = plan.target_epsilon
     return [
         ("Data set", record.data, f"{plan.num_examples:,} training examples"),
         ("Test accuracy", accuracy, last),
         (
             "Privacy spent, ε",
-            _epsilon(record.epsilon_charged()),
+            shown_epsilon(record.epsilon_charged()),
             "no target" if target is None else f"of {target:g} planned",
         ),
-        ("Privacy, δ", _short(plan.delta), f"1/N is {_short(1 / plan.num_examples)}"),
+        ("Privacy, δ", short(plan.delta), f"1/N is {short(1 / plan.num_examples)}"),
         ("Steps", f"{record.steps_charged:,}", f"of {plan.num_steps:,} planned"),
         ("Time", seconds, "with evaluation"),
     ]
-
-
-def _epsilon(value: float) -> str:
-    return round_up(value) if math.isfinite(value) else "∞"
-
-
-def _short(value: float) -> str:
-    mantissa, exponent, power = f"{value:.3g}".partition("e")
-    return f"{mantissa}e{int(power)}" if exponent else mantissa
-
-
-def _digits(value: float) -> str:
-    """Returns three significant digits, trailing zeros kept so that columns align."""
-    return f"{value:#.3g}".removesuffix(".")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _figures(record: RunRecord) -> dict[str, Markup]:
@@ -288,10 +234,10 @@ def _layer_rows(history: History) -> list[dict[str, Any]]:
         {
             "name": printable(name),
             "size": f"{size:,}",
-            "share": _digits(share),
+            "share": digits(share),
             "bar": f"{share:.2f}",
-            "weight": _digits(weight),
-            "stddev": _digits(stddev),
+            "weight": digits(weight),
+            "stddev": digits(stddev),
         }
         for name, size, share, weight, stddev in columns
     ]
@@ -305,10 +251,10 @@ def _noise_facts(history: History) -> dict[str, str]:
     energy = float((sizes * weights**2).sum() / sizes.sum())
     return {
         "least": names[least],
-        "least_weight": _digits(weights[least]),
+        "least_weight": digits(weights[least]),
         "most": names[most],
-        "most_weight": _digits(weights[most]),
-        "energy": _digits(100 * energy),
+        "most_weight": digits(weights[most]),
+        "energy": digits(100 * energy),
         "uniform": "yes" if weights[most] <= 1.001 * weights[least] else "",
     }
 
@@ -320,8 +266,8 @@ def _budget(record: RunRecord) -> dict[str, float | str]:
     spent = record.epsilon_charged()
     share = 100 * spent / total if math.isfinite(total) and total > 0 else 100.0
     return {
-        "epsilon": _epsilon(spent),
-        "total": _epsilon(total),
+        "epsilon": shown_epsilon(spent),
+        "total": shown_epsilon(total),
         "epsilon_percent": round(min(share, 100.0), 2),
         "steps_percent": round(100 * record.steps_charged / plan.num_steps, 2),
         "score_percent": round(100 * plan.score_budget, 3),

@@ -14,6 +14,8 @@ from jaxtyping import Float
 
 from dp_ilg.accounting.ledger import PrivacyLedger
 from dp_ilg.accounting.plan import PrivacyPlan
+from dp_ilg.experiments.reports.origin import Origin, read_origin
+from dp_ilg.experiments.reports.settings import used
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,9 @@ class RunRecord:
     Attributes:
         folder: the folder's name.
         data: name of the data set.
-        config: text of `config.toml`.
+        settings: of `config.toml`, those that did something; dotted paths to values.
         plan: the privacy plan.
+        origin: date, names and digests that tie a page to the run.
         steps_charged: steps that the ledger holds, released or about to be.
         history: the evaluations; None before the first.
         shows_unprotected_loss: whether a loss without noise was recorded.
@@ -104,8 +107,9 @@ class RunRecord:
 
     folder: str
     data: str
-    config: str
+    settings: Mapping[str, Any]
     plan: PrivacyPlan
+    origin: Origin
     steps_charged: int
     history: History | None
     shows_unprotected_loss: bool
@@ -141,8 +145,7 @@ def read_run(run_dir: Path) -> RunRecord:
         raise ValueError(
             f"{run_dir} is not a folder; give the folder of a training run."
         )
-    config = _text(run_dir / "config.toml")
-    table = _table(run_dir / "config.toml", config)
+    table = _table(run_dir / "config.toml")
     plan = _plan(run_dir / "plan.json")
     charged = _steps_charged(run_dir / "ledger.jsonl", plan)
     history = _history(run_dir / "metrics.jsonl")
@@ -152,15 +155,17 @@ def read_run(run_dir: Path) -> RunRecord:
             f"ledger of {charged} steps; its files are not of one run."
         )
     summary_path = run_dir / "summary.json"
+    summary = _object(summary_path) if summary_path.exists() else None
     return RunRecord(
         folder=run_dir.resolve().name,
         data=table["data"]["name"],
-        config=config,
+        settings=used(table),
         plan=plan,
+        origin=read_origin(run_dir, table, summary),
         steps_charged=charged,
         history=history,
         shows_unprotected_loss=any(table.get("run", {}).get(n) for n in _UNPROTECTED),
-        summary=_object(summary_path) if summary_path.exists() else None,
+        summary=summary,
         certificate=_certificate(run_dir / "certificate.json", plan),
     )
 
@@ -231,8 +236,9 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return values
 
 
-def _table(path: Path, text: str) -> dict[str, Any]:
+def _table(path: Path) -> dict[str, Any]:
     """Returns the configuration, sure to name its data set."""
+    text = _text(path)
     try:
         table = tomllib.loads(text)
     except (ValueError, RecursionError) as error:

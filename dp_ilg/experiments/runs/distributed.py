@@ -172,6 +172,36 @@ class _SharedStop:
 
 
 @contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """Turns the first Ctrl-C into a question the loop asks; the second one raises.
+
+    Yields:
+        The question: whether somebody asked. Outside the main thread nobody can.
+
+    Example:
+        >>> with stop_requests() as stop:
+        ...     stop()
+        False
+    """
+    asked = []
+
+    def ask(number: int, frame: Any) -> None:
+        asked.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        print("Stopping after this step; Ctrl-C again to drop it.", file=sys.stderr)
+
+    try:
+        before = signal.signal(signal.SIGINT, ask)
+    except ValueError:  # not the main thread: nobody can press Ctrl-C here
+        yield lambda: False
+        return
+    try:
+        yield lambda: bool(asked)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
 def deaf_to_interrupts(process: int) -> Iterator[None]:
     """Leaves Ctrl-C to process 0, which stops all of them after a step.
 

@@ -1,7 +1,7 @@
 """What is computed of parameters: accuracy, perplexity, a raw loss, a digest."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -115,12 +115,27 @@ def params_sha256(params: Any) -> str:
         >>> params_sha256(one) == params_sha256(other)
         False
     """
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return leaves_sha256((jax.tree_util.keystr(path), leaf) for path, leaf in leaves)
+
+
+def leaves_sha256(leaves: Iterable[tuple[str, Any]]) -> str:
+    """`params_sha256` of parameters that are not in their tree.
+
+    Args:
+        leaves: pairs of a place, as JAX prints it, and an array, in the tree's order.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Example:
+        >>> leaves_sha256([("['w']", jnp.zeros(2))]) == params_sha256({"w": jnp.zeros(2)})
+        True
+    """
     digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    for place, leaf in leaves:
         array = np.ascontiguousarray(leaf)
-        digest.update(
-            f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape} ".encode()
-        )
+        digest.update(f"{place} {leaf.dtype} {leaf.shape} ".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
 

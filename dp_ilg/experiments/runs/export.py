@@ -4,6 +4,7 @@ import hashlib
 import os
 import secrets
 import zipfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,6 +14,7 @@ from numpy.lib import format as npy
 from dp_ilg.experiments.data.locks import locked
 from dp_ilg.experiments.reports.record import read_run
 from dp_ilg.experiments.runs import projection
+from dp_ilg.experiments.runs.evaluation import leaves_sha256
 from dp_ilg.training.checkpoints import read_checkpoint
 
 
@@ -68,6 +70,41 @@ def export_parameters(
         "epsilon": record.epsilon_charged(),
         "delta": record.plan.delta,
     }
+
+
+def stored_sha256(run_dir: Path) -> tuple[int, str]:
+    """The digest of the parameters that a run folder holds, computed again.
+
+    Args:
+        run_dir: the folder of a training run.
+
+    Returns:
+        The steps they have seen, and what `params_sha256` says of them.
+
+    Raises:
+        ValueError: in one sentence, for a folder that is damaged or in use, or whose
+            checkpoint is of a version that did not name its parameters.
+
+    Example:
+        >>> stored_sha256(Path("no/such/run"))
+        Traceback (most recent call last):
+        ValueError: There is no checkpoint in ...
+    """
+    folder = Path(run_dir) / "checkpoints"
+    with locked(Path(run_dir)) if folder.is_dir() else nullcontext():
+        step, leaves, facts = read_checkpoint(folder)
+    keys, first = facts.get("parameter_keys"), facts.get("parameters_from", 0)
+    if keys is None:
+        raise ValueError(
+            f"The checkpoint in {folder} is of a version that did not say where its "
+            "parameters belong; check it with the version that wrote it."
+        )
+    shapes = [shape for _, shape in facts["parameters"]]
+    arrays = [
+        (key, leaves.get(str(i), np.zeros(shape, np.float32)))
+        for i, (key, shape) in enumerate(zip(keys, shapes, strict=True), first)
+    ]
+    return step, leaves_sha256(arrays)
 
 
 def _named(

@@ -1,6 +1,7 @@
 """The folder of a run: begun whole or not at all, resumed only where it fits."""
 
 import contextlib
+import dataclasses
 import glob
 import hashlib
 import json
@@ -210,6 +211,8 @@ to go on with it.
             averaged = position.kept is not position.params
             first = len(jax.tree.leaves(position.state)) if averaged else 0
             found = dict(known, parameters=names, parameters_from=first)
+            leaves = jax.tree_util.tree_leaves_with_path(position.params)
+            found["parameter_keys"] = [jax.tree_util.keystr(p) for p, _ in leaves]
             found |= {"seconds": position.seconds, "trail": position.trail}
             save_checkpoint(self.checkpoints, position.step, tree, found)
 
@@ -265,6 +268,21 @@ to go on with it.
             ValueError: if it is not there or damaged.
         """
         return read_config(self.config)
+
+    def restate(self, config: Config) -> None:
+        """Takes over what the report of a resumed run shall say.
+
+        Args:
+            config: of the resumed run, the same otherwise.
+
+        Raises:
+            ValueError: if the folder's configuration is damaged.
+            OSError: if it cannot be written.
+        """
+        known = self.read_config()
+        if known.report != config.report:
+            changed = dataclasses.replace(known, report=config.report)
+            write_atomically(self.config, config_to_toml(changed))
 
     def add_metrics(self, record: Mapping[str, Any]) -> None:
         """Appends one evaluation.

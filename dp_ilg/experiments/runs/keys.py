@@ -7,12 +7,14 @@ data and the code: runs that could release different sums draw different noise.
 Reference: RFC 7693 (BLAKE2b), keyed and personalised.
 """
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dp_ilg.experiments.config.report import ReportConfig
 from dp_ilg.experiments.config.schema import Config, config_to_toml
 from dp_ilg.experiments.runs.job import Job
 from dp_ilg.training.environment import code_digest
@@ -47,9 +49,9 @@ def identity(job: Job, config: Config | None = None) -> dict[str, str]:
         config: of the run, where the job is shared by several; by default the job's.
 
     Returns:
-        Digests of the plan, of the configuration (the seed apart), of the training
-        data and of code from outside: the same noise on other data, or by other code,
-        would release their difference.
+        Digests of the plan, of the configuration (the seed apart, and the report, which
+        decides no release), of the training data and of code from outside: the same
+        noise on other data, or by other code, would release their difference.
 
     Privacy:
         The digest of the data is as secret as the keys beside it: it stays in the
@@ -60,7 +62,8 @@ def identity(job: Job, config: Config | None = None) -> dict[str, str]:
         >>> sorted(identity(build_job(Config())))
         ['configuration', 'data', 'plan']
     """
-    text = config_to_toml(config or job.config)
+    deciding = dataclasses.replace(config or job.config, report=ReportConfig())
+    text = config_to_toml(deciding)
     return {
         "plan": job.plan.digest(),
         "configuration": hashlib.sha256(text.encode()).hexdigest()[:16],

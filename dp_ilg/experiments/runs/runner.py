@@ -4,10 +4,8 @@ import dataclasses
 import importlib.metadata
 import json
 import platform
-import signal
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,8 +16,14 @@ import numpy as np
 from dp_ilg.accounting.ledger import PrivacyLedger
 from dp_ilg.experiments.config.schema import Config
 from dp_ilg.experiments.data.locks import locked
+from dp_ilg.experiments.reports.event_files import event_file
+from dp_ilg.experiments.reports.origin import file_sha256, now
 from dp_ilg.experiments.reports.page import write_report
-from dp_ilg.experiments.runs.distributed import Team, deaf_to_interrupts
+from dp_ilg.experiments.runs.distributed import (
+    Team,
+    deaf_to_interrupts,
+    stop_requests,
+)
 from dp_ilg.experiments.runs.evaluation import (
     accuracy_fn,
     params_sha256,
@@ -142,6 +146,7 @@ def _lead(
         seed = config.run.seed
         folder.begin(job, start(job, run_keys(job, seed)), seed is not None)
     with locked(folder.path):
+        folder.restate(config)
         return _go_on(folder, job, progress, team)
 
 
@@ -198,6 +203,8 @@ def _go_on(
             steps = partial(_steps, job, ledger, team, secret=secret)
             position = _train(folder, job, position, facts, progress, steps)
         if position.step < job.plan.num_steps:
+            with suppress(ValueError):  # the page of the steps taken so far
+                write_report(folder.path)
             raise Interrupted(
                 f"Stopped after step {position.step} of {job.plan.num_steps}; go on "
                 f"with --resume --run-dir {folder.path}."
@@ -248,10 +255,14 @@ def _train(
     steps: Callable[[Position, Watch], Position],
 ) -> Position:
     begin = progress or _silent
-    with _stop_requests() as stop, begin(job, position.step) as bar:
+    board: Any = nullcontext(lambda record: None)
+    if job.config.report.tensorboard:
+        board = event_file(folder.path, position.seconds)
+    with stop_requests() as stop, board as show, begin(job, position.step) as bar:
 
         def evaluated(record: dict[str, Any]) -> None:
             folder.add_metrics(record)
+            show(record)
             bar.evaluated(record)
 
         watch = Watch(bar.stepped, evaluated, folder.saver(facts), stop)
@@ -261,27 +272,6 @@ def _train(
 @contextmanager
 def _silent(job: Job, step: int) -> Iterator[Watch]:
     yield Watch()
-
-
-@contextmanager
-def _stop_requests() -> Iterator[Callable[[], bool]]:
-    """Turns the first Ctrl-C into a question the loop asks; the second one raises."""
-    asked = []
-
-    def ask(number: int, frame: Any) -> None:
-        asked.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        print("Stopping after this step; Ctrl-C again to drop it.", file=sys.stderr)
-
-    try:
-        before = signal.signal(signal.SIGINT, ask)
-    except ValueError:  # not the main thread: nobody can press Ctrl-C here
-        yield lambda: False
-        return
-    try:
-        yield lambda: bool(asked)
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _summary(
@@ -294,7 +284,9 @@ def _summary(
         "delta": plan.delta,
         "steps": ledger.steps,
         "seconds": round(position.seconds, 3),
+        "finished": now(),
         "params_sha256": params_sha256(position.kept),
+        "ledger_sha256": file_sha256(ledger.path),
         "dataset": job.data.name,
         "outside": dict(job.outside),
         "data_note": job.data.note,

@@ -81,7 +81,7 @@ class Recipe:
 
     def clip_facts(self) -> dict[str, Any]:
         """What `dp_ilg.clipped_grad` is told beside loss and clip norm."""
-        names = ("clip_mode", "engine", "microbatch_size", "has_aux", "metrics")
+        names = ("engine", "microbatch_size", "has_aux", "metrics")
         return {name: getattr(self, name) for name in names}
 
     def transformation(self, key: Any, model: Any) -> PrivateTransformation:

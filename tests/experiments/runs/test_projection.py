@@ -111,7 +111,7 @@ def test_a_run_resumes_with_the_projection_in_its_folder(
     whole = runner.run_training(config(), tmp_path / "whole")
     asked = iter([False, False, True])
     monkeypatch.setattr(
-        runner, "_stop_requests", lambda: _Context(lambda: next(asked, True))
+        runner, "stop_requests", lambda: _Context(lambda: next(asked, True))
     )
     with pytest.raises(runner.Interrupted):
         runner.run_training(config(), tmp_path / "cut")

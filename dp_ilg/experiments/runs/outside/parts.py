@@ -83,8 +83,8 @@ def check_parts(config: Config) -> None:
         >>> from dp_ilg.experiments.config.schema import DataConfig
         >>> check_parts(Config(data=DataConfig("minst")))
         Traceback (most recent call last):
-        ValueError: data.name is 'minst', which is unknown; did you mean mnist? (one of \
-your own: ./file.py:name or package.module:name)
+        ValueError: data.name is 'minst', which is unknown; did you mean mnist? (one \
+of your own: ./file.py:name or package.module:name)
     """
     for part, name in named(config):
         resolve(part.kind, name, part.rows, part.field)
