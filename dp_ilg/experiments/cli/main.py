@@ -266,6 +266,14 @@ def _quiet_libraries() -> Any:
             logger.setLevel(level)
 
 
+_WRONG_PATHS = (
+    FileExistsError,
+    FileNotFoundError,
+    IsADirectoryError,
+    NotADirectoryError,
+)
+
+
 def _complain(sentence: str, code: int) -> int:
     print(f"dp-ilg: {' '.join(sentence.split())}", file=sys.stderr)
     return code
@@ -276,7 +284,7 @@ def _disk(error: OSError, train: bool) -> str:
     words = error.strerror or str(error)
     if words.endswith("."):  # ours, with its own advice
         return words
-    if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError):
+    if isinstance(error, _WRONG_PATHS):
         return f"{where}{words}; choose another path, in a folder that exists."
     again = "use --resume" if train else "run it again"
     return f"{where}{words}; free space or change permissions, then {again}."
