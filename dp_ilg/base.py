@@ -122,8 +122,8 @@ class PerExampleGrads(NamedTuple):
             sum of ``|first_t| |second_t|`` over the terms of the group, for formed
             gradients and looked-up rows the norm itself. Never below `norms` but by
             rounding; NaN or infinite where the gradient is.
-        metrics: what the loss gives beside its value, ``[batch, metrics]``; None where
-            it gives nothing.
+        metrics: what the loss gives beside its value, ``[batch, metrics]``, or None.
+        params: where the gradients were taken, for scores that read it, or None.
 
     Privacy: all are raw; none may leave before clipping and noise.
     """
@@ -132,6 +132,7 @@ class PerExampleGrads(NamedTuple):
     weighted_sum: Callable[..., Params]
     sizes: Float[Array, "batch groups"]
     metrics: Any = None
+    params: Any = None
 
 
 SEAL = (np.bool_(True), np.int32(0x5EA1ED), np.float32(1 + 2**-20))
@@ -147,8 +148,7 @@ class ClippedGrad:
 
     Attributes:
         gradients: float32 sum of clipped gradients, shaped like the parameters.
-        layer_shares: sum over examples of the unit vector of group norms,
-            float32 ``[groups]``.
+        layer_shares: sum over examples of their scores, float32 ``[groups]``.
         geometry: the `Geometry` of the clip.
         l2_clip_norm: the bound C on one example in that geometry, float32 scalar.
         fits: sum over examples of 1/2 for what the bound leaves alone and -1/2 for
@@ -258,13 +258,13 @@ class ClippedGrad:
 
 
 def _check_modes(one: Any, other: Any) -> None:
-    """Raises for two sums that say different clip modes."""
-    modes = [facts.clip_mode for facts in (one, other) if facts is not None]
-    if len(modes) == 2 and None not in modes and not modes[0].agrees(modes[1]):
-        raise ValueError(
-            f"Two chunks were clipped with clip_mode {modes[0]} and {modes[1]}; clip "
-            "all chunks of a step with one function."
-        )
+    """Raises for two sums that say different clip modes or scores."""
+    for name in ("clip_mode", "score"):
+        first, second = (getattr(x, name, None) for x in (one, other))
+        agree = getattr(first, "agrees", first.__eq__)
+        if None not in (first, second) and not agree(second):
+            words = f"Two chunks were clipped with {name} {first} and {second}"
+            raise ValueError(f"{words}; clip all chunks of a step with one function.")
 
 
 def _joined_metrics(one: Any, other: Any) -> Any:
@@ -307,6 +307,7 @@ class PrivateTransformation(optax.GradientTransformationExtraArgs):
         metrics: maps the state to released metrics by name, or None.
         links: of a chain, the transformations it was made of; else empty.
         facts: what it says of the clip (`dp_ilg.geometry.facts.ClipFacts`), or None.
+        release: maps the state to the last released gradient it keeps, or None.
         clip_norm: of a clip, maps its state to the clip norm of the step; or None.
     """
 
@@ -321,6 +322,7 @@ class PrivateTransformation(optax.GradientTransformationExtraArgs):
     links: tuple[Any, ...]
     facts: Any
     clip_norm: Any
+    release: Any
 
     def __new__(
         cls,
@@ -336,11 +338,12 @@ class PrivateTransformation(optax.GradientTransformationExtraArgs):
         links: tuple[Any, ...] = (),
         facts: Any = None,
         clip_norm: Callable[..., Any] | None = None,
+        release: Callable[..., Any] | None = None,
     ) -> PrivateTransformation:
         """Makes the (init, update) pair and hangs the facts on it."""
         self = super().__new__(cls, own_promotion(init), own_promotion(update))
         self.role, self.key, self.plan = role, key, plan
         self.geometry, self.importance = geometry, importance
         self.metrics, self.links = metrics, links
-        self.facts, self.clip_norm = facts, clip_norm
+        self.facts, self.clip_norm, self.release = facts, clip_norm, release
         return self

@@ -44,6 +44,7 @@ MEANINGS: dict[str, str] = {
     "optimizer.method": "a row of the table of methods, such as `dp_sgd`",
     "optimizer.importance": "the rule: how noise follows importance",
     "optimizer.source": "`scores`, `released` gradients, or `public` sizes alone",
+    "optimizer.score": "what of an example is scored: `l2`, `l1`, `weight` or `signal`",
     "optimizer.layers": "groups of parameters: `module` or `leaf`",
     "optimizer.blocks": "leaves cut into blocks, as JSON",
     "optimizer.frozen": "paths of parameters that are not trained",

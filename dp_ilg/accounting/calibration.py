@@ -11,11 +11,12 @@ import warnings
 from typing import Any, SupportsFloat, SupportsIndex
 
 from dp_ilg import validation
-from dp_ilg.accounting import schedules, search
+from dp_ilg.accounting import plan_checks, schedules, search
 from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.accounting.shapes import multipliers_of
 
 _CONSTANT = schedules.constant()
+_NOT_IN_A_PLAN = ("epsilon", "noise_multiplier", "schedule", "num_stages", "num_epochs")
 _LEAST_NOISE, _MOST_NOISE = 1e-3, 1e6
 _MOST_STEPS = 1_000_000
 
@@ -36,6 +37,7 @@ class Calibration:
     num_examples: Any
     batch_size: Any = None
     num_steps: Any = None
+    num_epochs: Any = None
     schedule: Any
     score_budget: Any
     l2_clip_norm: Any
@@ -50,10 +52,11 @@ class Calibration:
 
     def template(self) -> PrivacyPlan:
         """Returns the plan with noise 1 throughout."""
-        facts = dict(vars(self), target_epsilon=self.epsilon)
-        for name in ("epsilon", "noise_multiplier", "schedule", "num_stages"):
+        steps = plan_checks.steps_of(self)
+        facts = dict(vars(self), target_epsilon=self.epsilon, num_steps=steps)
+        for name in _NOT_IN_A_PLAN:
             del facts[name]
-        return PrivacyPlan(stages=((self.num_steps, 1.0),), **facts)
+        return PrivacyPlan(stages=((steps, 1.0),), **facts)
 
     def shaped(self) -> PrivacyPlan:
         """Returns the plan whose noise is the schedule, unscaled."""
@@ -75,7 +78,8 @@ def plan_privacy(
     delta: SupportsFloat,
     num_examples: SupportsIndex,
     batch_size: SupportsIndex,
-    num_steps: SupportsIndex,
+    num_steps: SupportsIndex | None = None,
+    num_epochs: SupportsFloat | None = None,
     schedule: Any = _CONSTANT,
     score_budget: SupportsFloat = 0.01,
     l2_clip_norm: SupportsFloat = 1.0,
@@ -104,6 +108,8 @@ def plan_privacy(
         num_examples: the number of training examples.
         batch_size: the expected batch size.
         num_steps: the number of steps.
+        num_epochs: instead of `num_steps`, how often an example takes part on average;
+            rounded up to whole steps of ``batch_size / num_examples`` epochs.
         schedule: the shape of the noise over the steps: from `dp_ilg.schedules`, any
             function of the step (such as Optax's), one number a step, or a name.
         score_budget: the share of each step's budget for layer scores, in [0, 1).
@@ -238,7 +244,8 @@ def batch_size_for_epsilon(
     noise_multiplier: SupportsFloat,
     delta: SupportsFloat,
     num_examples: SupportsIndex,
-    num_steps: SupportsIndex,
+    num_steps: SupportsIndex | None = None,
+    num_epochs: SupportsFloat | None = None,
     schedule: Any = _CONSTANT,
     score_budget: SupportsFloat = 0.01,
     l2_clip_norm: SupportsFloat = 1.0,
@@ -259,6 +266,7 @@ def batch_size_for_epsilon(
         delta: as in `plan_privacy`.
         num_examples: as in `plan_privacy`.
         num_steps: as in `plan_privacy`.
+        num_epochs: as in `plan_privacy`; then a larger batch means fewer steps.
         schedule: as in `plan_privacy`.
         score_budget: as in `plan_privacy`.
         l2_clip_norm: as in `plan_privacy`.

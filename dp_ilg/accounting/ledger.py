@@ -12,18 +12,16 @@ from typing import Any, NoReturn, SupportsIndex
 
 from dp_ilg import validation
 from dp_ilg.accounting.plan import PrivacyPlan
-from dp_ilg.accounting.sealing import (
-    SealedLog,
-    cut_from,
-    seal,
+from dp_ilg.accounting.sealing import SealedLog, cut_from, seal, unseal
+from dp_ilg.accounting.statements.statement import Statement
+from dp_ilg.accounting.step_lines import (
+    DIGEST_BYTES,
     step_forms,
     step_line,
-    unseal,
+    why_refused,
 )
-from dp_ilg.accounting.statements.statement import Statement
 
 FORMAT_VERSION = 2  # 1 had no released_from, and is read as well
-_DIGEST_BYTES = 16
 _TWO_WAYS = (
     "pass resume=True to go on with that very run (same parameters, program, data and "
     "keys), or choose another path and new keys for another run"
@@ -219,7 +217,7 @@ class PrivacyLedger:
             self._origins[step] = origin
             self._log.append(step_line(step, origin))
         elif origin is None or origin != self._origins[step]:
-            raise ValueError(_differs(step, origin, self._origins[step]))
+            raise ValueError(why_refused(step, origin, self._origins[step]))
         self._recorded_here = step
 
     def close(self) -> None:
@@ -326,33 +324,16 @@ class PrivacyLedger:
             )
         digest = hashlib.blake2b(
             released_from.encode(),
-            digest_size=_DIGEST_BYTES,
+            digest_size=DIGEST_BYTES,
             key=self._words,
             person=b"released_from",
         )
         return digest.hexdigest()
 
 
-def _differs(step: int, origin: str | None, before: str | None) -> str:
-    """Why a repeated step is refused, in one sentence."""
-    if origin is None or before is None:
-        now = "without" if origin is None else "with"
-        return (
-            f"step is {step}, which was recorded with{'out' * (before is None)} "
-            f"released_from and would be repeated {now} it, so nobody can tell whether "
-            "it is the same release; record every step with released_from="
-            "dp_ilg.release_digest(params, program), or begin a new run with new keys."
-        )
-    return (
-        f"step is {step}, which was released from other parameters or by another "
-        "program, and the same noise on another sum would give their difference away; "
-        "repeat it exactly as it was, or begin a new run with keys of its own."
-    )
-
-
 def _fingerprint(words: bytes) -> str:
     """A hash of a key; whoever could invert it could guess the key anyway."""
-    digest = hashlib.blake2b(words, digest_size=_DIGEST_BYTES, person=b"ledger")
+    digest = hashlib.blake2b(words, digest_size=DIGEST_BYTES, person=b"ledger")
     return digest.hexdigest()
 
 

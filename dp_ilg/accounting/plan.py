@@ -120,6 +120,11 @@ class PrivacyPlan:
         return self.batch_size / self.num_examples
 
     @property
+    def num_epochs(self) -> float:
+        """How many steps an example takes part in on average."""
+        return self.num_steps * self.sampling_prob
+
+    @property
     def most_parameters(self) -> int:
         """The most coordinates a step may draw noise for; noise refuses larger ones."""
         return noise_law.most_parameters(self)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from dp_ilg import validation
@@ -9,6 +10,40 @@ from dp_ilg.accounting import accountants
 from dp_ilg.accounting.charges import noise_law
 
 _MOST = 2**53  # above, floating point cannot tell a count from the next
+
+
+def steps_of(asked: Any) -> Any:
+    """The number of steps that a caller asked for, by itself or by epochs.
+
+    Args:
+        asked: has `num_steps`, `num_epochs`, `num_examples` and `batch_size`.
+
+    Returns:
+        `num_steps` as it was given, or `num_epochs` in steps, rounded up.
+
+    Raises:
+        ValueError: unless exactly one of them was given, and for epochs that are no
+            positive number.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> steps_of(SimpleNamespace(
+        ...     num_steps=None, num_epochs=10, num_examples=60_000, batch_size=1024))
+        586
+    """
+    steps, epochs = asked.num_steps, asked.num_epochs
+    if (steps is None) == (epochs is None):
+        raise ValueError(
+            f"num_steps is {steps!r} and num_epochs is {epochs!r}, but exactly one of "
+            "them must be given."
+        )
+    if epochs is None:
+        return steps
+    validation.positive("num_epochs", epochs)
+    for name in ("num_examples", "batch_size"):
+        validation.whole(name, getattr(asked, name), most=_MOST)
+    exact = float(epochs) * int(asked.num_examples) / int(asked.batch_size)
+    return math.ceil(exact * (1 - 1e-12))  # 3 epochs of 100 steps are 300
 
 
 def check(plan: Any) -> None:

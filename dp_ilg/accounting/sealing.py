@@ -52,41 +52,6 @@ def unseal(line: bytes) -> dict[str, Any] | None:
         return None
 
 
-def step_line(step: int, origin: Any) -> bytes:
-    """The line of a step in a ledger.
-
-    Args:
-        step: which one.
-        origin: what it was released from, as text; None, as in old lines, if unsaid.
-
-    Returns:
-        The sealed line.
-
-    Example:
-        >>> step_line(0, None) == seal({"step": 0})
-        True
-    """
-    return seal({"step": step} | ({} if origin is None else {"released_from": origin}))
-
-
-def step_forms(step: int, digits: int = 32) -> list[str]:
-    """What the line of a step may look like, its unknown digits as `ANY_DIGIT`.
-
-    Args:
-        step: which one.
-        digits: how many an origin has; 16 bytes by default.
-
-    Returns:
-        The line without an origin, and that with one.
-
-    Example:
-        >>> step_forms(0, 2)[1][:34]
-        '{"step": 0, "released_from": "??",'
-    """
-    whole = step_line(step, ANY_DIGIT * digits).decode()
-    return [step_line(step, None).decode(), whole[:-11] + ANY_DIGIT * 8 + whole[-3:]]
-
-
 def cut_from(form: str, text: str) -> bool:
     """Whether a line may have been cut down to a text while it was being written.
 

@@ -138,8 +138,9 @@ def spends_scores(name: str, make: Make, options: dict[str, Any]) -> bool:
     Privacy: noise under a key of the method's own would be the same in every run, and
     known to whoever reads its code.
     """
-    made = [_probed(make, jax.random.key(seed), options) for seed in (0, 1)]
-    keys = [[_words(link.key) for link in _links(tx) if _draws(link)] for tx in made]
+    with jax.ensure_compile_time_eval():  # the keys are known, traced or not
+        made = [_probed(make, jax.random.key(seed), options) for seed in (0, 1)]
+        keys = [[_words(t.key) for t in _links(tx) if _draws(t)] for tx in made]
     if any(one == other for one, other in zip(*keys, strict=True)):
         raise ValueError(
             f"The method {name} draws noise under a key of its own; use the one it is "
@@ -161,7 +162,8 @@ def clip_mode_of(make: Make, options: dict[str, Any]) -> Any:
     Raises:
         ValueError: for whatever the method refuses.
     """
-    tx = _probed(make, jax.random.key(0), options)
+    with jax.ensure_compile_time_eval():
+        tx = _probed(make, jax.random.key(0), options)
     (clip,) = [link for link in _links(tx) if getattr(link, "role", "") == "clip"]
     return clip.facts.clip_mode
 

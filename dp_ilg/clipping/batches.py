@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from dp_ilg.base import Example
+from dp_ilg.base import ClippedGrad, Example, Params
+from dp_ilg.geometry.geometry import Geometry
+from dp_ilg.geometry.groups import accumulator
 
 _NO_NUMBERS = "USOTMm"
 """NumPy's kinds of strings, objects, dates and times."""
@@ -78,3 +80,31 @@ def split_rows(batch: Example, chunk: int) -> Example:
         return jnp.concatenate([x, tail]).reshape(count, chunk, *x.shape[1:])
 
     return jax.tree.map(split, batch)
+
+
+def zero_sum(params: Params, geometry: Geometry, l2_clip_norm: Any) -> ClippedGrad:
+    """The clipped sum over nobody.
+
+    Args:
+        params: the parameters.
+        geometry: of the clip.
+        l2_clip_norm: of the clip.
+
+    Returns:
+        A `ClippedGrad` of zeros, without metrics.
+
+    Example:
+        >>> geometry = Geometry.uniform({"w": jnp.ones(2)})
+        >>> zero_sum({"w": jnp.ones(2)}, geometry, 1.0).gradients["w"].tolist()
+        [0.0, 0.0]
+    """
+    sums, low, fine = (
+        jax.tree.map(lambda p: jnp.zeros(p.shape, accumulator(p.dtype)), params)
+        for _ in range(3)
+    )
+    trained = [leaf.dtype for leaf in geometry.groups.leaves if leaf.groups]
+    widest = jnp.result_type(*[accumulator(dtype) for dtype in trained])
+    shares = jnp.zeros(len(geometry.groups.names), jnp.float32)
+    bound = jnp.asarray(l2_clip_norm, widest)
+    fits = jnp.zeros(1 + len(geometry.groups.names), jnp.float32)
+    return ClippedGrad(sums, shares, geometry, bound, fits, low, fine, shares)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from dp_ilg import validation
 from dp_ilg.base import ClippedGrad, Params, PerExampleGrads, PrivateTransformation
@@ -21,6 +21,8 @@ from dp_ilg.clipping.modes import joint as joint
 from dp_ilg.clipping.modes import normalize as normalize
 from dp_ilg.clipping.modes import per_layer as per_layer
 from dp_ilg.clipping.per_example import from_gradients
+from dp_ilg.clipping.scores.bounding import sum_scores
+from dp_ilg.clipping.scores.table import agreed_score
 from dp_ilg.geometry import grid
 from dp_ilg.geometry.coordinates import enter_gradients
 from dp_ilg.geometry.facts import ClipFacts, constant
@@ -30,16 +32,13 @@ from dp_ilg.geometry.layers import group
 from dp_ilg.geometry.rounding import weighted_norm_rounding
 from dp_ilg.sampling.batch import opened
 
-ROUNDING_SLACK = 2e-6
-"""Relative margin left under the bound of the shares, for float32 rounding."""
-
 
 def clip_sum(
     per_example: PerExampleGrads,
     geometry: Geometry,
     l2_clip_norm: Any,
     mode: ClipMode,
-    is_padding_example: Array | None = None,
+    is_padding_example: Any = None,
     facts: Facts = (),
 ) -> ClippedGrad:
     """Sums clipped examples; padding and non-finite examples are absent.
@@ -54,21 +53,21 @@ def clip_sum(
         facts: name and bounds of the metrics that the engine found values of.
 
     Returns:
-        The `ClippedGrad`; its geometry says the mode.
+        The `ClippedGrad`; its geometry says mode and score.
 
     Raises:
         ValueError: if the mask does not fit the batch.
 
-    Privacy: sensitivity ``l2_clip_norm`` for the sum, 1 for shares and metrics and 1/2
+    Privacy: sensitivity ``l2_clip_norm`` for the sum, 1 for scores and metrics and 1/2
     for each count, for adding or removing one example; nothing here is private before
     noise.
     """
-    geometry = geometry.saying(ClipFacts(clip_mode=mode))
+    score = agreed_score(geometry, None)
+    geometry = geometry.saying(ClipFacts(clip_mode=mode, score=score))
     rough = per_example.sizes / np.float32(CANCELLATION)
     norms = jnp.maximum(per_example.norms, rough.astype(per_example.norms.dtype))
     present = _present(norms, is_padding_example)
     norms = jnp.where(present[:, None], norms, 0)
-    overall = weighted_norm(norms, jnp.ones_like(geometry.weights))
     length = weighted_norm(norms, geometry.weights)
     present = present & jnp.isfinite(length)
     bound = jnp.asarray(l2_clip_norm, norms.dtype)
@@ -79,7 +78,7 @@ def clip_sum(
     keep = present.reshape(-1, *[1] * (raw.ndim - 1))
     coefficients = jnp.where(keep, raw, 0)
     fields = _exact_sums(per_example, coefficients, geometry, bound)
-    shares = _shares(norms, overall, present)
+    shares = sum_scores(score, per_example, norms, present, geometry)
     within = jnp.concatenate(
         [length[:, None] <= bound, norms <= group_bounds(geometry.weights, bound)], 1
     )
@@ -88,7 +87,7 @@ def clip_sum(
     if facts:
         metrics = sum_metrics(per_example.metrics, present, facts)
     rest = dict(l2_clip_norm=bound, fits=fits, metrics=metrics)
-    return ClippedGrad(**fields, **shares, geometry=geometry, **rest)
+    return ClippedGrad(**fields, **shares, geometry=geometry.forgetting(), **rest)
 
 
 def _present(norms: Array, is_padding_example: Array | None) -> Array:
@@ -121,25 +120,6 @@ def _exact_sums(
             )
         ]
     return grid.as_fields(exact, treedef)
-
-
-def _shares(
-    norms: Float[Array, "batch groups"], overall: Array, present: Array
-) -> dict[str, Array]:
-    """Sum over examples of the unit vector of group norms; 0 where all are 0.
-
-    Each example's is rounded towards zero on a grid of its own, so that the sum is
-    exact.
-    """
-    usable = present & (overall > 0) & jnp.isfinite(overall)
-    units = norms / jnp.where(usable, overall, 1)[:, None]
-    slack = ROUNDING_SLACK + weighted_norm_rounding(norms.shape[-1], norms.dtype)
-    units = jnp.where(usable[:, None], units, 0) * np.float32(1 - slack)
-    with wide():
-        step = np.float64(grid.SHARE_STEP)
-        total = jnp.sum(jnp.floor(widened(units) / step) * step, axis=0)
-        high, low = grid.split_shares(total)
-    return {"layer_shares": high, "shares_remainder": low}
 
 
 def clip_per_example(
@@ -193,11 +173,11 @@ def clip_per_example(
         params: Params | None = None,
         *,
         geometry: Geometry | None = None,
-        is_padding_example: Array | None = None,
+        is_padding_example: Any = None,
         clipped_grad: ClippedGrad | None = None,
         **extra: Any,
     ) -> tuple[ClippedGrad, optax.EmptyState]:
-        del params, extra
+        del extra
         if clipped_grad is not None:
             return clipped_grad, state
         if isinstance(updates, ClippedGrad):
@@ -209,7 +189,7 @@ def clip_per_example(
             )
         if geometry.coordinates is not None:
             updates = enter_gradients(geometry.coordinates, updates, geometry.groups)
-        per_example = from_gradients(updates, geometry.groups)
+        per_example = from_gradients(updates, geometry.groups)._replace(params=params)
         mask = opened(updates, is_padding_example)[1]
         clipped = clip_sum(per_example, geometry, l2_clip_norm, mode, mask)
         return clipped, state

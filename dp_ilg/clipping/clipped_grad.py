@@ -35,7 +35,7 @@ from dp_ilg.clipping.adding.metric_sums import (
 )
 from dp_ilg.clipping.adding.sum_error import SumError, check_lot, sum_error
 from dp_ilg.clipping.adding.sums import MOST_ROWS
-from dp_ilg.clipping.batches import batch_length, split_rows
+from dp_ilg.clipping.batches import batch_length, split_rows, zero_sum
 from dp_ilg.clipping.clip import clip_sum
 from dp_ilg.clipping.engine_table import ENGINES
 from dp_ilg.clipping.explicit import placed_by_xla
@@ -43,11 +43,12 @@ from dp_ilg.clipping.leaf_paths import Explanation
 from dp_ilg.clipping.losses.advice import check_arguments
 from dp_ilg.clipping.modes import ClipMode, agreed_mode, as_clip_mode
 from dp_ilg.clipping.purity import check_loss
+from dp_ilg.clipping.scores.table import Score, agreed_score, as_score
 from dp_ilg.clipping.sparse import plain
 from dp_ilg.geometry.coordinates import enter_loss
 from dp_ilg.geometry.facts import ClipFacts
 from dp_ilg.geometry.geometry import Geometry
-from dp_ilg.geometry.groups import Groups, accumulator
+from dp_ilg.geometry.groups import Groups
 from dp_ilg.geometry.layers import group
 from dp_ilg.sampling.batch import examples_of, opened
 
@@ -63,6 +64,7 @@ class ClippedGradFn:
     microbatch_size: int | None
     has_aux: bool = False
     metrics: Metrics = ()
+    score: Score | None = None
 
     def __call__(
         self,
@@ -70,7 +72,7 @@ class ClippedGradFn:
         batch: Example,
         *,
         geometry: Geometry | None = None,
-        is_padding_example: Array | None = None,
+        is_padding_example: Any = None,
     ) -> ClippedGrad:
         """Sums the clipped gradients of a batch.
 
@@ -95,8 +97,10 @@ class ClippedGradFn:
                 for a missing geometry.
         """
         mode = agreed_mode(geometry, self.clip_mode, self.l2_clip_norm)
+        score = agreed_score(geometry, self.score)
         batch, mask = opened(batch, is_padding_example)
-        own, rows = dataclasses.replace(self, clip_mode=mode)._settled(batch)
+        found = dataclasses.replace(self, clip_mode=mode, score=score)
+        own, rows = found._settled(batch)
 
         def total(*arrays: Any) -> ClippedGrad:
             return own._checked_sum(*arrays, self.loss_fn)
@@ -122,7 +126,7 @@ class ClippedGradFn:
         """The sum, compiled if a call outside of ``jax.jit`` would compile anyway."""
         size = batch_length(batch)
         geometry = self._check(params, batch, geometry)
-        geometry = geometry.saying(ClipFacts(self.clip_mode))
+        geometry = geometry.saying(ClipFacts(self.clip_mode, score=self.score))
         check_lot(size, sum(geometry.groups.sizes))
         padding = jnp.zeros(size, bool) if mask is None else jnp.asarray(mask)
         if padding.shape != (size,) or padding.dtype != bool:
@@ -139,7 +143,7 @@ class ClippedGradFn:
         if not eager.is_eager(closed.consts) or (fits and not eager.has_loops(closed)):
             return self._sum(*inputs)
         facts = self.clip_mode, ENGINES[self.engine], self.microbatch_size
-        facts += (facts_of(self.metrics),)
+        facts += facts_of(self.metrics), self.score
         bare = dataclasses.replace(self, loss_fn=_no_loss, l2_clip_norm=None)
 
         def total(loss_fn: LossFn, *inputs: Any) -> ClippedGrad:
@@ -161,16 +165,16 @@ class ClippedGradFn:
         if geometry.coordinates is not None:
             loss_fn, point = enter_loss(geometry.coordinates, loss_fn, params)
         chunk, run = self._prepared(loss_fn, point, batch, geometry.groups)
-
-        facts, how = facts_of(self.metrics), (geometry, l2_clip_norm, self.clip_mode)
+        mode: Any = self.clip_mode
+        facts, how = facts_of(self.metrics), (geometry, l2_clip_norm, mode)
 
         def one(rows: Example, mask: Array) -> ClippedGrad:
-            return clip_sum(run(point, rows), *how, mask, facts)
+            return clip_sum(run(point, rows)._replace(params=params), *how, mask, facts)
 
         if len(padding) <= chunk:
             return one(batch, padding)
         pieces = (split_rows(batch, chunk), ~split_rows(~padding, chunk))
-        start = _zero(params, geometry, l2_clip_norm)
+        start = zero_sum(params, geometry.forgetting(), l2_clip_norm)
         start = dataclasses.replace(start, metrics=no_metrics(facts))
         return self._many(one, pieces, start)
 
@@ -277,6 +281,7 @@ def clipped_grad(
     microbatch_size: int | None = None,
     has_aux: bool = False,
     metrics: Mapping[str, Metric] | None = None,
+    score: Any = None,
 ) -> ClippedGradFn:
     """Turns a loss of one example into the clipped gradient sum of a batch.
 
@@ -296,17 +301,20 @@ def clipped_grad(
             metrics and goes nowhere else.
         metrics: name -> `dp_ilg.Metric`, a bounded function ``(loss, aux) -> number``
             of one example. `dp_ilg.release_metrics` releases their noisy means.
+        score: how important an example finds each group: a name of
+            `dp_ilg.clipping.scores.table.SCORES` or a function of its statistics; None
+            takes what the chain says, else "l2".
 
     Returns:
         ``grad_fn(params, batch, *, geometry, is_padding_example=None)``, which gives a
         `ClippedGrad`, and ``grad_fn.explain(params, batch)``.
 
     Raises:
-        ValueError: for a bad norm, mode, engine or size.
+        ValueError: for a bad norm, mode, engine, size or score.
         TypeError: for a loss or metric that is no function.
 
     Privacy: sensitivity `l2_clip_norm` in the geometry's norm for adding or removing
-    one example, and 1 for the layer shares and for the metrics, whatever their
+    one example, and 1 for the scores and for the metrics, whatever their
     functions return; not private before noise. Values of single examples do not leave.
 
     Example:
@@ -333,20 +341,8 @@ def clipped_grad(
         )
     mode = None if clip_mode is None else as_clip_mode(clip_mode)
     how = mode, chosen, microbatch_size
-    return ClippedGradFn(loss_fn, l2_clip_norm, *how, has_aux, as_metrics(metrics))
-
-
-def _zero(params: Params, geometry: Geometry, l2_clip_norm: Any) -> ClippedGrad:
-    sums, low, fine = (
-        jax.tree.map(lambda p: jnp.zeros(p.shape, accumulator(p.dtype)), params)
-        for _ in range(3)
-    )
-    trained = [leaf.dtype for leaf in geometry.groups.leaves if leaf.groups]
-    widest = jnp.result_type(*[accumulator(dtype) for dtype in trained])
-    shares = jnp.zeros(len(geometry.groups.names), jnp.float32)
-    bound = jnp.asarray(l2_clip_norm, widest)
-    fits = jnp.zeros(1 + len(geometry.groups.names), jnp.float32)
-    return ClippedGrad(sums, shares, geometry, bound, fits, low, fine, shares)
+    rest = has_aux, as_metrics(metrics), None if score is None else as_score(score)
+    return ClippedGradFn(loss_fn, l2_clip_norm, *how, *rest)
 
 
 def _no_loss(params: Params, example: Example) -> Any:

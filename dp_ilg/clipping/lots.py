@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array
 
 from dp_ilg import validation
 from dp_ilg.base import ClippedGrad, Example, Params
@@ -158,7 +157,7 @@ def clipped_lot(
     batch_size: int,
     *,
     geometry: Geometry,
-    is_padding_example: Array | None = None,
+    is_padding_example: Any = None,
 ) -> ClippedGrad:
     """Clips and sums a whole lot, batch by batch, in one compiled loop.
 

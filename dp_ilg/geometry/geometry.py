@@ -38,6 +38,7 @@ class Geometry:
             entries in which the norm is taken.
         facts: None, or the `dp_ilg.geometry.facts.ClipFacts` of the chain, or of the
             clip, that this geometry comes from.
+        release: None, or the last released gradient, where the chain's score reads it.
 
     Privacy: all must be functions of public facts and of earlier releases;
     then any step clipped and noised in them has the guarantee of its noise
@@ -60,6 +61,7 @@ class Geometry:
     groups: Groups = dataclasses.field(metadata={"static": True})
     coordinates: Any = None
     facts: ClipFacts | None = None
+    release: Any = None
 
     @classmethod
     def uniform(cls, params: PyTree, layers: Any = "module") -> Geometry:
@@ -101,6 +103,10 @@ class Geometry:
     def saying(self, facts: ClipFacts | None) -> Geometry:
         """The same geometry with these facts, and its own where they say nothing."""
         return dataclasses.replace(self, facts=joined_facts([facts, self.facts]))
+
+    def forgetting(self) -> Geometry:
+        """The same geometry without the last release, which only a clip reads."""
+        return dataclasses.replace(self, release=None)
 
     def joined(self, one: Any, other: Any) -> dict[str, Any]:
         """Two `dp_ilg.ClippedGrad` of this geometry, added exactly, field by field."""

@@ -18,6 +18,7 @@ from jax.core import Tracer
 
 from dp_ilg.base import ClippedGrad
 from dp_ilg.clipping.modes import SAME_NORM, other_mode, other_norm
+from dp_ilg.clipping.scores.table import other_score
 from dp_ilg.geometry.facts import ClipFacts, joined_facts
 from dp_ilg.geometry.geometry import Geometry
 from dp_ilg.geometry.seal import sealed
@@ -124,6 +125,9 @@ def _check_mode(found: ClipFacts | None, wanted: ClipFacts | None) -> None:
     one, two = (getattr(facts, "clip_mode", None) for facts in (found, wanted))
     if one is not None and two is not None and not one.agrees(two):
         raise ValueError(other_mode(one, two))
+    own, said = (getattr(facts, "score", None) for facts in (found, wanted))
+    if own is not None and said is not None and own != said:
+        raise ValueError(other_score(own, said))
 
 
 def _same_norm(found: Any, wanted: ClipFacts | None, clip_norm: Any) -> Any:

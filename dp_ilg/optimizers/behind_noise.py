@@ -15,8 +15,9 @@ from dp_ilg.clipping.clip import as_clip_mode, clip_per_example
 from dp_ilg.geometry.layers import as_layering
 from dp_ilg.geometry.rules import as_rule
 from dp_ilg.noise.add_noise import add_importance_noise, fresh_key
-from dp_ilg.optimizers.chains import _release, chain
+from dp_ilg.optimizers.chains import chain
 from dp_ilg.optimizers.metric_links import metric_links
+from dp_ilg.optimizers.sources import release_links
 
 
 def behind_noise(
@@ -32,6 +33,7 @@ def behind_noise(
     floor: Any = 0.01,
     public_importance: Any = None,
     noise: str | None = None,
+    score: Any = "l2",
     metrics: Mapping[str, Metric] | None = None,
 ) -> PrivateTransformation:
     """Puts an Optax transformation behind clip, importance and noise.
@@ -48,13 +50,14 @@ def behind_noise(
         floor: as in `dp_adam_ilg`.
         public_importance: as in `dp_adam_ilg`.
         noise: as in `dp_adam_ilg`.
+        score: as in `dp_adam_ilg`.
         metrics: as in `dp_adam_ilg`.
 
     Returns:
         An Optax transformation with ``geometry(state)`` and ``importance(state)``.
 
     Raises:
-        ValueError: for a bad rule, source, layering or mode.
+        ValueError: for a bad rule, source, layering, mode or score.
         TypeError: for a bad key or plan.
 
     Privacy: as `dp_adam_ilg`; the optimizer sees nothing but what was released.
@@ -74,8 +77,8 @@ def behind_noise(
     key, layers = validation.key("key", key), as_layering(layers)
     score_key, noise_key = jax.random.split(fresh_key(key))
     stage = add_importance_noise(plan, key=noise_key, noise=noise)
-    scored = dict(layers=layers, ema_decay=ema_decay, floor=floor)
-    release = _release(
+    scored = dict(layers=layers, ema_decay=ema_decay, floor=floor, score=score)
+    release = release_links(
         source, as_rule(importance), score_key, stage, public_importance, **scored
     )
     mode = as_clip_mode(clip_mode)

@@ -21,11 +21,7 @@ from dp_ilg.noise.add_noise import add_importance_noise, fresh_key
 from dp_ilg.optimizers.adam import scale_by_noise_corrected_adam, scale_by_wide_adam
 from dp_ilg.optimizers.arriving import checked, said_by
 from dp_ilg.optimizers.balance import scale_by_balanced_adam
-from dp_ilg.optimizers.importance import (
-    score_layer_importance,
-    score_released_gradients,
-    set_layer_importance,
-)
+from dp_ilg.optimizers.kept_release import release_reader
 from dp_ilg.optimizers.metric_links import (
     check_all_told,
     check_budget_spent,
@@ -33,6 +29,7 @@ from dp_ilg.optimizers.metric_links import (
     metrics_place,
     metrics_reader,
 )
+from dp_ilg.optimizers.sources import release_links, row_of
 from dp_ilg.optimizers.types import apart, like_before, like_parameters
 from dp_ilg.optimizers.wrappers import refuse_wrappers
 
@@ -91,6 +88,7 @@ def chain(*transformations: optax.GradientTransformation) -> PrivateTransformati
     links: list[Any] = [optax.with_extra_args_support(t) for t in transformations]
     said, clip_norm = said_by(transformations)
     told = metrics_place(transformations)
+    knowing = release_reader(transformations, said)
 
     def init(params: Params) -> tuple[Any, ...]:
         check_budget_spent(transformations, told)
@@ -119,7 +117,7 @@ def chain(*transformations: optax.GradientTransformation) -> PrivateTransformati
         return like_parameters(updates, own.groups), tuple(new)
 
     def geometry(state: tuple[Any, ...]) -> Geometry:
-        return source.geometry(state[holder]).saying(said)
+        return knowing(source.geometry(state[holder]).saying(said), state)
 
     def importance(state: tuple[Any, ...]) -> Any:
         return source.importance(state[holder])
@@ -150,6 +148,7 @@ def dp_adam_ilg(
     weight_decay: Any = None,
     noise: str | None = None,
     metrics: Mapping[str, Metric] | None = None,
+    score: Any = "l2",
 ) -> PrivateTransformation:
     """Adam with differential privacy, its noise shaped by layer importance.
 
@@ -176,13 +175,16 @@ def dp_adam_ilg(
         noise: "default", "exact" or None, as in `add_importance_noise`.
         metrics: name -> `dp_ilg.Metric`, released with noise at every step, charged to
             the plan's metric budget; give `dp_ilg.clipped_grad` the same.
+        score: for source "scores": "l2" (shares of L2 norms), "l1", "weight" (gradient
+            times weight), "signal" (around the last release) or a function of one
+            example's statistics; see `score_layer_importance`.
 
     Returns:
         An Optax transformation with ``geometry(state)`` and ``importance(state)``, and
         ``metrics(state)`` where there are metrics.
 
     Raises:
-        ValueError: for a bad number, rule, source, layering or mode.
+        ValueError: for a bad number, rule, source, layering, mode or score.
         TypeError: for a bad key or plan.
 
     Privacy: (epsilon, delta) of the plan for adding or removing one example (or as the
@@ -210,10 +212,10 @@ def dp_adam_ilg(
     key = validation.key("key", key)
     _check_numbers(learning_rate, weight_decay, b1=b1, b2=b2, eps=eps)
     layers, moments = as_layering(layers), dict(b1=b1, b2=b2, eps=eps)
-    scored = dict(layers=layers, ema_decay=ema_decay, floor=floor)
+    scored = dict(layers=layers, ema_decay=ema_decay, floor=floor, score=score)
     score_key, noise_key = jax.random.split(fresh_key(key))
     stage = add_importance_noise(plan, key=noise_key, noise=noise)
-    release = _release(
+    release = release_links(
         source, as_rule(importance), score_key, stage, public_importance, **scored
     )
     return chain(
@@ -238,25 +240,6 @@ def _check_numbers(
         validation.rate("weight_decay", weight_decay)
 
 
-def _release(
-    source: str, rule: Rule, key: Any, noise: Any, public: Any, **scored: Any
-) -> list[PrivateTransformation]:
-    """The noise, and what sets the next geometry before or behind it."""
-    plan = noise.plan
-    rows: dict[str, Callable[[], list]] = {
-        "scores": lambda: [
-            score_layer_importance(rule, plan, key=key, **scored),
-            noise,
-        ],
-        "released": lambda: [noise, score_released_gradients(rule, plan, **scored)],
-        "public": lambda: [
-            set_layer_importance(rule, public, layers=scored["layers"]),
-            noise,
-        ],
-    }
-    return _row("source", source, rows)
-
-
 def _adam(adam: str, plan: PrivacyPlan, layers: Any, moments: dict[str, Any]) -> Any:
     rows: dict[str, Callable[[], Any]] = {
         "plain": lambda: scale_by_wide_adam(**moments),
@@ -265,7 +248,7 @@ def _adam(adam: str, plan: PrivacyPlan, layers: Any, moments: dict[str, Any]) ->
         ),
         "balanced": lambda: scale_by_balanced_adam(layers=layers, **moments),
     }
-    return _row("adam", adam, rows)
+    return row_of("adam", adam, rows)
 
 
 def _decay(weight_decay: Any, layers: Any) -> list[optax.GradientTransformation]:
@@ -282,12 +265,6 @@ def _trained(layers: Any) -> Callable[[Params], Params]:
         return jax.tree.unflatten(jax.tree.structure(params), trained)
 
     return mask
-
-
-def _row(name: str, value: Any, table: dict[str, Callable[[], Any]]) -> Any:
-    if value not in table:
-        raise ValueError(f"{name} is {value!r}, but must be one of {sorted(table)}.")
-    return table[value]()
 
 
 def _check_chain(transformations: tuple[Any, ...]) -> int:

@@ -1,8 +1,9 @@
 """Layer importance: private scores, and the weights that follow from them.
 
-Importance I_j is an estimate of the norm of layer j's per-example gradient. It comes
-from a charged score (a second Gaussian on the step's own Poisson sample, accounted
-with the gradient as one), from public constants, or from past noisy gradients.
+Importance I_j is an estimate of the norm of layer j's per-example gradient, or of
+another score of it. It comes from a charged score (a second Gaussian on the step's own
+Poisson sample, accounted with the gradient as one), from public constants, or from past
+noisy gradients.
 """
 
 from __future__ import annotations
@@ -17,17 +18,14 @@ from jaxtyping import Array
 from dp_ilg import validation
 from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.base import ClippedGrad, Params, PrivateTransformation
+from dp_ilg.clipping.scores.table import as_score
+from dp_ilg.geometry.facts import ClipFacts
 from dp_ilg.geometry.geometry import Geometry, public_values, scaled_to_profile
 from dp_ilg.geometry.groups import Groups, accumulator
 from dp_ilg.geometry.layers import group
 from dp_ilg.geometry.rules import Rule, as_rule, check_rule
-from dp_ilg.geometry.seal import sound
-from dp_ilg.noise.add_noise import fresh_key, multiplier_at, noise_stddev
-from dp_ilg.noise.normal import array_steps
-from dp_ilg.noise.release import check_multiplier, grid_of, noised
-from dp_ilg.noise.secure import check_draws, given_scores
-
-_SCORE_TAG = 0x5C04E
+from dp_ilg.noise.add_noise import fresh_key, noise_stddev
+from dp_ilg.optimizers.released_scores import check_clipped, released_scores
 
 
 class ScoreLayerImportanceState(NamedTuple):
@@ -58,13 +56,15 @@ def score_layer_importance(
     layers: Any = "module",
     ema_decay: Any = 0.9,
     floor: Any = 0.01,
+    score: Any = "l2",
 ) -> PrivateTransformation:
     """Releases a noisy score of each layer and sets the next step's geometry by it.
 
-    Every example contributes the unit vector ``u_i = (||g_i^j||)_j / ||g_i||``; their
-    sum plus ``tau_t xi`` is released, divided by the expected batch size, averaged
-    over steps, rid of the known noise variance and floored. Until the first release
-    all weights are 1.
+    Every example contributes a vector of norm at most 1, by default the unit vector
+    ``u_i = (||g_i^j||)_j / ||g_i||``; their sum plus ``tau_t xi`` is released, divided
+    by the expected batch size, averaged over steps, rid of the known noise variance and
+    floored. A layer's importance is this mean score. Until the first release all
+    weights are 1.
 
     Args:
         rule: a name of `RULES` or a function ``(importance, sizes) -> weights``.
@@ -73,16 +73,22 @@ def score_layer_importance(
         layers: what a layer is, see `dp_ilg.layers`.
         ema_decay: how much of the running average a step keeps.
         floor: smallest importance, as a fraction of the whole gradient's norm.
+        score: how important an example finds each layer: a name of
+            `dp_ilg.clipping.scores.table.SCORES` or a function of its statistics. It
+            travels to the clip with the geometry. Weights are scaled so that an example
+            whose norms follow the importance keeps its norm: with "l2" that is an
+            average one; with others the clip norm means somewhat more or less.
 
     Returns:
         A transformation that lets the `ClippedGrad` through and holds the geometry.
 
     Raises:
-        ValueError: for an unknown rule or layering, or fractions outside (0, 1).
+        ValueError: for an unknown rule, layering or score, or fractions outside (0, 1).
         TypeError: for a bad key.
 
     Privacy: a Gaussian with multiplier ``plan.score_noise_multipliers[t]`` on the same
-    Poisson sample as the gradient. ``plan.noise_multipliers`` is the one multiplier of
+    Poisson sample as the gradient; the clip bounds every score to norm 1, whoever wrote
+    it. ``plan.noise_multipliers`` is the one multiplier of
     both together; two separate Poisson events would under-report.
 
     Example:
@@ -98,6 +104,7 @@ def score_layer_importance(
     and its accounting are in docs/idea.md.
     """
     key = validation.key("key", key)
+    facts = ClipFacts(score=as_score(score))
     chosen, decay, floor = _checked(rule, ema_decay, floor)
 
     def init(params: Params) -> ScoreLayerImportanceState:
@@ -112,38 +119,16 @@ def score_layer_importance(
         **extra: Any,
     ) -> tuple[ClippedGrad, ScoreLayerImportanceState]:
         del params, extra
-        _check_clipped(updates, state)
+        check_clipped(updates, state.geometry.groups)
         if plan.score_budget == 0:
             return updates, state._replace(step=state.step + 1)
-        released, variance = _released_shares(updates, plan, state, noise)
+        released, variance = released_scores(updates, plan, state, noise)
         state = _averaged(state, released, variance, decay)
         level, unexplained = _unbiased(state, decay)
         squares = jnp.square(jnp.maximum(level, 0)) - unexplained
         return updates, _weighted(state, squares, chosen, floor)
 
-    return _scorer(init, update, key, plan)
-
-
-def _released_shares(
-    clipped: ClippedGrad,
-    plan: PrivacyPlan,
-    state: ScoreLayerImportanceState,
-    noise: Any,
-) -> tuple[Array, Array]:
-    """The mean layer shares with this step's noise, and the variance of that."""
-    tau = multiplier_at(plan.score_noise_multipliers, state.step)
-    tau = jnp.where(sound(clipped), tau, jnp.nan)
-    shares = clipped.layer_shares
-    check_multiplier(float(plan.score_noise_multipliers.max()), shares.size)
-    check_draws(noise, plan.exact_noise)
-    key = jax.random.fold_in(jax.random.fold_in(state.key, _SCORE_TAG), state.step)
-    draw = array_steps(key, shares.shape)
-    if noise is not None:
-        draw, right = given_scores(noise, state.step, shares.shape)
-        tau = jnp.where(right, tau, jnp.nan)
-    grid = grid_of(1.0, tau, shares.size)
-    total = noised(shares, clipped.shares_remainder, grid, draw)
-    return total / plan.batch_size, jnp.square(tau / plan.batch_size)
+    return _scorer(init, update, key, plan, facts)
 
 
 def score_released_gradients(
@@ -269,7 +254,7 @@ def set_layer_importance(
 
 
 def _scorer(
-    init: Callable, update: Callable, key: Any, plan: Any
+    init: Callable, update: Callable, key: Any, plan: Any, facts: Any = None
 ) -> PrivateTransformation:
     return PrivateTransformation(
         init,
@@ -277,6 +262,7 @@ def _scorer(
         role="score",
         key=key,
         plan=plan,
+        facts=facts,
         geometry=lambda state: state.geometry,
         importance=lambda state: state.shares,
     )
@@ -334,17 +320,3 @@ def _weighted(
     weights = scaled_to_profile(rule(jnp.sqrt(shares), sizes), shares)
     geometry = Geometry(weights.astype(jnp.float32), state.geometry.groups)
     return state._replace(shares=shares.astype(jnp.float32), geometry=geometry)
-
-
-def _check_clipped(updates: Any, state: ScoreLayerImportanceState) -> None:
-    if not isinstance(updates, ClippedGrad):
-        raise TypeError(
-            f"score_layer_importance got {type(updates).__name__}, not a ClippedGrad; "
-            "put clip_per_example before it in the chain."
-        )
-    if updates.geometry.groups != state.geometry.groups:
-        raise ValueError(
-            f"The gradients were clipped in {updates.geometry.groups.names}, but the "
-            f"scored groups are {state.geometry.groups.names}; clip with this "
-            "optimizer's geometry(state)."
-        )

@@ -148,7 +148,7 @@ def sensitivity_certificate(
     groups = group(params, layers)
     count = sum(groups.sizes)
     # at most a score for every group, and a number for every metric
-    drawn = count + len(groups.names) + len(grad_fn.metrics)
+    drawn = count + len(groups.names) + len(getattr(grad_fn, "metrics", ()))
     if drawn > plan.most_parameters:
         raise ValueError(
             f"A step draws up to {drawn:,} numbers, but the plan pays for "

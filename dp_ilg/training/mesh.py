@@ -231,7 +231,7 @@ def spread(grad_fn: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
         batch: Example,
         *,
         geometry: Geometry,
-        is_padding_example: Array | None = None,
+        is_padding_example: Any = None,
     ) -> ClippedGrad:
         batch, mask = opened(batch, is_padding_example)
         mask = jnp.zeros(batch_length(batch), bool) if mask is None else mask

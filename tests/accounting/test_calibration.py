@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import dp_ilg
 from dp_ilg.accounting import accountants, calibration, schedules, search
 from dp_ilg.accounting.calibration import (
     batch_size_for_epsilon,
@@ -500,3 +501,53 @@ def test_asking_again_is_free():
     start = time.process_time()
     assert all(plan.epsilon(300) == first for _ in range(100))
     assert time.process_time() - start < 0.5
+
+
+@pytest.mark.parametrize(
+    ("epochs", "batch_size", "steps"),
+    [
+        (10, 1024, 586),
+        (3, 100, 1800),
+        (0.5, 60_000, 1),
+        (0.001, 1024, 1),
+        (2, 1, 120_000),
+    ],
+)
+def test_epochs_are_steps_rounded_up(epochs, batch_size, steps):
+    facts = dict(noise_multiplier=1.0, delta=1e-5, num_examples=60_000)
+    plan = dp_ilg.plan_privacy(num_epochs=epochs, batch_size=batch_size, **facts)
+    assert plan.num_steps == steps
+    assert plan == dp_ilg.plan_privacy(num_steps=steps, batch_size=batch_size, **facts)
+    assert epochs <= plan.num_epochs * (1 + 1e-9)
+    assert plan.num_epochs < epochs + batch_size / 60_000 * (1 + 1e-9)
+
+
+def test_a_batch_size_is_found_for_epochs():
+    facts = dict(epsilon=2.0, noise_multiplier=1.1, delta=1e-5, num_examples=60_000)
+    plan = dp_ilg.batch_size_for_epsilon(num_epochs=5, **facts)
+    assert 1.9 < plan.epsilon() <= 2.0 and 5 <= plan.num_epochs < 5.1
+    larger = dp_ilg.plan_privacy(
+        noise_multiplier=1.1,
+        delta=1e-5,
+        num_examples=60_000,
+        num_epochs=5,
+        batch_size=int(plan.batch_size * 1.05),
+    )
+    assert larger.epsilon() > 2.0
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        (dict(), "num_steps is None and num_epochs is None"),
+        (dict(num_steps=3, num_epochs=1), "num_steps is 3 and num_epochs is 1"),
+        (dict(num_epochs=0), "num_epochs is 0"),
+        (dict(num_epochs=float("nan")), "num_epochs is nan"),
+        (dict(num_epochs=1, batch_size=0), "batch_size is 0"),
+        (dict(num_epochs=1, num_examples=0), "num_examples is 0"),
+    ],
+)
+def test_epochs_that_cannot_be_are_refused(facts, words):
+    told = dict(noise_multiplier=1.0, delta=1e-5, num_examples=100, batch_size=10)
+    with pytest.raises(ValueError, match=words):
+        dp_ilg.plan_privacy(**(told | facts))

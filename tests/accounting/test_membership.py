@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dp_ilg.accounting.statements import membership
 from dp_ilg.accounting.plan import PrivacyPlan
+from dp_ilg.accounting.statements import membership
 
 FACTS = dict(delta=1e-5, l2_clip_norm=1.0, score_budget=0.0, exact_noise=True)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +71,7 @@ def by_hand(params, batch, keep=slice(None)):
     return (np.stack([accuracy, loss], 1) / np.sqrt(2))[keep].sum(0)
 
 
-def whole(clipped):
+def whole(clipped) -> Any:
     found = clipped.metrics
     return np.float64(found.total) + np.float64(found.remainder)
 
@@ -141,7 +142,7 @@ def values(rows):
     return echoed(len(rows), count=rows.shape[1])(rows)
 
 
-ROWS = np.float32(np.random.default_rng(4).uniform(-1.5, 2.5, (SIZE, 3)))
+ROWS: Any = np.float32(np.random.default_rng(4).uniform(-1.5, 2.5, (SIZE, 3)))
 
 
 def test_chunks_change_no_bit():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import flax.serialization
 import jax
@@ -17,6 +18,7 @@ from dp_ilg.clipping.adding.metric_sums import MetricSums, no_metrics, sum_metri
 from dp_ilg.noise.exact import ExactNoise
 from dp_ilg.noise.secure import SecureNoise
 from dp_ilg.optimizers.metrics import METRIC_TAG
+from dp_ilg.training.certificate import sensitivity_certificate
 from tests.helpers.models import plan
 from tests.noise.test_add_noise import chi_square_accepts
 
@@ -370,6 +372,14 @@ def test_the_numbers_that_a_step_draws_are_paid_for():
         tx.update(clipped(tx, state, jnp.ones((20, 3))), state, PARAMS)
 
 
+def test_the_certificate_counts_them():
+    grad_fn = dp_ilg.clipped_grad(loss_fn, l2_clip_norm=1.0, metrics=METRICS)
+    given = grad_fn, PARAMS, jnp.ones((20, 3))
+    assert sensitivity_certificate(*given, make_plan(num_parameters=8)).sensitivity == 1
+    with pytest.raises(ValueError, match="draws up to 8 numbers"):
+        sensitivity_certificate(*given, make_plan(num_parameters=7))
+
+
 # --- budget and verb belong together ----------------------------------------------
 
 
@@ -490,7 +500,7 @@ def test_state_travels():
     assert told.value == curve["loss"].value[-1]
     own = [s for s in state.inner if hasattr(s, "average_variance")][0]
     bare = own._replace(key=None)
-    back = flax.serialization.from_bytes(bare, flax.serialization.to_bytes(bare))
+    back: Any = flax.serialization.from_bytes(bare, flax.serialization.to_bytes(bare))
     assert (back.value == own.value).all()
 
 

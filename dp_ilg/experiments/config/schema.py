@@ -186,6 +186,7 @@ class OptimizerConfig:
     method: str = "dp_adam_ilg"
     importance: Annotated[str, flag("--importance")] = "min_noise_energy"
     source: Literal["scores", "released", "public"] = "scores"
+    score: str = "l2"
     layers: Literal["module", "leaf"] = "module"
     blocks: Blocks = ()
     frozen: tuple[str, ...] = ()

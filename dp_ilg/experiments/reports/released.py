@@ -1,5 +1,7 @@
 """The figure of metrics that a run released: each with the band of its error."""
 
+from typing import Any
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -43,7 +45,7 @@ def _draw(axes: Axes, history: History, name: str) -> None:
     )
     axes.plot(history.steps, smoothed, color=BLUE, linewidth=1.8, label="released")
     if name == "train_accuracy":
-        look = dict(color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
+        look: Any = dict(color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
         axes.plot(history.steps, history.accuracies, label="test accuracy", **look)
         axes.legend(frameon=False)
     axes.set_xlim(0, 1.04 * float(np.max(history.steps)))

@@ -7,14 +7,18 @@ import functools
 import logging
 from typing import Any, NoReturn
 
+import numpy as np
+
 from dp_ilg.accounting.plan import PrivacyPlan
+from dp_ilg.clipping.batches import batch_length
 from dp_ilg.noise.repeats import release_digest
-from dp_ilg.training.frameworks.adapt import Adapted
+from dp_ilg.training.frameworks.adapt import Adapted, adapt
 from dp_ilg.training.loop import saving
 from dp_ilg.training.loop.binding import Binding, bind, check_unchanged
-from dp_ilg.training.loop.losses import over_views
+from dp_ilg.training.loop.losses import KeyedLoss, over_views
+from dp_ilg.training.loop.program import clipped_of
 from dp_ilg.training.loop.recipe import Recipe
-from dp_ilg.training.loop.rows import Rows
+from dp_ilg.training.loop.rows import Rows, row_words
 from dp_ilg.training.loop.standing import Standing, check_current, steps_of
 from dp_ilg.training.loop.state import Counted, Origin, PrivateState
 from dp_ilg.training.mesh import Shardings, placed, whole
@@ -117,14 +121,30 @@ class RunCore:
                 self._begun_with, (self._begun_with[0], Rows(data).digest())
             )
             return self._binding
-        random = adapted.random or self._recipe.augment is not None
-        recipe = dataclasses.replace(self._recipe, random=random)
-        loss = over_views(adapted.loss, recipe.views, recipe.augment)
+        recipe, loss = self._of_one_example(adapted)
         found = bind(recipe, self._tx, loss, at.state, self._secret)(data)
         digests = found.program.digest, found.data
         check_unchanged(self._begun_with, digests)
         self._begun_with, self._binding = digests, found
         return found
+
+    def _of_one_example(self, adapted: Adapted) -> tuple[Recipe, KeyedLoss]:
+        """The recipe that knows whether the loss is random, and that loss."""
+        random = adapted.random or self._recipe.augment is not None
+        recipe = dataclasses.replace(self._recipe, random=random)
+        return recipe, over_views(adapted.loss, recipe.views, recipe.augment)
+
+    def _sample(self, model: Any, batch: Any) -> tuple[Any, Any, Any]:
+        """The clipped gradient, parameters and batch that a step would have."""
+        if isinstance(model, PrivateState):
+            model = model.model
+        adapted = adapt(model, self._recipe.loss_fn)
+        recipe, loss = self._of_one_example(adapted)
+        grad_fn = clipped_of(recipe, loss)
+        if recipe.random:
+            numbers = np.arange(batch_length(batch))
+            batch = batch, row_words(np.zeros(2, np.uint32), 0, numbers)
+        return grad_fn, adapted.params, batch
 
     def _with_trail(self, at: Standing, binding: Binding) -> Standing:
         """Where the run stands, with the digest of what its next step is from."""

@@ -22,6 +22,7 @@ def private_training(
     clip_mode: Any = "joint",
     ema_decay: Any = 0.9,
     floor: Any = 0.01,
+    score: Any = "l2",
     public_importance: Any = None,
     views: Any = 1,
     augment: Any = None,
@@ -54,6 +55,7 @@ def private_training(
         clip_mode: "joint", "normalize" or "per_layer".
         ema_decay: as in `dp_ilg.dp_adam_ilg`.
         floor: as in `dp_ilg.dp_adam_ilg`.
+        score: as in `dp_ilg.dp_adam_ilg`.
         public_importance: as in `dp_ilg.dp_adam_ilg`.
         views: the loss is the mean over so many views of an example, one clip for all.
         augment: ``(example, key) -> view``; None where an example holds its views along

@@ -70,6 +70,7 @@ def counted(tx: PrivateTransformation) -> PrivateTransformation:
         plan=tx.plan,
         geometry=lambda state: tx.geometry(state.inner),
         importance=tx.importance and (lambda state: tx.importance(state.inner)),
+        metrics=tx.metrics and (lambda state: tx.metrics(state.inner)),
         links=tx.links,
     )
 
@@ -93,11 +94,7 @@ def build_program(
     Returns:
         The `Program`.
     """
-    grad_fn = clipped_grad(
-        with_row_words(loss) if recipe.random else without_key(loss),
-        l2_clip_norm=recipe.plan.l2_clip_norm,
-        **recipe.clip_facts(),
-    )
+    grad_fn = clipped_of(recipe, loss)
     if recipe.memory_mib is not None:
         grad_fn = _within(grad_fn, recipe, state[0], chunk[0])
     shardings, on_devices = None, grad_fn
@@ -108,6 +105,23 @@ def build_program(
     given = (nothing(state[0], tx.geometry(state[1].inner)),) if recipe.exact else ()
     traced = step.whole.trace(*state, *chunk, *given)
     return Program(step, grad_fn, jaxpr_digest(traced.jaxpr))
+
+
+def clipped_of(recipe: Any, loss: KeyedLoss) -> ClippedGradFn:
+    """The clipped gradient of a run, before any memory budget.
+
+    Args:
+        recipe: of the run.
+        loss: of parameters, example and key.
+
+    Returns:
+        A function of batches with row words beside the rows where the loss is random.
+    """
+    return clipped_grad(
+        with_row_words(loss) if recipe.random else without_key(loss),
+        l2_clip_norm=recipe.plan.l2_clip_norm,
+        **recipe.clip_facts(),
+    )
 
 
 def jaxpr_digest(closed: Any) -> str:

@@ -27,6 +27,7 @@ class Recipe:
     clip_mode: Any
     ema_decay: Any
     floor: Any
+    score: Any
     public_importance: Any
     views: Any
     augment: Any
@@ -80,7 +81,7 @@ class Recipe:
 
     def clip_facts(self) -> dict[str, Any]:
         """What `dp_ilg.clipped_grad` is told beside loss and clip norm."""
-        names = ("clip_mode", "engine", "microbatch_size", "has_aux", "metrics")
+        names = ("engine", "microbatch_size", "has_aux", "metrics")
         return {name: getattr(self, name) for name in names}
 
     def transformation(self, key: Any, model: Any) -> PrivateTransformation:
@@ -118,7 +119,7 @@ class Recipe:
 
     def _noise_facts(self) -> dict[str, Any]:
         names = ("importance", "source", "layers", "clip_mode", "ema_decay", "floor")
-        facts = {name: getattr(self, name) for name in names}
+        facts = {name: getattr(self, name) for name in (*names, "score")}
         return facts | {
             "public_importance": self.public_importance,
             "noise": self.noise,

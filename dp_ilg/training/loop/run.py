@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.accounting.statements.statement import Statement
+from dp_ilg.geometry.geometry import Geometry
 from dp_ilg.noise.repeats import next_digest
 from dp_ilg.training.frameworks.adapt import adapt
 from dp_ilg.training.loop import saving
 from dp_ilg.training.loop.binding import bound_keys
+from dp_ilg.training.loop.checking import Check, checked
 from dp_ilg.training.loop.core import RunCore
 from dp_ilg.training.loop.lots import Lots
 from dp_ilg.training.loop.standing import Standing, admit
@@ -242,7 +242,54 @@ class PrivateTraining(RunCore):
         Privacy:
             Public.
         """
-        return _shortened(self.plan, self._steps(state)).statement()
+        return self.plan.statement(self._steps(state))
+
+    def explain(self, model: Any, batch: Any) -> Any:
+        """Which path the engine takes for every leaf, why, and what it costs.
+
+        Args:
+            model: as for `init`, or a `PrivateState`.
+            batch: examples with a leading axis; only shapes and dtypes are read.
+
+        Returns:
+            An `Explanation`; ``print`` shows a table.
+
+        Raises:
+            ValueError: as `dp_ilg.clipped_grad`.
+
+        Privacy:
+            Shapes alone are read.
+        """
+        grad_fn, params, rows = self._sample(model, batch)
+        return grad_fn.explain(params, rows, self._recipe.layers)
+
+    def check(self, model: Any, batch: Any, *, public: bool = False) -> Check:
+        """One table before training: layers, costs, noise, and what is wrong.
+
+        Args:
+            model: as for `init`, or a `PrivateState`.
+            batch: examples with a leading axis; only shapes and dtypes are read,
+                unless `public`.
+            public: whether the batch is public: then the signal of each layer is that
+                of its gradients, instead of the most it can be.
+
+        Returns:
+            A `Check`; ``print`` shows the table.
+
+        Raises:
+            ValueError: as `dp_ilg.clipped_grad`.
+
+        Privacy:
+            Nothing is released or charged, so `public` must never be said of private
+            rows: signals are computed without noise.
+        """
+        grad_fn, params, rows = self._sample(model, batch)
+        layers, found = self._recipe.layers, None
+        if public:
+            rows = jax.tree.map(jnp.asarray, rows)
+            geometry = Geometry.uniform(params, layers)
+            found = jax.jit(lambda p, b: grad_fn(p, b, geometry=geometry))(params, rows)
+        return checked(grad_fn, params, rows, self.plan, layers, found)
 
     def metrics(self, state: PrivateState) -> dict[str, Any]:
         """The metrics released so far, smoothed over steps, with their error.
@@ -261,15 +308,3 @@ class PrivateTraining(RunCore):
         """
         self._begun("metrics")
         return self._tx.metrics(state.opt_state) if self._tx.metrics else {}
-
-
-def _shortened(plan: PrivacyPlan, steps: int) -> PrivacyPlan:
-    """The plan of the first steps alone."""
-    left, stages = steps, []
-    for count, z in plan.stages:
-        taken = min(left, count)
-        left -= taken
-        stages += [(taken, z)] if taken else []
-    if steps == plan.num_steps or not stages:
-        return plan
-    return dataclasses.replace(plan, num_steps=steps, stages=tuple(stages))

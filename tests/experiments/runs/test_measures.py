@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import jax
 import numpy as np
@@ -115,7 +116,8 @@ def test_models_say_their_loss_the_same_way():
         model = build_model("linear", fact)
         params = model.init(jax.random.key(1))
         x = np.arange(4, dtype=np.float32)
-        loss, right = model.loss_and_right(params, (x, y))
+        pair: Any = model.loss_and_right
+        loss, right = pair(params, (x, y))
         assert loss == model.loss_fn(params, (x, y))
         assert right == (model.predict(params, x[None])[0] == y)
 

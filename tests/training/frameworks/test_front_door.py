@@ -102,7 +102,7 @@ def test_a_run_takes_the_steps_of_the_framework(case, plan, tmp_path):
     found, own = arrays(state.model), arrays(descended(model, mean))
     for a, b, start in zip(found, own, before, strict=True):
         np.testing.assert_allclose(a, b, atol=5e-4)
-        assert np.abs(np.asarray(b) - start).max() > 0.02
+        assert np.abs(np.asarray(b) - start).max() > 0.005
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from dp_ilg.accounting.schedules import SCHEDULES
 from dp_ilg.baselines.table import BASELINES
+from dp_ilg.clipping.scores.table import SCORES
 from dp_ilg.experiments.config.schema import Config
 from dp_ilg.experiments.data.datasets import LOADERS
 from dp_ilg.experiments.data.features import FEATURE_ROWS
@@ -44,6 +45,7 @@ PARTS = (
     Part("privacy.schedule.name", "schedule", SCHEDULES),
     Part("optimizer.method", "method", BASELINES),
     Part("optimizer.importance", "rule", RULES),
+    Part("optimizer.score", "score", SCORES),
 )
 
 
@@ -81,7 +83,8 @@ def check_parts(config: Config) -> None:
         >>> from dp_ilg.experiments.config.schema import DataConfig
         >>> check_parts(Config(data=DataConfig("minst")))
         Traceback (most recent call last):
-        ValueError: data.name is 'minst', which is unknown; did you mean mnist? ...
+        ValueError: data.name is 'minst', which is unknown; did you mean mnist? (one \
+of your own: ./file.py:name or package.module:name)
     """
     for part, name in named(config):
         resolve(part.kind, name, part.rows, part.field)

@@ -1,0 +1,90 @@
+"""Where importance comes from: a table from a source to the links of a chain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from dp_ilg.base import PrivateTransformation
+from dp_ilg.clipping.scores.table import SCORES, as_score
+from dp_ilg.geometry.rules import Rule
+from dp_ilg.optimizers.importance import (
+    score_layer_importance,
+    score_released_gradients,
+    set_layer_importance,
+)
+from dp_ilg.optimizers.kept_release import keep_release
+
+
+def release_links(
+    source: str, rule: Rule, key: Any, noise: Any, public: Any, **scored: Any
+) -> list[PrivateTransformation]:
+    """The noise, and what sets the next geometry before or behind it.
+
+    Args:
+        source: "scores", "released" or "public".
+        rule: from importance to weights.
+        key: of the scores' noise.
+        noise: the `add_importance_noise` of the chain.
+        public: importance by layer, for "public".
+        **scored: layers, ema_decay, floor and score.
+
+    Returns:
+        Links of a chain, in order.
+
+    Raises:
+        ValueError: for another source, or a score where none is released.
+
+    Example:
+        >>> import dp_ilg, jax
+        >>> plan = dp_ilg.plan_privacy(epsilon=2.0, delta=1e-5, num_examples=1000,
+        ...     batch_size=100, num_steps=10)
+        >>> noise = dp_ilg.add_importance_noise(plan, key=jax.random.key(0))
+        >>> facts = dict(layers="leaf", ema_decay=0.9, floor=0.01, score="signal")
+        >>> rule, key = lambda importance, sizes: importance, jax.random.key(1)
+        >>> [x.role for x in release_links("scores", rule, key, noise, None, **facts)]
+        ['score', 'noise', '']
+    """
+    plan, score = noise.plan, as_score(scored.pop("score"))
+    if source != "scores" and score != SCORES["l2"]:
+        raise ValueError(
+            f"score is {score}, but source is {source!r}, which releases no score; "
+            "leave score out, or take source 'scores'."
+        )
+    kept = [keep_release()] if score.reads_release else []
+    rows: dict[str, Callable[[], list]] = {
+        "scores": lambda: [
+            score_layer_importance(rule, plan, key=key, score=score, **scored),
+            noise,
+            *kept,
+        ],
+        "released": lambda: [noise, score_released_gradients(rule, plan, **scored)],
+        "public": lambda: [
+            set_layer_importance(rule, public, layers=scored["layers"]),
+            noise,
+        ],
+    }
+    return row_of("source", source, rows)
+
+
+def row_of(name: str, value: Any, table: dict[str, Callable[[], Any]]) -> Any:
+    """Makes what a row of a table makes.
+
+    Args:
+        name: what the caller calls it.
+        value: the row.
+        table: functions without arguments, by name.
+
+    Returns:
+        What the row's function returns.
+
+    Raises:
+        ValueError: for a row that is not there.
+
+    Example:
+        >>> row_of("adam", "plain", {"plain": lambda: 3})
+        3
+    """
+    if value not in table:
+        raise ValueError(f"{name} is {value!r}, but must be one of {sorted(table)}.")
+    return table[value]()
