@@ -100,7 +100,7 @@ def test_an_unfinished_run_is_checked_by_its_ledger(tmp_path, capsys):
 
 def test_several_runs_are_one_page_and_one_object(tmp_path, capsys):
     plans = a_plan(((30, 3.22),)), a_plan(((30, 3.22),), delta=1e-6)
-    runs = [fake_run(tmp_path / name, plan) for name, plan in zip("ab", plans)]
+    runs = [fake_run(tmp_path / f"{i}", plan) for i, plan in enumerate(plans)]
     out = tmp_path / "c.html"
     found = answer(capsys, "report", *runs, "--out", out)
     assert found["report"] == str(out) and out.read_text().startswith("<!doctype")
