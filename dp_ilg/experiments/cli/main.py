@@ -178,6 +178,8 @@ def _train(
     from dp_ilg.experiments.runs.runner import run_training
     from dp_ilg.training.compiling import use_compile_cache
 
+    if run_dir == "":
+        raise ValueError("--run-dir is empty; give a folder, or leave it out.")
     if resume and run_dir is None:
         raise ValueError("--resume needs --run-dir, the folder to go on with.")
     use_compile_cache(config.run.compile_cache)
