@@ -10,7 +10,7 @@ import tyro
 
 from dp_ilg.experiments.cli.commands import Rows, show
 
-_FILES = {"config.toml": "config.toml", "train.py": "train.py.txt"}  # name -> template
+_FILES = {"config.toml": "starter.toml", "train.py": "starter.txt"}  # name -> template
 _ROWS: Rows = {
     "config": ("Configuration", "{}"),
     "script": ("Script", "{}"),
@@ -70,7 +70,7 @@ def write_starter(folder: Path) -> list[Path]:
             raise ValueError(
                 f"{path} exists and is not replaced; choose another folder."
             )
-    room, written = resources.files("dp_ilg.experiments.cli") / "starter", []
+    room, written = resources.files("dp_ilg.experiments.cli"), []
     folder.mkdir(parents=True, exist_ok=True)
     try:
         for path, source in paths.items():
