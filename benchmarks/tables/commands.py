@@ -59,7 +59,7 @@ def _rows(command: Command) -> Iterator[tuple[str, str, str]]:
         elif parameter.kind is inspect.Parameter.KEYWORD_ONLY:
             yield flag(name), meanings[name], _default(parameter.default)
         else:
-            yield name.upper(), meanings[name], "required"
+            yield name.upper(), meanings[name], _default(parameter.default)
 
 
 def arguments(function: Command) -> dict[str, str]:
@@ -152,7 +152,7 @@ def _meaning(path: str) -> str:
 def _default(value: Any) -> str:
     if value is inspect.Parameter.empty:
         return "required"
-    if value is None or value == ():
+    if value is None or value in ((), ""):
         return "none"
     if isinstance(value, bool):
         return "on" if value else "off"

@@ -182,6 +182,8 @@ def _train(
     from dp_ilg.experiments.runs.runner import run_training
     from dp_ilg.training.compiling import use_compile_cache
 
+    if run_dir == "":
+        raise ValueError("--run-dir is empty; give a folder, or leave it out.")
     if resume and run_dir is None:
         raise ValueError("--resume needs --run-dir, the folder to go on with.")
     use_compile_cache(config.run.compile_cache)
@@ -272,6 +274,14 @@ def _quiet_libraries() -> Any:
             logger.setLevel(level)
 
 
+_WRONG_PATHS = (
+    FileExistsError,
+    FileNotFoundError,
+    IsADirectoryError,
+    NotADirectoryError,
+)
+
+
 def _complain(sentence: str, code: int) -> int:
     print(f"dp-ilg: {' '.join(sentence.split())}", file=sys.stderr)
     return code
@@ -282,7 +292,7 @@ def _disk(error: OSError, train: bool) -> str:
     words = error.strerror or str(error)
     if words.endswith("."):  # ours, with its own advice
         return words
-    if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError):
+    if isinstance(error, _WRONG_PATHS):
         return f"{where}{words}; choose another path, in a folder that exists."
     again = "use --resume" if train else "run it again"
     return f"{where}{words}; free space or change permissions, then {again}."

@@ -146,7 +146,10 @@ def _lead(
     team.agree(job)
     if not known:
         seed = config.run.seed
-        folder.begin(job, start(job, run_keys(job, seed)), seed is not None)
+        position = start(job, run_keys(job, seed))
+        if job.raw is None and config.run.memory_mib is not None:  # refused before
+            job.grad_fn.microbatch(position.params, job.batch_shapes())
+        folder.begin(job, position, seed is not None)
     with locked(folder.path):
         folder.restate(config)
         return _go_on(folder, job, progress, team)

@@ -120,7 +120,7 @@ def test_a_resumed_run_has_the_values_of_its_folder(trained, tmp_path):
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ([], "Expected one of {train, calibrate, epsilon, report, export, reproduce"),
+        ([], "Expected one of {init, train, calibrate, epsilon, report, export"),
         (["trian"], "no command 'trian'; did you mean train?"),
         (["train", "--epsilom", "3"], "--epsilom, 3; did you mean --epsilon?"),
         (["train", "--epsilon"], "--epsilon"),
