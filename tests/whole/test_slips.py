@@ -11,6 +11,8 @@ import gc
 import pathlib
 import pickle
 import re
+import tempfile
+import warnings
 
 import equinox as eqx
 import jax
@@ -24,6 +26,7 @@ from jax.flatten_util import ravel_pytree
 import dp_ilg
 from dp_ilg.sampling.batch import UNREAD
 from tests.helpers.models import plan
+from tests.training.loop import scene
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "slips.md"
 PARAMS = {"a": jnp.zeros((3, 2)), "b": jnp.zeros(2)}
@@ -360,6 +363,67 @@ def batch_norm(tmp_path):
     call(PARAMS, ROWS, geometry=TX.geometry(STATE))
 
 
+@functools.cache
+def front_door():
+    """A run of `private_training` that has taken a step: itself, its state and lot."""
+    train = scene.training()
+    state = train.init(scene.start())
+    lots = list(train.batches(scene.data(), ledger=None))
+    return train, train.step(state, lots[0]), lots[1]
+
+
+def stepped(change):
+    def slip(tmp_path):
+        train, state, lot = front_door()
+        train.step(change(state), lot)
+
+    return slip
+
+
+def pulled_to_the_start(state):
+    """As a target network or an average of weights is kept by hand."""
+    slow = optax.incremental_update(state.params, scene.start(), 0.5)
+    return dataclasses.replace(state, params=slow)
+
+
+def halved_moments(state):
+    moments = on_floats(lambda x: x / 2)(state.opt_state)
+    return eqx.tree_at(lambda s: s.opt_state, state, moments)
+
+
+def lot_as_array(tmp_path):
+    np.asarray(front_door()[2]).tolist()
+
+
+def jitted_step(tmp_path):
+    train, state, lot = front_door()
+    jax.jit(train.step)(state, lot)
+
+
+def door_behind_door(tmp_path):
+    scene.training(optimizer=optimizer(the_plan=scene.made_plan()))
+
+
+DOOR = {
+    "`train.step` of a state of zeros": (
+        stepped(lambda s: jax.tree.map(jnp.zeros_like, s)),
+        "The state is not the one the run stands at",
+    ),
+    "`train.step` after `optax.incremental_update` of the parameters": (
+        stepped(pulled_to_the_start),
+        "The state is not the one the run stands at",
+    ),
+    "`train.step` after `eqx.tree_at` on the optimizer's state": (
+        stepped(halved_moments),
+        "The state is not the one the run stands at",
+    ),
+    "`np.asarray(lot)`": (lot_as_array, "goes into train.step whole"),
+    "`jax.jit(train.step)`": (jitted_step, "Error interpreting argument"),
+    "a private optimizer given to `private_training`": (
+        door_behind_door,
+        "The optimizer is private already",
+    ),
+}
 SLIPS = {
     "a ledger opened again": (ledger_again, "pass resume=True to go on"),
     "a repeated step at another learning rate": (other_rate, "the same noise on"),
@@ -437,6 +501,7 @@ SLIPS = {
         "would show the secret key",
     ),
     "batch norm on a batch of one row": (batch_norm, "replace BatchNorm by Group"),
+    **DOOR,
 }
 
 
@@ -487,7 +552,28 @@ def looked_ahead():
     return found, RELEASE(clipped())
 
 
+def saved_by_orbax():
+    import orbax.checkpoint as ocp
+
+    with tempfile.TemporaryDirectory() as folder, ocp.StandardCheckpointer() as saver:
+        whole = jax.tree.map(jnp.asarray, clipped())
+        saver.save(f"{folder}/sum", whole)
+        saver.wait_until_finished()
+        back = saver.restore(f"{folder}/sum", whole)
+    return RELEASE(back), RELEASE(clipped())
+
+
+def donated():
+    own = jax.tree.map(lambda x: jnp.array(x, copy=True), clipped())
+    update = jax.jit(release, donate_argnums=0, keep_unused=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # not all of it can be used again
+        return update(own), RELEASE(clipped())
+
+
 HARMLESS = {
+    "a `ClippedGrad` saved and restored by Orbax": saved_by_orbax,
+    "a `ClippedGrad` that is donated": donated,
     "steps in `jax.lax.scan`": steps_in_a_scan,
     "`jax.grad` through a private step": through_the_step,
     "`flax.serialization.from_state_dict`": round_trip,
