@@ -196,6 +196,8 @@ Rows = Mapping[str, tuple[str, str]]
 TRAIN_ROWS: Rows = {
     "dataset": ("Data set", "{}"),
     "importance": ("Importance", "{}"),
+    "method": ("Method", "{}"),
+    "made_of": ("Made of", "{}"),
     "test_accuracy": ("Test accuracy", "{:.2%}"),
     "test_perplexity": ("Test perplexity", "{:.1f}"),
     "released_in_words": ("Released, with standard error", "{}"),

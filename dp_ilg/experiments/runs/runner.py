@@ -14,8 +14,10 @@ import jax
 import numpy as np
 
 from dp_ilg.accounting.ledger import PrivacyLedger
+from dp_ilg.baselines.made_of import parts_of
 from dp_ilg.experiments.config.schema import Config
 from dp_ilg.experiments.data.locks import locked
+from dp_ilg.experiments.models.networks import MODELS
 from dp_ilg.experiments.reports.event_files import event_file
 from dp_ilg.experiments.reports.origin import file_sha256, now
 from dp_ilg.experiments.reports.page import write_report
@@ -144,7 +146,10 @@ def _lead(
     team.agree(job)
     if not known:
         seed = config.run.seed
-        folder.begin(job, start(job, run_keys(job, seed)), seed is not None)
+        position = start(job, run_keys(job, seed))
+        if job.raw is None and config.run.memory_mib is not None:  # refused before
+            job.grad_fn.microbatch(position.params, job.batch_shapes())
+        folder.begin(job, position, seed is not None)
     with locked(folder.path):
         folder.restate(config)
         return _go_on(folder, job, progress, team)
@@ -278,6 +283,7 @@ def _summary(
     job: Job, position: Position, ledger: PrivacyLedger, seed_fixed: bool
 ) -> dict[str, Any]:
     config, plan = job.config, job.plan
+    own_model = config.model.name in MODELS
     summary = {
         "test_accuracy": accuracy_fn(job)(position.kept),
         "epsilon": ledger.epsilon(),
@@ -289,9 +295,11 @@ def _summary(
         "ledger_sha256": file_sha256(ledger.path),
         "dataset": job.data.name,
         "outside": dict(job.outside),
+        "method": config.optimizer.method,
+        "made_of": ", ".join(parts_of(job.make_optimizer(jax.random.key(0)))),
         "data_note": job.data.note,
         "model": config.model.name,
-        "framework": config.model.framework,
+        "framework": config.model.framework if own_model else "its own",
         "num_params": sum(np.size(p) for p in jax.tree.leaves(position.params)),
         "importance": config.optimizer.importance,
         "clip_mode": config.privacy.clip_mode,
