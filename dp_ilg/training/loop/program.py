@@ -77,6 +77,24 @@ def counted(tx: PrivateTransformation) -> PrivateTransformation:
     )
 
 
+def gradient_of(recipe: Any, loss: KeyedLoss, random: bool) -> ClippedGradFn:
+    """The clipped gradient of a run.
+
+    Args:
+        recipe: of the run.
+        loss: of parameters, example and key.
+        random: whether the loss reads its key, so that batches bring row words.
+
+    Returns:
+        What `dp_ilg.clipped_grad` returns.
+    """
+    return clipped_grad(
+        with_row_words(loss) if random else without_key(loss),
+        l2_clip_norm=recipe.plan.l2_clip_norm,
+        **recipe.clip_facts(),
+    )
+
+
 def build_program(
     recipe: Any,
     tx: PrivateTransformation,

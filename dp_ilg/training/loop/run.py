@@ -13,6 +13,7 @@ from dp_ilg.geometry.geometry import Geometry
 from dp_ilg.noise.repeats import next_digest
 from dp_ilg.training.frameworks.adapt import adapt
 from dp_ilg.training.loop import saving
+from dp_ilg.training.loop.audited import audited_step
 from dp_ilg.training.loop.binding import bound_keys
 from dp_ilg.training.loop.checking import Check, checked
 from dp_ilg.training.loop.core import RunCore
@@ -166,6 +167,25 @@ class PrivateTraining(RunCore):
         state = self._state(params, after)
         self._at = Standing.of(at.step + 1, next_digest(at.trail), state)
         return state
+
+    def auditable(self, model: Any) -> tuple[Any, Any]:
+        """Its step as a plain function and a state with public keys, for audits.
+
+        ``dp_ilg.auditing.audit_step(train, model, example, plan)`` asks for them.
+
+        Args:
+            model: as `init` takes it; the run itself stays where it is.
+
+        Returns:
+            ``step(state, batch, is_padding_example) -> state``, and the first state.
+
+        Raises:
+            ValueError: for a run with exact noise, and as `init`.
+
+        Privacy:
+            Never on private data: whoever reads this code knows the keys.
+        """
+        return audited_step(self._recipe, model)
 
     def save(self, folder: Any, state: PrivateState) -> Path:
         """Writes the state a run stands at, whole or not at all, as Orbax does.

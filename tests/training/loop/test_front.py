@@ -71,9 +71,7 @@ def test_lots_are_on_disk_before_they_are_handed_out(tmp_path):
         state = train.step(state, lot)
     assert len(set(seen)) == train.plan.num_steps
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
-    again = dp_ilg.PrivacyLedger(
-        path, train.plan, resume=True
-    )  # the loop has let go of it
+    again = dp_ilg.PrivacyLedger(path, train.plan, resume=True)  # it is let go of
     assert again.steps == train.plan.num_steps
     again.close()
 
