@@ -112,7 +112,10 @@ def test_batch_norm_is_refused(build, norm, x, batched):
         check_loss(loss, params, x)
 
 
-@pytest.mark.parametrize("x", [ROW, IMAGE, THIN], ids=["row", "image", "thin"])
+THIN_TOO = pytest.param(THIN, marks=pytest.mark.slow, id="thin")
+
+
+@pytest.mark.parametrize("x", [ROW, IMAGE, THIN_TOO])
 @pytest.mark.parametrize("batched", [True, False], ids=["e[None]", "e"])
 @pytest.mark.parametrize("build, norm", OTHERS)
 def test_other_norms_pass(build, norm, x, batched):
