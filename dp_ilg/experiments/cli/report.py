@@ -1,4 +1,4 @@
-"""The command `report`: the page of a run, of several side by side, or a check of it."""
+"""The command `report`: the page of a run, of several runs, or a check of it."""
 
 import re
 from collections.abc import Callable

@@ -219,7 +219,9 @@ def render_comparison(comparison: Comparison) -> str:
             for path, values in comparison.differing.items()
         },
         names=[run.name for run in comparison.runs],
-        notes=[f"{run.name} is {run.why_not}." for run in comparison.runs if run.why_not],
+        notes=[
+            f"{run.name} is {run.why_not}." for run in comparison.runs if run.why_not
+        ],
         curves=Markup(curves),
     )
 

@@ -55,6 +55,7 @@ class History:
     )
 
 
+_WRONG = (AttributeError, KeyError, TypeError, ValueError, OverflowError)
 _RELEASED = ("value", "smoothed", "stderr", "smoothed_stderr")
 _CURVE = (0.6, 0.7, 0.8, 0.8)  # of a made-up run
 _UNPROTECTED = ("unprotected_train_loss", "show_private_loss")  # now and before
@@ -180,8 +181,19 @@ def _certificate(path: Path, plan: PrivacyPlan) -> dict[str, Any] | None:
         isinstance(row, dict) and row.keys() >= {"leaf", "norm", "sum", "error"}
         for row in rows
     )
-    for name in ("margin", "largest_lot", "noise", "accounting", "assumptions"):
-        whole &= name in found
+    try:
+        noise, account = found["noise"], found["accounting"]
+        numbers = [
+            found["margin"],
+            found["largest_lot"],
+            account["least_share_of_delta"],
+        ]
+        numbers += [noise["charged_epsilon"], noise["charged_delta"]]
+        whole &= all(isinstance(x, int | float | None) for x in numbers)
+        whole &= {"law", "grid"} <= noise.keys() and "accountant" in account
+        whole &= isinstance(found["assumptions"], list)
+    except _WRONG:
+        whole = False
     if not whole:
         raise _damaged(path, "not a sensitivity certificate")
     if found.get("plan_digest") != plan.digest():
@@ -277,7 +289,7 @@ def _history(path: Path) -> History | None:
     for number, line in enumerate(_lines(path), 1):
         try:
             by_step[int(line["step"])] = _evaluation(line)
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+        except _WRONG as error:
             raise _damaged(path, f"line {number}: {error!r}") from None
     if not by_step:
         return None

@@ -129,7 +129,8 @@ def leaves_sha256(leaves: Iterable[tuple[str, Any]]) -> str:
         64 hexadecimal digits.
 
     Example:
-        >>> leaves_sha256([("['w']", jnp.zeros(2))]) == params_sha256({"w": jnp.zeros(2)})
+        >>> w = jnp.zeros(2)
+        >>> leaves_sha256([("['w']", w)]) == params_sha256({"w": w})
         True
     """
     digest = hashlib.sha256()

@@ -150,8 +150,10 @@ def _write(out: Path, arrays: dict[str, np.ndarray]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, out)
-    except BaseException:
+    except BaseException as error:
         draft.unlink(missing_ok=True)
+        if isinstance(error, OSError):  # the name that was asked for, not the draft's
+            raise type(error)(error.errno, error.strerror, str(out)) from None
         raise
 
 

@@ -138,8 +138,10 @@ to go on with it.
                 self.check_absent()
                 os.rename(draft.path, self.path)
             sync_folder(self.path.parent)
-        except BaseException:
+        except BaseException as error:
             shutil.rmtree(draft.path, ignore_errors=True)
+            if isinstance(error, OSError) and error.filename == str(draft.path):
+                error.filename = str(self.path)  # the name that was asked for
             raise
 
     def _fill(self, job: Job, position: Position, seed_fixed: bool) -> None:

@@ -18,8 +18,9 @@ from dp_ilg.training.loop.binding import bound_keys
 from dp_ilg.training.loop.checking import Check, checked
 from dp_ilg.training.loop.core import RunCore
 from dp_ilg.training.loop.lots import Lots
+from dp_ilg.training.loop.program import told_of_memory
 from dp_ilg.training.loop.standing import Standing, admit
-from dp_ilg.training.loop.state import Counted, PrivateState
+from dp_ilg.training.loop.state import Counted, Origin, PrivateState
 from dp_ilg.training.loop.supply import open_ledger, supply_of
 
 _ASKED: Any = object()  # stands for a ledger that nobody named
@@ -76,6 +77,7 @@ class PrivateTraining(RunCore):
             )
         self._adapted = adapt(model, self._recipe.loss_fn, wrt=wrt)
         self._tx = self._recipe.transformation(self._noise_key(), model)
+        self._origin = Origin(self.plan.digest(), self, self._adapted.rebuild)
         params = self._adapted.params
         params, inner = jax.tree.map(jnp.copy, (params, self._tx.init(params)))
         state = self._state(params, Counted(inner, jnp.zeros((), jnp.int32)))
@@ -147,6 +149,7 @@ class PrivateTraining(RunCore):
             TypeError: for things of another kind, and under ``jit`` or ``scan``.
             ValueError: for a state or lot of another run, a lot taken twice or out of
                 order, and a state that was changed.
+            OutOfMemory: naming what to ask for.
 
         Privacy:
             Releases the parameters: the plan's guarantee for one more step.
@@ -158,9 +161,9 @@ class PrivateTraining(RunCore):
         before = state.opt_state
         if at.step == 0:
             before = bound_keys(before, binding.noise_words)
-        params, after = binding.program.step(
-            state.params, Counted(before, state.step), chunks, noise
-        )
+        given = state.params, Counted(before, state.step), chunks, noise
+        with told_of_memory(binding.program):
+            params, after = binding.program.step(*given)
         state = self._state(params, after)
         self._at = Standing.of(at.step + 1, next_digest(at.trail), state)
         return state
