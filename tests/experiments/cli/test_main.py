@@ -53,6 +53,7 @@ def test_training_prints_one_json_object_and_leaves_a_report(tmp_path, capsys):
     assert names == {
         *("config.toml", "plan.json", "ledger.jsonl", "metrics.jsonl"),
         *("summary.json", "report.html", "checkpoints", "certificate.json"),
+        "model_card.md",
     }
     assert "3/3" in err and "test accuracy" in err
     # once more: refused; with --resume: the same result, from the folder's own values
