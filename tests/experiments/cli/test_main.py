@@ -1,5 +1,6 @@
 """The command line: tables and JSON for results, one sentence for mistakes."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import pytest
 from dp_ilg.experiments.cli import main as cli
 from dp_ilg.experiments.config.schema import config_to_toml, read_config
 from dp_ilg.experiments.runs import progress, runner
+from tests.experiments.reports.test_event_files import points
 from tests.helpers.compiled import compiled_once  # noqa: F401 - a fixture
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -300,13 +302,19 @@ def test_ctrl_c_exits_130_and_can_be_resumed(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(progress.Bar, "stepped", stepped)
     command = ["train", "--run-dir", str(tmp_path / "run"), "--seed", "1", *TINY]
-    assert cli.main([*command, "--json"]) == 130
+    assert cli.main([*command, "--json", "--tensorboard"]) == 130
     out, err = capsys.readouterr()
     assert out == "" and "Stopped after step 2 of 3; go on with --resume" in err
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "The run took 2 of 3 planned steps" in page and "Unfinished run" in page
     monkeypatch.setattr(runner, "write_report", lambda path: path)
     assert cli.main(["train", "--resume", "--run-dir", str(tmp_path / "run")]) == 0
     assert "100" not in capsys.readouterr().err.splitlines()[0]
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 3
+    if importlib.util.find_spec("tensorboardX") is not None:  # each evaluation once
+        (events,) = (tmp_path / "run").glob("events.out.tfevents.*")
+        steps = [step for step, tag in points(events) if tag == "epsilon"]
+        assert steps == [2, 3]
 
 
 def test_report_writes_the_page_again(tmp_path, capsys, monkeypatch):
