@@ -135,10 +135,16 @@ class PerExampleGrads(NamedTuple):
     params: Any = None
 
 
-SEAL = (np.bool_(True), np.int32(0x5EA1ED), np.float32(1 + 2**-20))
+SEAL = (
+    np.bool_(True),
+    np.int32(0x5EA1ED),
+    np.float32(1 + 2**-20),
+    np.array([[1 + 2**-20, -2], [3, 5]], np.float32),
+)
 """What a sum carries untouched: a reduction over devices makes a number of the first,
 arithmetic on whole numbers changes the second, and any on floats, a cast to fewer bits
-among it, the third; see `dp_ilg.geometry.seal`."""
+among it, the third; what treats matrices alone (``optax.centralize``, Muon) the last;
+see `dp_ilg.geometry.seal`."""
 
 
 @jax.tree_util.register_dataclass
@@ -160,7 +166,7 @@ class ClippedGrad:
         fine: what the exact sum holds below that grid, at most half a step, or None;
             only adding another sum reads it.
         shares_remainder: what `layer_shares` were rounded by, float32 ``[groups]``.
-        seal: two constants, by which arithmetic on the whole tree is found out.
+        seal: constants, by which arithmetic on the whole tree is found out.
         metrics: the `dp_ilg.clipping.adding.metric_sums.MetricSums` of the step, or
             None where `dp_ilg.clipped_grad` was given no metrics.
 

@@ -25,6 +25,7 @@ TABLES: dict[str, Table] = {
     # docs/choosing.md
     "questions": studies.questions,
     "exponents": studies.exponents,
+    "scores": studies.scores,
     "settings": studies.settings,
     "step-count": studies.step_count,
     "clip-norm": studies.clip_norm,

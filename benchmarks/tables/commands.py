@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from dp_ilg.experiments.cli import commands, compare, init, report, shards, studies
+from dp_ilg.experiments.cli.flags import TRAIN
 from dp_ilg.experiments.config.schema import Config
 from dp_ilg.experiments.runs.hosts import Devices
 from tables.fields import MEANINGS
@@ -24,13 +25,6 @@ COMMANDS: dict[str, Command] = {
     "audit": studies.audit,
     "compare": compare.compare,
     "shards": shards.shards,
-}
-TRAIN = {  # what `train` takes beside devices and the fields of a configuration
-    "CONFIG": "a TOML file; without one, the bundled digits",
-    "--run-dir": "where the run is written; by default a new folder in runs/",
-    "--data-dir": "a folder of data files (NAME.npz or IDX files)",
-    "--resume": "go on with the run folder, or start it if it does not exist",
-    "--json": "print one JSON object",
 }
 SECTIONS = tuple(field.name for field in dataclasses.fields(Config))
 _HEAD = ("argument or flag", "meaning", "default")
@@ -149,7 +143,9 @@ def shorts(lines: Lines) -> str:
 
 def _meaning(path: str) -> str:
     if path not in MEANINGS:
-        raise ValueError(f"benchmarks/tables/fields.py does not say what {path} means.")
+        raise ValueError(
+            f"config/meanings.py does not say what {path} means."
+        )
     return MEANINGS[path]
 
 

@@ -91,6 +91,25 @@ def exponents(lines: Lines) -> str:
     return markdown(head, rows)
 
 
+def scores(lines: Lines) -> str:
+    """What of an example is scored, against uniform weights, equally tuned."""
+    tuning = 100  # the seed on which learning rates were chosen
+    tested = [r for r in lines("scores") if r["seed"] != tuning]
+    rows = []
+    for task, records in group(tested, "task").items():
+        runs = group(records, "row")
+        base = percent(runs["uniform"], "accuracy")
+        for row, of in runs.items():
+            found = percent(of, "accuracy")
+            own = row == "uniform"
+            difference = "base" if own else with_interval(gap(found, base))
+            words = "none: uniform weights" if own else f"`{row}`"
+            rate = f"{of[0]['learning_rate']:g}"
+            rows.append([task, words, rate, spread(found.values()), difference])
+    head = ["task", "score", "rate", "test %", "difference, 95 % interval"]
+    return markdown(head, rows)
+
+
 def filters(lines: Lines) -> str:
     """A budget spent by what was released, against one fixed beforehand."""
     runs = group(lines("filter_study"), "mode")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -94,7 +95,8 @@ def audit_step(
     Args:
         step: ``(state, batch, is_padding_example) -> state``, or without the mask;
             pure, with all randomness from keys in the state. The batch has the form of
-            `example` with a leading axis.
+            `example` with a leading axis. Or what `dp_ilg.private_training` returned;
+            `init` is then the model.
         init: a state with typed PRNG keys (``jax.random.key``) or raw ``uint32[2]``
             ones in it, which the audit changes, or a function from a key to a state
             whose parameters are the same under every key.
@@ -142,10 +144,12 @@ def audit_step(
     Reference: Nasr et al. 2023, "Tight auditing of differentially private machine
     learning"; Jagielski, Ullman, Oprea 2020.
     """
+    if hasattr(step, "auditable"):
+        step, init = step.auditable(init)
     if not callable(step):
         raise TypeError(
             f"step is {type(step).__name__}, but must be a function (state, batch, "
-            "is_padding_example) -> state."
+            "is_padding_example) -> state, or what private_training returned."
         )
     validation.whole("trials", trials, _FEWEST)
     if not np.all(np.asarray(plan.noise_multipliers) > 0):
@@ -192,11 +196,31 @@ def _stages(
     nobody = scene.batch(None, "empty")
     if not len(nobody[1]):
         return (first,)
-    second = _from(first.next_state(*nobody), seed)
+    begin = functools.partial(_from, seed=seed, places=_noise_keys(first, start, seed))
+    first = dataclasses.replace(first, begin=begin(start))
+    second = begin(first.next_state(*nobody))
     return first, Worlds(runner, second, look, scene)
 
 
-def _from(state: Any, seed: int) -> Callable[[Any], Any]:
+def _noise_keys(worlds: Worlds, start: Any, seed: int) -> frozenset[int] | None:
+    """Which keys of a state make noise: those that show where nobody is drawn.
+
+    The others (dropout, augmentation) stay as they are: they belong to the examples.
+    """
+    leaves = jax.tree.leaves(start)
+    nobody = worlds.scene.batch(None, "empty")
+    found = []
+    for place in (k for k, leaf in enumerate(leaves) if is_key(leaf)):
+        begin = _from(start, seed, frozenset([place]))
+        own = dataclasses.replace(worlds, begin=begin).outputs(range(2), *nobody)
+        if any(not np.array_equal(x[0], x[1], equal_nan=True) for x in own):
+            found.append(place)
+    return frozenset(found) if found else None
+
+
+def _from(
+    state: Any, seed: int, places: frozenset[int] | None = None
+) -> Callable[[Any], Any]:
     """Maps numbers to stacked states, equal but for their keys."""
     seeded = rekeyed(jax.tree.map(jax.numpy.asarray, state), seed)
-    return jax.jit(jax.vmap(lambda number: rekeyed(seeded, number)))
+    return jax.jit(jax.vmap(lambda number: rekeyed(seeded, number, places)))

@@ -37,8 +37,16 @@ def is_key(value: Any) -> bool:
     return dtype == np.uint32 and getattr(value, "shape", ()) == (2,)
 
 
-def rekeyed(state: Any, number: Any) -> Any:
+def rekeyed(state: Any, number: Any, places: frozenset[int] | None = None) -> Any:
     """A state whose keys are folded with a number; everything else stays.
+
+    Args:
+        state: a tree.
+        number: what to fold in.
+        places: which of its leaves; None for every key.
+
+    Returns:
+        The state.
 
     Example:
         >>> state = {"w": 1.0, "key": jax.random.key(0)}
@@ -47,15 +55,16 @@ def rekeyed(state: Any, number: Any) -> Any:
         (1.0, True)
     """
 
-    def fold(leaf: Any) -> Any:
-        if not is_key(leaf):
+    def fold(place: int, leaf: Any) -> Any:
+        if not is_key(leaf) or not (places is None or place in places):
             return leaf
         if leaf.dtype == np.uint32 or leaf.shape == ():
             return jax.random.fold_in(leaf, number)
         folded = jax.vmap(jax.random.fold_in, (0, None))(leaf.reshape(-1), number)
         return folded.reshape(leaf.shape)
 
-    return jax.tree.map(fold, state)
+    leaves, treedef = jax.tree.flatten(state)
+    return jax.tree.unflatten(treedef, [fold(k, x) for k, x in enumerate(leaves)])
 
 
 def takes_mask(step: Callable[..., Any]) -> bool:

@@ -19,6 +19,7 @@ from dp_ilg.base import PrivateTransformation
 
 Make = Callable[..., PrivateTransformation]
 _PROBE_STEPS = 10_000
+_OURS = "dp_ilg."
 
 
 def parts_of(tx: Any) -> tuple[str, ...]:
@@ -107,6 +108,14 @@ def _check(name: str, tx: Any, plan: PrivacyPlan) -> None:
             f"The method {name} makes a {type(tx).__name__}, but must make a "
             "dp_ilg.chain of a clip and of noise: what has no noise of the plan has no "
             "guarantee."
+        )
+    last = roles.index("noise")
+    theirs = [t for t in links[: last + 1] if not t.update.__module__.startswith(_OURS)]
+    if theirs:
+        raise ValueError(
+            f"The method {name} puts {_name(theirs[0])} before the noise, which is "
+            "none of dp_ilg's; what touches raw gradients may void the guarantee, so "
+            "put it behind add_importance_noise."
         )
     others = {p for link in links if (p := getattr(link, "plan", None))} - {plan}
     if others:

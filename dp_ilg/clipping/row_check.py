@@ -120,7 +120,7 @@ def _surrounded(
 
 
 def _compared(one: ClippedGrad, two: ClippedGrad) -> tuple[set[str], float]:
-    """Leaves whose bits differ, and how far the sums are apart."""
+    """Leaves whose bits differ, metrics among them, and how far the sums are apart."""
     paths = [leaf.path for leaf in one.geometry.groups.leaves]
     names = set()
     for field in ("gradients", "remainder", "fine"):
@@ -131,6 +131,9 @@ def _compared(one: ClippedGrad, two: ClippedGrad) -> tuple[set[str], float]:
             strict=False,
         )
         names |= {path for path, a, b in pairs if not bool(jnp.array_equal(a, b))}
+    told = [jax.tree.leaves(clipped.metrics) for clipped in (one, two)]
+    if not all(map(jnp.array_equal, *told)):
+        names.add("metrics")
     gaps = jax.tree.map(jnp.subtract, one.gradients, two.gradients)
     norms = one.geometry.groups.norms(jax.tree.leaves(gaps))
     return names, float(one.geometry.norm(norms) / one.l2_clip_norm)

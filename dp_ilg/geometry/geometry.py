@@ -60,7 +60,7 @@ class Geometry:
     weights: Any
     groups: Groups = dataclasses.field(metadata={"static": True})
     coordinates: Any = None
-    facts: ClipFacts | None = None
+    facts: Any = None  # `ClipFacts`; tools that map over fields put their own there
     release: Any = None
 
     @classmethod

@@ -33,7 +33,8 @@ def sealed(clipped: ClippedGrad) -> Any:
         ValueError: Arithmetic was done on a whole ClippedGrad (jax.lax.psum, ...
     """
     parts = [jnp.asarray(x) for x in jax.tree.leaves(clipped.seal)]
-    whole: Any = [x.dtype for x in parts] == [x.dtype for x in SEAL]
+    kinds = [[(x.dtype, x.shape) for x in seal] for seal in (parts, SEAL)]
+    whole: Any = kinds[0] == kinds[1]
     if whole:
         marks = [jnp.all(x == y) for x, y in zip(parts[1:], SEAL[1:], strict=True)]
         whole = jnp.all(parts[0]) & jnp.stack(marks).all()
@@ -48,7 +49,8 @@ def sealed(clipped: ClippedGrad) -> Any:
         raise ValueError(
             "Arithmetic was done on a whole ClippedGrad (jax.lax.psum, pmean, or a sum "
             "by jax.tree.map), which changes its bound as well; add devices with "
-            "dp_ilg.clipping.lots.sum_over_axis(clipped, axis_name), and chunks with +."
+            "dp_ilg.clipping.lots.sum_over_axis(clipped, axis_name), chunks with +, "
+            "and let Optax scale behind the noise."
         )
     return whole
 

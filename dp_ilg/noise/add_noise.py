@@ -213,6 +213,7 @@ def add_importance_noise(
 
     def init(params: Params) -> AddImportanceNoiseState:
         group(params)
+        _refuse_ensemble(params, key)
         return AddImportanceNoiseState(fresh_key(key), jnp.zeros((), jnp.int32))
 
     def update(
@@ -243,6 +244,18 @@ def add_importance_noise(
         return release, AddImportanceNoiseState(state.key, state.step + 1)
 
     return PrivateTransformation(init, update, role="noise", key=key, plan=plan)
+
+
+def _refuse_ensemble(params: Params, key: Any) -> None:
+    """Raises where ``jax.vmap`` would give all members of an ensemble one key."""
+    own = isinstance(jax.random.key_data(key), Tracer)
+    if own or all(type(x).__name__ != "BatchTracer" for x in jax.tree.leaves(params)):
+        return
+    raise ValueError(
+        "jax.vmap of init gives all members one noise key, so that the difference of "
+        "two releases shows the data; make each member's optimizer of a key of its "
+        "own, jax.vmap(lambda key, params: make(key).init(params))(keys, params)."
+    )
 
 
 def _exact(plan: PrivacyPlan, noise: str | None) -> bool:

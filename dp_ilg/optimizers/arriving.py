@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
+from dp_ilg.accounting.ledger import BudgetExhausted
 from dp_ilg.base import ClippedGrad
 from dp_ilg.clipping.modes import SAME_NORM, other_mode, other_norm
 from dp_ilg.clipping.scores.table import other_score
@@ -24,20 +26,35 @@ from dp_ilg.geometry.geometry import Geometry
 from dp_ilg.geometry.seal import sealed
 
 
-def said_by(links: Sequence[Any]) -> tuple[ClipFacts | None, Callable[[Any], Any]]:
-    """What the links of a chain say of the clip.
+class Said(NamedTuple):
+    """What the links of a chain say.
+
+    Attributes:
+        facts: of the clip, or None.
+        clip_norm: maps the chain's state to the clip norm of the step (None where no
+            link of this very chain clips).
+        check_end: raises for a state that has taken more steps than its plan has, as
+            far as the number is on the host already; nothing waits for it.
+    """
+
+    facts: ClipFacts | None
+    clip_norm: Callable[[Any], Any]
+    check_end: Callable[[Any], None]
+
+
+def said_by(links: Sequence[Any]) -> Said:
+    """What the links of a chain say of the clip, and of the end of the plan.
 
     Args:
         links: of the chain; any Optax transformations.
 
     Returns:
-        Their `ClipFacts`, and a function of the chain's state that gives the clip norm
-        of the step (None where no link of this very chain clips).
+        The `Said`.
 
     Example:
         >>> import dp_ilg
-        >>> facts, clip_norm = said_by([dp_ilg.clip_per_example(0.5)])
-        >>> facts.clip_mode.name, clip_norm(((),))
+        >>> said = said_by([dp_ilg.clip_per_example(0.5)])
+        >>> said.facts.clip_mode.name, said.clip_norm(((),))
         ('joint', 0.5)
     """
     asked = [getattr(link, "clip_norm", None) for link in links]
@@ -46,7 +63,60 @@ def said_by(links: Sequence[Any]) -> tuple[ClipFacts | None, Callable[[Any], Any
     def clip_norm(state: Any) -> Any:
         return next((norm(state[place]) for place, norm in norms), None)
 
-    return joined_facts(getattr(link, "facts", None) for link in links), clip_norm
+    noises = [i for i, link in enumerate(links) if getattr(link, "role", "") == "noise"]
+
+    def check_end(state: Any) -> None:
+        for place in noises:
+            _check_end(links[place].plan, getattr(state[place], "step", None))
+
+    facts = joined_facts(getattr(link, "facts", None) for link in links)
+    return Said(facts, clip_norm, check_end)
+
+
+def _check_end(plan: Any, step: Any) -> None:
+    """Raises one host call after a step past the plan, which was NaN."""
+    known = not isinstance(step, Tracer) and isinstance(step, jax.Array | np.ndarray)
+    if plan is None or not known or step.ndim:
+        return
+    if isinstance(step, jax.Array) and not (
+        step.is_fully_addressable and step.is_ready()
+    ):
+        return
+    if int(step) > plan.num_steps:
+        raise BudgetExhausted(
+            f"This optimizer has taken {int(step)} steps, but its plan has "
+            f"{plan.num_steps}: all after them is NaN by intention; stop at "
+            "plan.num_steps and take the parameters of then, or plan a new run."
+        )
+
+
+def check_state(state: Any, count: int) -> None:
+    """Raises unless a chain's state is made of as many parts as the chain, whole ones.
+
+    Args:
+        state: of a chain.
+        count: how many transformations the chain has.
+
+    Raises:
+        ValueError: for another number of parts, or parts that are dictionaries, as a
+            checkpoint gives that is restored without a target.
+
+    Example:
+        >>> check_state(((), {"step": 1}), 2)
+        Traceback (most recent call last):
+        ValueError: The optimizer's state holds plain dictionaries, as a checkpoint ...
+    """
+    if not isinstance(state, tuple | list) or len(state) != count:
+        parts = len(state) if isinstance(state, tuple | list) else "no"
+        raise ValueError(
+            f"The state has {parts} parts, but the chain has {count} "
+            "transformations; call init of the same chain."
+        )
+    if any(type(part) is dict for part in state):
+        raise ValueError(
+            "The optimizer's state holds plain dictionaries, as a checkpoint restored "
+            "without a target has them; restore it with the target tx.init(params)."
+        )
 
 
 def checked(

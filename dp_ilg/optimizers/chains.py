@@ -19,7 +19,7 @@ from dp_ilg.geometry.layers import as_layering, group
 from dp_ilg.geometry.rules import Rule, as_rule
 from dp_ilg.noise.add_noise import add_importance_noise, fresh_key
 from dp_ilg.optimizers.adam import scale_by_noise_corrected_adam, scale_by_wide_adam
-from dp_ilg.optimizers.arriving import checked, said_by
+from dp_ilg.optimizers.arriving import check_state, checked, said_by
 from dp_ilg.optimizers.balance import scale_by_balanced_adam
 from dp_ilg.optimizers.kept_release import release_reader
 from dp_ilg.optimizers.metric_links import (
@@ -31,7 +31,7 @@ from dp_ilg.optimizers.metric_links import (
 )
 from dp_ilg.optimizers.sources import release_links, row_of
 from dp_ilg.optimizers.types import apart, like_before, like_parameters
-from dp_ilg.optimizers.wrappers import refuse_wrappers
+from dp_ilg.optimizers.wrappers import refuse_wrappers, tell_hidden
 
 
 def chain(*transformations: optax.GradientTransformation) -> PrivateTransformation:
@@ -86,25 +86,21 @@ def chain(*transformations: optax.GradientTransformation) -> PrivateTransformati
     holder = _check_chain(transformations)
     source: Any = transformations[holder]
     links: list[Any] = [optax.with_extra_args_support(t) for t in transformations]
-    said, clip_norm = said_by(transformations)
+    said = said_by(transformations)
     told = metrics_place(transformations)
-    knowing = release_reader(transformations, said)
+    knowing = release_reader(transformations, said.facts)
 
     def init(params: Params) -> tuple[Any, ...]:
         check_budget_spent(transformations, told)
+        tell_hidden()
         return apart(tuple(link.init(params) for link in links), params)
 
     def update(
         updates: Any, state: tuple[Any, ...], params: Params | None = None, **extra: Any
     ) -> tuple[Any, tuple]:
-        if len(state) != len(links):
-            raise ValueError(
-                f"The state has {len(state)} parts, but the chain has {len(links)} "
-                "transformations; call init of the same chain."
-            )
         own = geometry(state)
         refuse_wrappers(updates, own.groups, extra.get("clipped_grad"))
-        updates, extra = checked(updates, extra, own, clip_norm(state))
+        updates, extra = checked(updates, extra, own, said.clip_norm(state))
         extra.setdefault("geometry", own)
         new = []
         for link, part in zip(links, state, strict=True):
@@ -117,7 +113,9 @@ def chain(*transformations: optax.GradientTransformation) -> PrivateTransformati
         return like_parameters(updates, own.groups), tuple(new)
 
     def geometry(state: tuple[Any, ...]) -> Geometry:
-        return knowing(source.geometry(state[holder]).saying(said), state)
+        check_state(state, len(links))
+        said.check_end(state)
+        return knowing(source.geometry(state[holder]).saying(said.facts), state)
 
     def importance(state: tuple[Any, ...]) -> Any:
         return source.importance(state[holder])
@@ -274,7 +272,9 @@ def _check_chain(transformations: tuple[Any, ...]) -> int:
     if not whole and (roles.count("clip"), roles.count("noise")) != (1, 1):
         raise ValueError(
             f"The chain has {roles.count('clip')} clip_per_example and "
-            f"{roles.count('noise')} add_importance_noise, but needs exactly one each."
+            f"{roles.count('noise')} add_importance_noise beside "
+            f"{roles.count('private')} private optimizers, but needs exactly one each, "
+            "or one private optimizer alone: a release needs no second noise."
         )
     if not whole and roles.index("clip") > roles.index("noise"):
         raise ValueError("clip_per_example must stand before add_importance_noise.")

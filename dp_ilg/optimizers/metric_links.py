@@ -52,7 +52,7 @@ def metrics_place(transformations: Sequence[Any]) -> int | None:
     """Which link of a chain tells released metrics; None where none does.
 
     Raises:
-        ValueError: for two of them.
+        ValueError: for two of them, or one behind the noise.
 
     Example:
         >>> metrics_place([]) is None
@@ -64,6 +64,12 @@ def metrics_place(transformations: Sequence[Any]) -> int | None:
         raise ValueError(
             f"The chain has {len(found)} release_metrics, each of which would spend "
             "the whole metric budget; give one of them all metrics."
+        )
+    roles = [getattr(t, "role", "") for t in transformations]
+    if "metric" in roles and "noise" in roles[: roles.index("metric")]:
+        raise ValueError(
+            "release_metrics must stand before add_importance_noise, behind which "
+            "there is nothing but the released gradient."
         )
     return found[0] if found else None
 

@@ -5,6 +5,7 @@ Inside a chain, behind the noise, each of them is harmless: there they see relea
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import jax
@@ -44,6 +45,39 @@ def refuse_wrappers(updates: Any, groups: Groups, clipped_grad: Any = None) -> N
         _refuse_averages(updates, groups)
 
 
+_HIDING = {
+    "optax.transforms._combining": "chain",
+    "optax.transforms._accumulation": "MultiSteps",
+    "optax.transforms._conditionality": "apply_if_finite",
+    "optax.transforms._masking": "masked",
+    "optax.schedules._inject": "inject_hyperparams",
+}
+"""Modules whose wrappers hide ``geometry(state)`` of what they wrap, and their name."""
+_LOG = logging.getLogger("dp_ilg")
+
+
+def tell_hidden() -> None:
+    """Says in one sentence that an Optax wrapper hides the geometry of a chain.
+
+    Whoever asks the wrapper for it gets Python's own ``AttributeError``, which we
+    cannot word; ``init`` comes before, and can be seen from inside.
+
+    Example:
+        >>> tell_hidden()  # no wrapper here
+    """
+    for module, usual in _HIDING.items():
+        for frame in callers(module):
+            name = frame.f_code.co_qualname.partition(".")[0]
+            name = name if hasattr(optax, name) else usual
+            _LOG.warning(
+                "optax.%s around a private chain has no geometry(state) and touches raw"
+                " gradients before the noise: put it behind, as in dp_ilg.chain(tx, "
+                "optax.%s(...)), and ask that chain for its geometry.",
+                *(name, name),
+            )
+            return
+
+
 def _refuse_conditions() -> None:
     """These compute both outcomes of a condition, so JAX's own error comes too late."""
     for frame in callers("optax.transforms._conditionality"):
@@ -72,8 +106,8 @@ def _refuse_averages(updates: Any, groups: Groups) -> None:
         first = groups.leaves[0]
         raise ValueError(
             f"The gradient of {first.path} has the parameter's own shape {first.shape} "
-            "and no batch axis; pass per-example gradients, jax.vmap(jax.grad(loss_fn),"
-            " (None, 0))(params, batch), and instead of optax.MultiSteps, which "
-            "averages before clipping, use clipped_grad(..., microbatch_size=) or add "
-            "ClippedGrads."
+            "and no batch axis; pass the whole ClippedGrad or jax.vmap(jax.grad(...)), "
+            "give what a private optimizer released to optax.apply_updates, and instead"
+            " of MultiSteps, which averages before clipping, use clipped_grad(..., "
+            "microbatch_size=) or add ClippedGrads."
         )

@@ -10,6 +10,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, SupportsIndex
+from weakref import WeakKeyDictionary
 
 import jax
 import numpy as np
@@ -22,6 +23,10 @@ from dp_ilg.sampling.gather import take as take
 
 _DOMAIN = b"dp_ilg.sampling1"  # separates these bits from every other use of the key
 _BLOCK = 1 << 20  # 64-bit words drawn at once, which bounds memory for any data size
+
+
+_LAST: "WeakKeyDictionary[PoissonSampler, Draw]" = WeakKeyDictionary()
+"""Each sampler's last draw with padding, which lives as long as the sampler."""
 
 
 class _Fields(NamedTuple):
@@ -170,7 +175,6 @@ class PoissonSampler:
         self.num_steps = None if num_steps is None else int(num_steps)
         self.chunk_size = int(chunk_size or self._usual_chunk_size())
         self._secret = _key_bytes(key)
-        self._draw: Draw | None = None  # the last, so that it lives as long as this
 
     @classmethod
     def for_plan(
@@ -233,7 +237,7 @@ class PoissonSampler:
         bits = self._bits(step)
         if self.sampling_prob == 1:
             return self._cut(np.arange(self.num_examples), bits)
-        return self._cut(self._drawn(bits.random_raw), bits)
+        return self._cut(self._draw(bits.random_raw), bits)
 
     def chunks(self, step: SupportsIndex) -> list[Chunk]:
         """Returns the examples of one step, cut into chunks of one size.
@@ -261,9 +265,11 @@ class PoissonSampler:
         rows = np.full((count, self.chunk_size), PADDING, np.int64)
         rows.flat[: len(drawn)] = drawn
         chunks = [Chunk(row, row == PADDING) for row in rows]
-        self._draw = Draw(self.chunk_size) if rows[-1, -1] == PADDING else None
-        for chunk in chunks:
-            chunk.draw = self._draw
+        _LAST.pop(self, None)
+        if rows[-1, -1] == PADDING:
+            _LAST[self] = draw = Draw(self.chunk_size)
+            for chunk in chunks:
+                chunk.draw = draw
         return chunks
 
     def _usual_chunk_size(self) -> int:
@@ -278,7 +284,7 @@ class PoissonSampler:
         digest = hashlib.blake2b(message, digest_size=16, person=_DOMAIN).digest()
         return np.random.Philox(key=np.frombuffer(digest, "<u8").astype(np.uint64))
 
-    def _drawn(self, random_words: Callable[[int], np.ndarray]) -> np.ndarray:
+    def _draw(self, random_words: Callable[[int], np.ndarray]) -> np.ndarray:
         threshold = np.uint64(int(self.sampling_prob * 2.0**64))  # exact: a power of 2
         blocks = []
         for start in range(0, self.num_examples, _BLOCK):

@@ -16,7 +16,7 @@ import optax
 from dp_ilg.base import Example, LossFn, Params, PrivateTransformation
 from dp_ilg.clipping.clipped_grad import clipped_grad
 from dp_ilg.geometry.layers import paths
-from dp_ilg.training.lora import adapters, with_adapters
+from dp_ilg.training.lora import adapters, merge, with_adapters
 from dp_ilg.validation import nearest
 
 Where = Callable[[tuple[str, ...]], bool]
@@ -29,6 +29,8 @@ class Tuning(NamedTuple):
         trained: the parameters of the private optimizer.
         frozen: the base; never changed.
         loss_fn: ``(frozen, trained, example) -> scalar``, for ONE example.
+        merged: ``(frozen, trained)`` to the parameters of the whole network, as it was
+            before it was divided.
 
     Example:
         >>> Tuning({}, {}, lambda frozen, trained, example: 0.0).trained
@@ -38,6 +40,7 @@ class Tuning(NamedTuple):
     trained: Params
     frozen: Params
     loss_fn: Callable[[Params, Params, Example], Any]
+    merged: Callable[[Params, Params], Params] = lambda frozen, trained: trained
 
 
 def tune_selected(where: Where, loss_fn: LossFn, params: Params) -> Tuning:
@@ -76,12 +79,14 @@ def tune_selected(where: Where, loss_fn: LossFn, params: Params) -> Tuning:
     frozen = {name: leaf for name, (picked, leaf) in found.items() if not picked}
     del found  # the loss below holds names, not arrays
 
-    def bound(frozen: Params, trained: Params, example: Example) -> Any:
+    def merged(frozen: Params, trained: Params) -> Params:
         joined = {**frozen, **trained}
-        leaves = [joined[name] for name in names]
-        return loss_fn(jax.tree.unflatten(treedef, leaves), example)
+        return jax.tree.unflatten(treedef, [joined[name] for name in names])
 
-    return Tuning(trained, frozen, bound)
+    def bound(frozen: Params, trained: Params, example: Example) -> Any:
+        return loss_fn(merged(frozen, trained), example)
+
+    return Tuning(trained, frozen, bound, merged)
 
 
 def _tune_head(loss_fn: LossFn, params: Params, **options: Any) -> Tuning:
@@ -102,12 +107,36 @@ def _tune_lora(loss_fn: LossFn, params: Params, **options: Any) -> Tuning:
     made = adapters(
         loss_fn, params, options["example"], key=options["key"], rank=options["rank"]
     )
-    return Tuning(made, params, with_adapters(loss_fn))
+    return Tuning(made, params, with_adapters(loss_fn), merge)
+
+
+def _tune_lora_head(loss_fn: LossFn, params: Params, **options: Any) -> Tuning:
+    """Adapters everywhere but in the head, which is trained itself."""
+    head = options["head"]
+    beside = _tune_lora(loss_fn, params, **options).trained
+    beside = {p: own for p, own in beside.items() if p.split("/")[0] != head}
+    if not beside:
+        raise ValueError(
+            f"Every dense layer is part of the head, {head!r}, so that no adapter is "
+            'left; use "head".'
+        )
+    divided = _tune_head(loss_fn, params, **options)
+
+    def bound(frozen: Params, trained: Params, example: Example) -> Any:
+        base = divided.merged(frozen, trained["head"])
+        return with_adapters(loss_fn)(base, trained["adapters"], example)
+
+    def merged(frozen: Params, trained: Params) -> Params:
+        return merge(divided.merged(frozen, trained["head"]), trained["adapters"])
+
+    trained = {"adapters": beside, "head": divided.trained}
+    return Tuning(trained, divided.frozen, bound, merged)
 
 
 TUNINGS: dict[str, Callable[..., Tuning]] = {
     "head": _tune_head,
     "lora": _tune_lora,
+    "lora_head": _tune_lora_head,
     "bias": _tune_bias,
     "all": _tune_all,
 }
@@ -129,14 +158,15 @@ def tune(
     consumes them, so copy `params` first if they are needed afterwards.
 
     Args:
-        name: "head", "bias" (with the head), "lora" or "all".
-        loss_fn: loss of one example, of a linen network for "lora".
+        name: "head", "bias" (with the head), "lora", "lora_head" (adapters, and a head
+            that may be new) or "all".
+        loss_fn: loss of one example, of a linen network for adapters.
         params: all parameters.
         example: ONE example, without a batch axis; only shapes are read, and only for
-            "lora", so that a batch is not always noticed.
+            adapters, so that a batch is not always noticed.
         key: draws the adapters' first factors.
-        head: the top-level name of the head, for "head" and "bias"; by default "head",
-            if there is one.
+        head: the top-level name of the head, for all rows but "lora" and "all"; by
+            default "head", if there is one.
         rank: of the adapters.
 
     Returns:
@@ -194,7 +224,7 @@ def make_tuning_step(
         As `dp_ilg.training.step.make_train_step`, for the trained part.
 
     Example:
-        >>> import jax.numpy as jnp
+        >>> import dp_ilg, jax.numpy as jnp
         >>> plan = dp_ilg.plan_privacy(epsilon=2.0, delta=1e-5, num_examples=1000,
         ...     batch_size=100, num_steps=10)
         >>> tx = dp_ilg.dp_adam_ilg(1e-2, plan, key=jax.random.key(0))

@@ -136,6 +136,21 @@ def test_a_charged_score_passes():
     assert found.verdict == "not refuted", str(found)
 
 
+def test_the_key_of_dropout_is_told_from_that_of_noise():
+    def step(state, batch, mask):
+        params, key, own = state
+        x, y = batch
+        kept = jax.random.bernoulli(own, 0.5, x.shape)
+        total = clipped(per_example(params, (x * kept, y)), mask)
+        key, fresh_key = jax.random.split(key)
+        release = divided(total, noise(fresh_key, total), mask)
+        after = jax.tree.map(lambda p, r: p - 0.1 * r, params, release)
+        return after, key, jax.random.split(own)[0]
+
+    found = audited(step, (PARAMS, jax.random.key(0), jax.random.key(1)), trials=128)
+    assert found.verdict == "not refuted", str(found)
+
+
 def test_the_aggregate_of_optax_passes_under_its_raw_key():
     aggregate = optax.contrib.differentially_private_aggregate(1.0, 1.0, 0)
 

@@ -13,6 +13,7 @@ import dp_ilg
 from dp_ilg.clipping import eager
 from dp_ilg.clipping.adding.metric_sums import as_metrics, facts_of, reach_of
 from dp_ilg.clipping.lots import lot_accumulator, sum_over_axis
+from dp_ilg.clipping.row_check import rows_are_independent
 from dp_ilg.training import mesh
 
 HIGH = 3.0
@@ -179,6 +180,18 @@ def test_devices_change_no_bit():
     reference = whole(values(ROWS))
     assert (whole(found) == reference).all()
     assert (whole(jax.jit(added)(ROWS)) == reference).all()
+
+
+def test_metrics_that_see_their_neighbours_are_found():
+    def leaky(params, batch, **facts):
+        found = echo()(params, batch, **facts)
+        total = found.metrics.total + 1e-3 * jnp.mean(batch)
+        metrics = dataclasses.replace(found.metrics, total=total)
+        return dataclasses.replace(found, metrics=metrics)
+
+    for grad_fn, differing in ((echo(), ()), (leaky, ("metrics",))):
+        found = rows_are_independent(grad_fn, jnp.ones(()), ROWS, trials=3)
+        assert found.differing == differing and found.largest == 0
 
 
 def test_a_program_is_not_shared_by_other_bounds(params, batch):

@@ -1,7 +1,8 @@
 """The code of "Start here" and of the guides runs, and prints what the pages show.
 
 The blocks of a page run in their order and share their names. A fence marked ``text``
-that follows a ``python`` block directly is what the block prints.
+that follows a ``python`` block directly is what the block prints. Fences with one title
+are the parts of one file.
 """
 
 import contextlib
@@ -19,10 +20,11 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = [DOCS / "start.md", *sorted((DOCS / "guides").glob("*.md"))]
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.S | re.M)
+FENCE = re.compile(r'^```(\w*)(?: title="[\w.]+")?\n(.*?)^```$', re.S | re.M)
+FILE = re.compile(r'^```\w+ title="([\w.]+)"\n(.*?)^```$', re.S | re.M)
 NUMBER = re.compile(r"\d+\.\d+(?:e[+-]?\d+)?")
 TOLERANCE = 0.03  # what other processors' rounding may change over a short training
-NEEDS = ("equinox", "flax.linen", "orbax.checkpoint", "sklearn")
+NEEDS = ("equinox", "flax.linen", "haiku", "orbax.checkpoint", "sklearn")
 
 
 class Block(NamedTuple):
@@ -36,11 +38,19 @@ class Block(NamedTuple):
 def blocks(text):
     found, fences = [], list(FENCE.finditer(text))
     for fence, after in zip(fences, [*fences[1:], None], strict=True):
-        if fence[1] != "python":
+        if fence[1] != "python" or FILE.match(fence[0]):
             continue
         follows = after is not None and not text[fence.end() : after.start()].strip()
         shown = after[2] if after is not None and follows and after[1] == "text" else ""
         found.append(Block(fence[2], text[: fence.start(2)].count("\n"), shown))
+    return found
+
+
+def files(text):
+    """Files that a page shows, by name; pieces of one stand in their order."""
+    found = {}
+    for name, code in FILE.findall(text):
+        found[name] = found.get(name, "") + code + "\n\n"
     return found
 
 
@@ -58,6 +68,8 @@ def agree(shown, printed):
 def run_here(page):
     """Runs a page's blocks in this process; yields each with what it printed."""
     names = {"__name__": "__main__"}
+    for name, content in files(page.read_text()).items():
+        pathlib.Path(name).write_text(content)
     for block in blocks(page.read_text()):
         code = compile("\n" * block.line + block.code, str(page), "exec")
         with contextlib.redirect_stdout(io.StringIO()) as out:
@@ -101,7 +113,8 @@ def test_a_page_runs_and_prints_what_it_shows(page, tmp_path, monkeypatch):
 def test_every_guide_is_there():
     names = {page.stem for page in PAGES}
     assert names >= {
-        *("start", "linen", "nnx", "equinox", "plain_jax", "from_optax_contrib"),
+        *("start", "linen", "nnx", "equinox", "haiku", "plain_jax"),
+        *("from_optax_contrib", "optax_swap"),
         *("metrics", "dropout", "optimizers", "accumulation", "resume"),
         *("fine_tuning", "devices", "large_data", "extend"),
     }

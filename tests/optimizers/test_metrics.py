@@ -19,6 +19,7 @@ from dp_ilg.noise.exact import ExactNoise
 from dp_ilg.noise.secure import SecureNoise
 from dp_ilg.optimizers.metrics import METRIC_TAG
 from dp_ilg.training.certificate import sensitivity_certificate
+from tests.helpers.baseline_cases import ROWS
 from tests.helpers.models import plan
 from tests.noise.test_add_noise import chi_square_accepts
 
@@ -404,12 +405,10 @@ def test_a_budget_without_verb_and_a_verb_without_budget_are_refused():
     same_key = dp_ilg.release_metrics(make_plan(), METRICS, key=k3)
     with pytest.raises(ValueError, match="the same key"):
         dp_ilg.chain(*parts[:2], same_key, parts[3])
+    with pytest.raises(ValueError, match="before add_importance_noise"):
+        dp_ilg.chain(*parts[:2], parts[3], parts[2])
     with pytest.raises(TypeError, match="not a ClippedGrad"):
-        dp_ilg.chain(*parts[:2], parts[3], parts[2]).update(
-            {"w": jnp.ones((4, 3)), "b": jnp.ones(4)},
-            dp_ilg.chain(*parts[:2], parts[3], parts[2]).init(PARAMS),
-            PARAMS,
-        )
+        parts[2].update(PARAMS, parts[2].init(PARAMS))
 
 
 def test_sums_and_verb_have_the_same_metrics():
@@ -463,7 +462,7 @@ def test_metrics_do_not_change_a_step_but_for_its_share_of_the_noise():
     assert all(map(np.array_equal, *map(jax.tree.leaves, found)))
 
 
-@pytest.mark.parametrize("name", [n for n in BASELINES if n != "dp_sgd_decay"])
+@pytest.mark.parametrize("name", [r for r in ROWS if r.values != ("dp_sgd_decay",)])
 def test_every_method_releases_metrics(name):
     row = BASELINES[name]
     the_plan = make_plan(score_budget=0.1 if row.spends_scores() else 0.0)

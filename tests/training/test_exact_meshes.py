@@ -37,7 +37,9 @@ def prepared():
         "table": jnp.asarray(rng.normal(size=(16, 8)), jnp.float32),
     }
     batch = rng.integers(0, 16, (ROWS, 6)), rng.normal(size=(ROWS, 4)).astype("f4")
-    grad_fn = dp_ilg.clipped_grad(loss, l2_clip_norm=0.3, microbatch_size=8)
+    metrics = {"loss": dp_ilg.Metric(lambda loss, aux: loss, -1.0, 1.0)}
+    facts = dict(microbatch_size=8, metrics=metrics)
+    grad_fn = dp_ilg.clipped_grad(loss, l2_clip_norm=0.3, **facts)
     return params, batch, np.arange(ROWS) % 5 == 2, grad_fn
 
 
@@ -124,6 +126,7 @@ def digest(process, processes, port):
     run = jax.jit(lambda p, b, m: spread(p, b, geometry=geometry, is_padding_example=m))
     total = run(meshes.placed(params, meshes.param_shardings(params, mesh)), *rows)
     fields = total.gradients, total.remainder, total.fine, total.layer_shares
+    fields += (total.metrics,)
     arrays = [x.addressable_data(0) for x in jax.tree.leaves(fields)]
     content = b"".join(np.asarray(x).tobytes() for x in arrays)
     return hashlib.sha256(content).hexdigest()

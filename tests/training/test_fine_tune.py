@@ -106,7 +106,7 @@ def test_rows_divide_the_parameters(params):
     for name in TUNINGS:
         tuning = named(name, params)
         sizes[name] = sum(x.size for x in jax.tree.leaves(tuning.trained))
-        if name != "lora":
+        if not name.startswith("lora"):
             assert set(tuning.trained) | set(tuning.frozen) == every
             assert not set(tuning.trained) & set(tuning.frozen)
     assert sizes["head"] < sizes["bias"] < sizes["all"] == 13 * 8 + 8 * 8 + 872 + 16
@@ -244,3 +244,54 @@ def test_a_layer_with_batch_dims_is_refused_by_name():
 
     with pytest.raises(ValueError, match="'side' has batch_dims"):
         tune("lora", loss, own, example, key=KEY)
+
+
+def test_adapters_beside_a_new_head():
+    """A head for other classes: trained whole, and no adapter stands beside it."""
+
+    class Net(nn.Module):
+        classes: int
+
+        @nn.compact
+        def __call__(self, x):
+            x = nn.tanh(nn.Dense(4, name="body")(x))
+            return nn.Dense(self.classes, name="top")(x)
+
+    x = jnp.ones(3)
+    base = Net(7).init(jax.random.key(0), x)["params"]
+    fresh = Net(2).init(jax.random.key(1), x)["params"]
+    params, net = {**base, "top": fresh["top"]}, Net(2)
+
+    def loss(params, x):
+        return net.apply({"params": params}, x)[0] ** 2
+
+    tuning = tune("lora_head", loss, params, x, key=KEY, rank=2, head="top")
+    assert list(tuning.trained["adapters"]) == ["body"]
+    assert sorted(tuning.trained["head"]) == ["top/bias", "top/kernel"]
+    assert sorted(tuning.frozen) == ["body/bias", "body/kernel"]
+    own = moved(tuning.trained)
+    whole = tuning.merged(tuning.frozen, own)
+    assert jax.tree.structure(whole) == jax.tree.structure(params)
+    value = tuning.loss_fn(tuning.frozen, own, x)
+    np.testing.assert_allclose(value, loss(whole, x), rtol=1e-4)
+    assert value != loss(params, x)
+
+
+def test_a_network_that_is_all_head_has_no_place_for_adapters():
+    net = nn.Sequential([nn.Dense(2)])
+    x = jnp.ones(3)
+    params = net.init(jax.random.key(0), x)["params"]
+
+    def loss(params, x):
+        out: Any = net.apply({"params": params}, x)
+        return out.sum()
+
+    with pytest.raises(ValueError, match='use "head"'):
+        tune("lora_head", loss, params, x, key=KEY, head="layers_0")
+
+
+@pytest.mark.parametrize("name", [row for row in TUNINGS if row != "lora_head"])
+def test_every_row_is_merged_into_the_whole_network(name, params):
+    tuning = named(name, params)
+    whole = tuning.merged(tuning.frozen, tuning.trained)
+    assert jax.tree.structure(whole) == jax.tree.structure(params)

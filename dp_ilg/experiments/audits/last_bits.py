@@ -183,7 +183,8 @@ def _total(parts: list[ClippedGrad]) -> list[np.ndarray]:
     total = parts[0]
     for one in parts[1:]:
         total = total + one
-    return [np.asarray(x) for x in jax.tree.leaves((total.gradients, total.remainder))]
+    parts_of_it = total.gradients, total.remainder, total.metrics
+    return [np.asarray(x) for x in jax.tree.leaves(parts_of_it)]
 
 
 def claimed_epsilon(observer: Observer, seed: int) -> Finding:

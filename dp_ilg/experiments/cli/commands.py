@@ -196,8 +196,11 @@ Rows = Mapping[str, tuple[str, str]]
 TRAIN_ROWS: Rows = {
     "dataset": ("Data set", "{}"),
     "importance": ("Importance", "{}"),
+    "method": ("Method", "{}"),
+    "made_of": ("Made of", "{}"),
     "test_accuracy": ("Test accuracy", "{:.2%}"),
     "test_perplexity": ("Test perplexity", "{:.1f}"),
+    "released_in_words": ("Released, with standard error", "{}"),
     "epsilon": ("Privacy spent: epsilon", "{:.4f}"),
     "delta": ("Delta", "{:g}"),
     "steps": ("Steps", "{:,}"),

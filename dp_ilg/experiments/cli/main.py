@@ -26,6 +26,7 @@ from dp_ilg.experiments.cli.commands import (
     show,
 )
 from dp_ilg.experiments.cli.compare import compare
+from dp_ilg.experiments.cli.flags import meaning_of, train_help
 from dp_ilg.experiments.cli.init import init
 from dp_ilg.experiments.cli.report import report
 from dp_ilg.experiments.cli.shards import shards
@@ -62,6 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         2
     """
     args = list(sys.argv[1:] if argv is None else argv)
+    if args[:1] == ["train"] and {"--help", "-h"} & {*args}:
+        print(train_help(), end="")
+        return 0
     try:
         with _warnings_as_lines(), _quiet_libraries():
             _parse(args, Config())()
@@ -201,7 +205,9 @@ def _train(
 
 
 def _new_folder(config: Config) -> str:
-    data, chosen = Path(config.data.name).name, config.optimizer.importance
+    """Named after data and rule, of which a path or module is left out."""
+    names = Path(config.data.name).stem, config.optimizer.importance
+    data, chosen = (re.sub(r"[^\w.-]+", "-", n.rpartition(":")[2]) for n in names)
     return f"runs/{data}-{chosen}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
@@ -309,6 +315,8 @@ def _first_sentence(boxed: str) -> str:
     for pattern, kind in _KINDS:
         if bad := re.match(f"Error parsing (.*?): .*{pattern}$", found):
             return f"{bad[1]} is {bad[2]}, but must be {kind}; see --help."
+    if bare := re.match(r"Missing value for argument '(--[\w.-]+)", found):
+        return _without_value(bare[1])
     if missing := re.match(r"Missing from (dp-ilg \S+): (.+)", found):
         flags = re.findall(r"--[\w.-]+(?= [A-Z])", missing[2])
         place = re.sub(r"^[A-Z]+ |[.,]? ?\(required\)", "", missing[2])
@@ -317,6 +325,14 @@ def _first_sentence(boxed: str) -> str:
     if advice:
         return f"{found}; did you mean {advice[1]}?"
     return f"{found}; see --help."
+
+
+def _without_value(flag: str) -> str:
+    """A flag that stands without a value: what it means, and an example."""
+    words, default = meaning_of(flag)
+    about = f" ({words})" if words else ""
+    example = f", such as {flag} {default}" if default else ""
+    return f"{flag} needs a value{about}{example}; see --help."
 
 
 if __name__ == "__main__":

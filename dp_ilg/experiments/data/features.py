@@ -162,7 +162,8 @@ _QUICK: dict[str, Callable[[Dataset], Dataset]] = {
 }
 
 
-FEATURE_ROWS = table("features", ChainMap(FEATURES, _QUICK, TEXT_FEATURES))
+_TABLES: list[Any] = [FEATURES, _QUICK, TEXT_FEATURES]
+FEATURE_ROWS = table("features", ChainMap(*_TABLES))
 
 
 def _check_images(data: Dataset, name: str) -> None:

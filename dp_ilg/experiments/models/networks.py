@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import flax
+import flax.linen
+import flax.nnx
 import jax
 import jax.numpy as jnp
 import optax

@@ -224,7 +224,7 @@ def _grad_fn(config: Config, plan: PrivacyPlan, model: Model, data: Dataset) -> 
     row, run = baseline(config.optimizer.method), config.run
     metrics = run_metrics(config.metrics, data)
     grad_fn = dp_ilg.clipped_grad(
-        model.loss_and_right if metrics else model.loss_fn,
+        _measured(config, model) if metrics else model.loss_fn,
         l2_clip_norm=plan.l2_clip_norm,
         clip_mode=row.clip_mode(**method_options(config)),
         engine=run.engine,
@@ -241,6 +241,16 @@ def _grad_fn(config: Config, plan: PrivacyPlan, model: Model, data: Dataset) -> 
         return grad_fn
     params = jax.eval_shape(model.init, jax.random.key(0))
     return budgeted(grad_fn, params, (data.x_train, data.y_train), plan, run)
+
+
+def _measured(config: Config, model: Model) -> Any:
+    """The loss that also says whether a guess is right; a model of one's own may not."""
+    if model.loss_and_right is None:
+        raise ValueError(
+            f"metrics.release is on, but model.name is {config.model.name!r}, whose "
+            "Model has no loss_and_right; return a Flax module or (init, apply)."
+        )
+    return model.loss_and_right
 
 
 def ready(job: Job, sampler_key: Any, basis: FactorPca | None = None) -> Job:

@@ -84,3 +84,23 @@ def told(released: Mapping[str, Any]) -> Records:
         name: {field: float(np.asarray(x)) for field, x in one._asdict().items()}
         for name, one in released.items()
     }
+
+
+def in_words(released: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Running averages with their standard errors, for people.
+
+    Args:
+        released: what `told` returned.
+
+    Returns:
+        One text a metric.
+
+    Example:
+        >>> from dp_ilg import Released
+        >>> in_words(told({"train_loss": Released(0.5, 0.625, 0.25, 0.125)}))
+        ['train loss 0.625 ± 0.125']
+    """
+    return [
+        f"{name.replace('_', ' ')} {one['smoothed']:.3f} ± {one['smoothed_stderr']:.3f}"
+        for name, one in released.items()
+    ]

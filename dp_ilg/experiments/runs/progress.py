@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from dp_ilg.experiments.runs.job import Job
+from dp_ilg.experiments.runs.measures import in_words
 
 
 class Bar:
@@ -53,9 +54,7 @@ class Bar:
             f"epsilon {record['epsilon']:.3f}",
             f"test accuracy {100 * record['test_accuracy']:.1f} %",
         ]
-        for name, found in record.get("released", {}).items():
-            words = f"{found['smoothed']:.3f} ± {found['smoothed_stderr']:.3f}"
-            parts.append(f"{name.replace('_', ' ')} {words}")
+        parts += in_words(record.get("released", {}))
         if "unprotected_train_loss" in record:
             loss = record["unprotected_train_loss"]
             parts.append(f"unprotected_train_loss {loss:.4f}")

@@ -14,10 +14,12 @@ import jax
 import numpy as np
 
 from dp_ilg.accounting.ledger import PrivacyLedger
+from dp_ilg.baselines.made_of import parts_of
 from dp_ilg.experiments.config.schema import Config
 from dp_ilg.experiments.data.locks import locked
 from dp_ilg.experiments.reports.event_files import event_file
 from dp_ilg.experiments.reports.origin import file_sha256, now
+from dp_ilg.experiments.models.networks import MODELS
 from dp_ilg.experiments.reports.page import write_report
 from dp_ilg.experiments.runs.distributed import (
     Team,
@@ -37,7 +39,7 @@ from dp_ilg.experiments.runs.folder import (
 from dp_ilg.experiments.runs.hosts import Devices, joined
 from dp_ilg.experiments.runs.job import Job, build_job, ready
 from dp_ilg.experiments.runs.keys import check_keys, derived_keys, identity, run_keys
-from dp_ilg.experiments.runs.measures import told
+from dp_ilg.experiments.runs.measures import in_words, told
 from dp_ilg.experiments.runs.trainer import (
     Position,
     Watch,
@@ -281,6 +283,7 @@ def _summary(
     job: Job, position: Position, ledger: PrivacyLedger, seed_fixed: bool
 ) -> dict[str, Any]:
     config, plan = job.config, job.plan
+    own_model = config.model.name in MODELS
     summary = {
         "test_accuracy": accuracy_fn(job)(position.kept),
         "epsilon": ledger.epsilon(),
@@ -292,9 +295,11 @@ def _summary(
         "ledger_sha256": file_sha256(ledger.path),
         "dataset": job.data.name,
         "outside": dict(job.outside),
+        "method": config.optimizer.method,
+        "made_of": ", ".join(parts_of(job.make_optimizer(jax.random.key(0)))),
         "data_note": job.data.note,
         "model": config.model.name,
-        "framework": config.model.framework,
+        "framework": config.model.framework if own_model else "its own",
         "num_params": sum(np.size(p) for p in jax.tree.leaves(position.params)),
         "importance": config.optimizer.importance,
         "clip_mode": config.privacy.clip_mode,
@@ -317,6 +322,7 @@ def _summary(
     if job.config.metrics.release:
         reader = job.make_optimizer(jax.random.key(0))
         summary["released"] = told(reader.metrics(position.state))
+        summary["released_in_words"] = ", ".join(in_words(summary["released"]))
     if config.run.unprotected_train_loss:
         summary["warning"] = (
             "The training loss was shown, which is computed from the data without "

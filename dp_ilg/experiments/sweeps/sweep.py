@@ -11,8 +11,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dp_ilg.experiments.config.fields import required
-from dp_ilg.experiments.config.schema import Config, config_from_mapping, read_config
+from dp_ilg.experiments.config.schema import (
+    Config,
+    config_from_mapping,
+    config_to_toml,
+    read_config,
+)
 from dp_ilg.validation import fraction, nearest, positive, whole
+
+_BUNDLED = Config().data.name
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,8 @@ class Tuning:
 @dataclass(frozen=True)
 class Task:
     """A configuration, what is changed in it, and perhaps its own grid.
+
+    `config` is a file, or "digits" for the bundled configuration.
 
     Example:
         >>> Task(config="digits.toml").label()
@@ -193,9 +202,7 @@ class Sweep:
             >>> one.run.seed, one.run.eval_every
             (3, 200)
         """
-        path = self.config_path(task)
-        read_config(path)
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
+        found = self._base(task)
         for over in (task.overrides, method.overrides, nested(changes)):
             found = merged(found, over)
         source = f"{self.source}, task {task.label()} with method {method.name}"
@@ -203,6 +210,14 @@ class Sweep:
         steps = config.privacy.num_steps
         once = dataclasses.replace(config.run, eval_every=steps, checkpoint_every=steps)
         return dataclasses.replace(config, run=once)
+
+    def _base(self, task: Task) -> dict[str, Any]:
+        """What the task's configuration says; "digits" is the bundled one."""
+        path = self.config_path(task)
+        if task.config == _BUNDLED and not path.exists():
+            return tomllib.loads(config_to_toml(Config()))
+        read_config(path)
+        return tomllib.loads(path.read_text(encoding="utf-8"))
 
     def config_path(self, task: Task) -> Path:
         """Where the configuration of `task` is: beside the sweep, else as it stands."""

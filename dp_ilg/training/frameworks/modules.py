@@ -15,6 +15,7 @@ import jax
 
 from dp_ilg.base import Params
 from dp_ilg.training.frameworks.parts import Parts, check_params
+from dp_ilg.training.frameworks.unchanged import handed_through
 
 _STREAMS = 0x524E6773
 """Folded into an example's key for the streams, which the loss's own key must not
@@ -148,10 +149,17 @@ def split_module(model: Any, wrt: Any) -> Parts:
 
     def call(given: Callable[[Any], Any], frozen: Any, params: Params, key: Any) -> Any:
         rngs, rest = frozen
-        module = merged(params, reseeded(rngs, key) if draws else rngs, rest)
+        rngs = reseeded(rngs, key) if draws else rngs
+        module = merged(params, rngs, rest)
         before = _values(module)
         value = given(module)
-        _refuse_writes(module, before)
+
+        def after(params: Params, rest: Any) -> dict[Any, Any]:
+            again = merged(params, rngs, rest)
+            given(again)
+            return {path: value for path, (_, value) in _values(again).items()}
+
+        _refuse_writes(before, _values(module), lambda: _changes(after, params, rest))
         return value
 
     return Parts(params, frozen, call, lambda p: merged(p, *frozen), draws)
@@ -209,21 +217,44 @@ def _refuse_batch_norm(model: Any) -> None:
 
 
 def _values(module: Any) -> dict[Any, tuple[Any, Any]]:
-    """Each variable's kind and value by its path."""
+    """Each variable's kind and value by its path, random streams left out."""
     flat = nnx().to_flat_state(nnx().state(module))
-    return {path: (type(v), v.get_raw_value()) for path, v in flat}
+    kinds = (nnx().RngState, nnx().Intermediate)
+    kept = [(path, v) for path, v in flat if not isinstance(v, kinds)]
+    return {path: (type(v), v.get_raw_value()) for path, v in kept}
 
 
-def _refuse_writes(module: Any, before: dict[Any, tuple[Any, Any]]) -> None:
+def _changes(after: Callable[..., Any], params: Params, rest: Any) -> set[Any]:
+    """Paths of the variables that a loss leaves with another value."""
+    inputs = jax.tree_util.tree_leaves_with_path((params, rest))
+    paths = [tuple(getattr(k, "key", k) for k in path[1:]) for path, _ in inputs]
+    closed, out = jax.make_jaxpr(after, return_shape=True)(params, rest)
+    names = jax.tree.leaves({path: _Name(path) for path in out})
+    found = handed_through(closed.jaxpr)
+    pairs = zip(names, found, strict=True)
+    return {n.path for n, k in pairs if k is None or paths[k] != n.path}
+
+
+class _Name:
+    """A path where a tree has a leaf."""
+
+    def __init__(self, path: Any) -> None:
+        self.path = path
+
+
+def _refuse_writes(
+    before: dict[Any, Any], now: dict[Any, Any], changes: Callable[[], set[Any]]
+) -> None:
     """A value that is written would be of one example; it must go nowhere."""
-    harmless = (nnx().RngState, nnx().Intermediate)
-    for path, (kind, value) in _values(module).items():
-        if issubclass(kind, harmless):
-            continue
-        if path not in before or before[path][1] is not value:
-            raise ValueError(
-                f"The loss writes {'/'.join(map(str, path))} ({kind.__name__}) of the "
-                "module, which would carry one example to the next; call the module so "
-                "that it keeps its state, such as BatchNorm with "
-                "use_running_average=True, or return the value as aux."
-            )
+    written = [
+        p for p, (_, v) in now.items() if p not in before or before[p][1] is not v
+    ]
+    if not written or not (real := [p for p in written if p in changes()]):
+        return
+    path = real[0]
+    raise ValueError(
+        f"The loss writes {'/'.join(map(str, path))} ({now[path][0].__name__}) of the "
+        "module, which would carry one example to the next; call the module so that it "
+        "keeps its state, such as BatchNorm with use_running_average=True, or return "
+        "the value as aux."
+    )

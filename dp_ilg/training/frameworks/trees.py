@@ -61,7 +61,8 @@ def split_tree(model: Any, wrt: Any) -> Parts:
 
     Raises:
         ValueError: for a `wrt`, an empty tree, or linen's batch statistics.
-        TypeError: for leaves that are no floating-point arrays.
+        TypeError: for leaves that are no floating-point arrays, and for a module of
+            linen or Haiku in place of its parameters.
 
     Example:
         >>> import jax.numpy as jnp
@@ -69,6 +70,12 @@ def split_tree(model: Any, wrt: Any) -> Parts:
         False
     """
     refuse_wrt(wrt, "a plain tree")
+    if callable(getattr(model, "init", None)) and hasattr(model, "apply"):
+        raise TypeError(
+            f"The model is {type(model).__name__}, which has init and apply, but holds "
+            "no parameters; pass what its init returned, for linen model.init(key, x)"
+            "['params']."
+        )
     _refuse_collections(model, "the tree of parameters")
     check_params(model, "the tree of parameters")
     return whole(model)

@@ -65,6 +65,7 @@ def bind(
     """
 
     def bound(data: Any) -> Binding:
+        _check_processes(jax.process_count())
         rows = Rows(data)
         check_length(rows, recipe.plan.num_examples)
         place = jax.device_put
@@ -161,6 +162,14 @@ def _sampler(recipe: Recipe, key: Any) -> PoissonSampler:
     if recipe.mesh is None:
         return found
     return OwnRows(found, 0, 1, devices=recipe.mesh.size)
+
+
+def _check_processes(count: int) -> None:
+    if count > 1:
+        raise ValueError(
+            f"private_training runs in one process, but there are {count}; use "
+            "dp-ilg train, or make_train_step with dp_ilg.training.mesh_rows."
+        )
 
 
 def _joined(*digests: str) -> str:

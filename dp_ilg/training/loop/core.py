@@ -45,6 +45,7 @@ class RunCore:
             _say_that_it_is_for_tests()
         self._tx: Any = None
         self._adapted: Adapted | None = None
+        self._origin: Origin | None = None
         self._at: Standing | None = None
         self._binding: Binding | None = None
         self._begun_with: tuple[str, str] | None = None  # digests of program and data
@@ -103,9 +104,8 @@ class RunCore:
         return self._secret.key("optimizer", plan=self.plan.digest())
 
     def _state(self, params: Any, after: Counted) -> PrivateState:
-        assert self._adapted is not None
-        origin = Origin(self.plan.digest(), self, self._adapted.rebuild)
-        return PrivateState(params, after.inner, after.step, origin)
+        assert self._origin is not None
+        return PrivateState(params, after.inner, after.step, self._origin)
 
     def _on_mesh(self, state: PrivateState) -> PrivateState:
         before = Counted(state.opt_state, state.step)

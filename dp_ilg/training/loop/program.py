@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import re
@@ -17,6 +18,7 @@ from dp_ilg.clipping.memory import fit_microbatch
 from dp_ilg.noise.exact import nothing
 from dp_ilg.training.loop.losses import KeyedLoss, with_row_words, without_key
 from dp_ilg.training.loop.state import Counted
+from dp_ilg.training.memory_limits import OutOfMemory, ran_out
 from dp_ilg.training.mesh import Shardings, spread
 from dp_ilg.training.step import CompiledStep, make_train_step
 
@@ -75,6 +77,24 @@ def counted(tx: PrivateTransformation) -> PrivateTransformation:
     )
 
 
+def gradient_of(recipe: Any, loss: KeyedLoss, random: bool) -> ClippedGradFn:
+    """The clipped gradient of a run.
+
+    Args:
+        recipe: of the run.
+        loss: of parameters, example and key.
+        random: whether the loss reads its key, so that batches bring row words.
+
+    Returns:
+        What `dp_ilg.clipped_grad` returns.
+    """
+    return clipped_grad(
+        with_row_words(loss) if random else without_key(loss),
+        l2_clip_norm=recipe.plan.l2_clip_norm,
+        **recipe.clip_facts(),
+    )
+
+
 def build_program(
     recipe: Any,
     tx: PrivateTransformation,
@@ -122,6 +142,35 @@ def clipped_of(recipe: Any, loss: KeyedLoss) -> ClippedGradFn:
         l2_clip_norm=recipe.plan.l2_clip_norm,
         **recipe.clip_facts(),
     )
+
+
+@contextlib.contextmanager
+def told_of_memory(program: Program) -> Iterator[None]:
+    """Turns running out of memory into a sentence that says what to ask for.
+
+    Args:
+        program: of the run.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        OutOfMemory: for a `MemoryError`, or XLA's RESOURCE_EXHAUSTED.
+
+    Privacy:
+        The step that failed was charged and has released nothing.
+    """
+    try:
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not ran_out(error):
+            raise
+        size = program.grad_fn.microbatch_size
+        smaller = f"microbatch_size={size // 2}" if size and size > 1 else "memory_mib="
+        raise OutOfMemory(
+            f"The step does not fit into memory; make private_training with {smaller}, "
+            "or a smaller chunk_size, and begin a new run."
+        ) from error
 
 
 def jaxpr_digest(closed: Any) -> str:

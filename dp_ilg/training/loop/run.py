@@ -13,12 +13,14 @@ from dp_ilg.geometry.geometry import Geometry
 from dp_ilg.noise.repeats import next_digest
 from dp_ilg.training.frameworks.adapt import adapt
 from dp_ilg.training.loop import saving
+from dp_ilg.training.loop.audited import audited_step
 from dp_ilg.training.loop.binding import bound_keys
 from dp_ilg.training.loop.checking import Check, checked
 from dp_ilg.training.loop.core import RunCore
 from dp_ilg.training.loop.lots import Lots
+from dp_ilg.training.loop.program import told_of_memory
 from dp_ilg.training.loop.standing import Standing, admit
-from dp_ilg.training.loop.state import Counted, PrivateState
+from dp_ilg.training.loop.state import Counted, Origin, PrivateState
 from dp_ilg.training.loop.supply import open_ledger, supply_of
 
 _ASKED: Any = object()  # stands for a ledger that nobody named
@@ -75,6 +77,7 @@ class PrivateTraining(RunCore):
             )
         self._adapted = adapt(model, self._recipe.loss_fn, wrt=wrt)
         self._tx = self._recipe.transformation(self._noise_key(), model)
+        self._origin = Origin(self.plan.digest(), self, self._adapted.rebuild)
         params = self._adapted.params
         params, inner = jax.tree.map(jnp.copy, (params, self._tx.init(params)))
         state = self._state(params, Counted(inner, jnp.zeros((), jnp.int32)))
@@ -146,6 +149,7 @@ class PrivateTraining(RunCore):
             TypeError: for things of another kind, and under ``jit`` or ``scan``.
             ValueError: for a state or lot of another run, a lot taken twice or out of
                 order, and a state that was changed.
+            OutOfMemory: naming what to ask for.
 
         Privacy:
             Releases the parameters: the plan's guarantee for one more step.
@@ -157,12 +161,31 @@ class PrivateTraining(RunCore):
         before = state.opt_state
         if at.step == 0:
             before = bound_keys(before, binding.noise_words)
-        params, after = binding.program.step(
-            state.params, Counted(before, state.step), chunks, noise
-        )
+        given = state.params, Counted(before, state.step), chunks, noise
+        with told_of_memory(binding.program):
+            params, after = binding.program.step(*given)
         state = self._state(params, after)
         self._at = Standing.of(at.step + 1, next_digest(at.trail), state)
         return state
+
+    def auditable(self, model: Any) -> tuple[Any, Any]:
+        """Its step as a plain function and a state with public keys, for audits.
+
+        ``dp_ilg.auditing.audit_step(train, model, example, plan)`` asks for them.
+
+        Args:
+            model: as `init` takes it; the run itself stays where it is.
+
+        Returns:
+            ``step(state, batch, is_padding_example) -> state``, and the first state.
+
+        Raises:
+            ValueError: for a run with exact noise, and as `init`.
+
+        Privacy:
+            Never on private data: whoever reads this code knows the keys.
+        """
+        return audited_step(self._recipe, model)
 
     def save(self, folder: Any, state: PrivateState) -> Path:
         """Writes the state a run stands at, whole or not at all, as Orbax does.

@@ -91,11 +91,6 @@ def _check_kinds(state: Any, lot: Any) -> None:
             f"state is {type(state).__name__}, but must be what train.init or "
             "train.step returned."
         )
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(state)):
-        raise TypeError(
-            "train.step was called under jit, grad, vmap or scan; it is compiled "
-            "already and checks each step on the host, so call it in a plain loop."
-        )
     if not isinstance(lot, Lot):
         raise TypeError(
             f"lot is {type(lot).__name__}, but must be one that train.batches handed "
@@ -111,11 +106,17 @@ def check_current(at: Standing, state: PrivateState) -> None:
         state: of the same run.
 
     Raises:
+        TypeError: under ``jit`` or ``scan``.
         ValueError: for an older state, one that was given away, or one that was
             changed.
     """
     if is_current(at, state):
         return
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(state)):
+        raise TypeError(
+            "The state is traced (jit, grad, vmap or scan); train.step is compiled "
+            "already and checks each step on the host, so call it in a plain loop."
+        )
     gone = any(_deleted(x) for x in jax.tree.leaves(state))
     if gone or not _same_bits(at, state):
         why = "was stepped already" if gone else "is not the one the run stands at"

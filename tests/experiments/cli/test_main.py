@@ -367,3 +367,32 @@ def test_a_file_size_limit_is_one_sentence_and_leaves_nothing(tmp_path):
     assert done.returncode == 2
     assert "File too large; free space" in done.stderr and done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_the_help_of_train_has_one_line_a_flag_with_its_meaning(capsys):
+    assert cli.main(["train", "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) < 130
+    flags = [line.split()[0].rstrip(",") for line in lines if line[:4] == "  --"]
+    assert len(flags) == len({*flags}) > 70
+    for line in lines:
+        if line[:4] == "  --":
+            assert "  " in line[4:].strip(), f"no words: {line}"
+    assert any("--epsilon" in line and "(default 8)" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        (["--epsilon"], "--epsilon needs a value (the most privacy to spend"),
+        (
+            ["--num-steps", "--seed", "3"],
+            "--num-steps needs a value (steps of",
+        ),
+        (["--run-dir"], "--run-dir needs a value; see --help."),
+    ],
+)
+def test_a_flag_without_a_value_says_what_it_wants(args, words, capsys):
+    assert cli.main(["train", *args]) == 2
+    said = capsys.readouterr().err
+    assert words in said and said.count("\n") == 1

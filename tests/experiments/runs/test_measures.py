@@ -47,6 +47,7 @@ def test_the_folder_holds_what_was_released(run):
             assert 0 < found["smoothed_stderr"] < found["stderr"]
     assert summary["released"] == lines[-1]["released"]
     assert summary["metric_budget"] == 0.2
+    assert summary["released_in_words"].startswith("train accuracy 0.")
     assert not summary["unprotected_train_loss_shown"]
     assert "unprotected" not in (path / "metrics.jsonl").read_text()
 

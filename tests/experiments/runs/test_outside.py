@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from dp_ilg.base import PrivateTransformation
 from flax import nnx
 from sklearn.datasets import load_digits
 
@@ -70,6 +71,19 @@ def own_plan(learning_rate, plan, *, key):
     other = dp_ilg.plan_privacy(noise_multiplier=0.1, delta=1e-5, num_examples=1000,
         batch_size=100, num_steps=9, score_budget=0)
     return lion(learning_rate, other, key=key)
+
+
+def peeks(learning_rate, plan, *, key):
+    return dp_ilg.chain(
+        dp_ilg.clip_per_example(plan.l2_clip_norm),
+        PrivateTransformation(
+            lambda params: (),
+            lambda updates, state, params=None, **extra: (updates, state),
+            role="score",
+            geometry=lambda state: None,
+        ),
+        dp_ilg.add_importance_noise(plan, key=key),
+    )
 
 
 def broken(learning_rate, plan, *, key):
@@ -180,6 +194,7 @@ def test_six_parts_in_one_run_that_resumes_with_the_same_code(here, capsys):
         for name in ("flipped", "halves", "sized", "rises", "scored", "steep")
     }
     assert "is not stated" in found["data_note"]
+    assert found["made_of"].startswith("clip_per_example, score_layer_importance, ")
     assert found["noise_multipliers"][-1] > found["noise_multipliers"][0]
     assert main([*command[:4], "--resume", "--json"]) == 0
     assert (
@@ -259,6 +274,7 @@ WRONG = {
     "method no_noise": "makes a GradientTransformationExtraArgs, but must make a",
     "method own_key": "draws noise under a key of its own",
     "method own_plan": "which is the one that is accounted; pass it on",
+    "method peeks": "puts .* before the noise, which is none of dp_ilg",
     "method broken": "cannot be made .TypeError: .*b7",
     "method sized": "but a method is a function .learning_rate, plan",
     "importance negative": "but must give one positive finite weight each",

@@ -280,6 +280,80 @@ def test_model_and_optimizer_in_one():
     assert rebuilt.model.kernel[...].sum() == 0 and both.model.kernel[...].sum() != 0
 
 
+def test_tied_weights_have_one_gradient():
+    class Tied(nnx.Module):
+        def __init__(self):
+            self.one = nnx.Linear(3, 3, rngs=nnx.Rngs(0))
+            self.two = self.one
+
+        def __call__(self, x):
+            return jnp.sum(self.two(jnp.tanh(self.one(x))) ** 2)
+
+    net = Tied()
+    adapted = adapt(net, lambda net, x: net(x))
+    found = jax.jit(jax.grad(adapted.loss))(adapted.params, X[0])
+    own = nnx.to_pure_dict(nnx.grad(lambda net: net(X[0]))(net))
+    for a, b in zip(floats(found), floats(own), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    rebuilt = adapted.rebuild(found)
+    assert rebuilt.two is rebuilt.one
+
+
+def test_losses_that_frameworks_compiled():
+    net = EqxNet(jax.random.key(0))
+    loss = eqx.filter_jit(lambda model, x, key: model(x, key) ** 2)
+    adapted = adapt(net, loss)
+    assert adapted.random
+    value = jax.jit(adapted.loss)(adapted.params, X[0], KEYS[0])
+    np.testing.assert_allclose(value, net(X[0], KEYS[0]) ** 2, rtol=1e-5)
+
+
+def counted_in_jit(model, x):
+    return nnx.jit(counting)(model, x)
+
+
+def counted_in_scan(model, x):
+    axes = nnx.StateAxes({...: nnx.Carry})
+
+    @nnx.scan(in_axes=(nnx.Carry, axes, 0), out_axes=(nnx.Carry, 0))
+    def count(carry, model, x):
+        return carry, counting(model, x)
+
+    return count(jnp.zeros(()), model, x[None])[1].sum()
+
+
+class Deep(nnx.Module):
+    """Layers in a scan, each rematerialised, as large models have them."""
+
+    def __init__(self):
+        @nnx.vmap(in_axes=0, out_axes=0)
+        def make(key):
+            return nnx.Linear(3, 3, rngs=nnx.Rngs(key))
+
+        self.layers = make(jax.random.split(jax.random.key(0), 2))
+        self.scale = nnx.Variable(jnp.float32(2.0))
+
+    def __call__(self, x):
+        @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
+        @nnx.remat
+        def layer(x, linear):
+            return jnp.tanh(linear(x))
+
+        return jnp.sum(layer(x, self.layers)) * self.scale[...]
+
+
+def test_transforms_that_write_all_back_change_nothing():
+    module = nnx.Linear(3, 1, rngs=nnx.Rngs(0))
+    jitted = adapt(module, nnx.jit(lambda model, x: model(x)[0]))
+    np.testing.assert_allclose(jitted.loss(jitted.params, X[0]), module(X[0])[0], 1e-5)
+    net = Deep()
+    adapted = adapt(net, nnx.jit(lambda net, x: net(x)))
+    found = jax.jit(jax.grad(adapted.loss))(adapted.params, X[0])
+    own = nnx.to_pure_dict(nnx.grad(lambda net: net(X[0]))(net))
+    for a, b in zip(floats(found), floats(own), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
 def linear():
     return nnx.Linear(2, 2, rngs=nnx.Rngs(0))
 
@@ -323,6 +397,8 @@ REFUSED = [
     (({"params": W, **STATS}, two), {}, ValueError, "GroupNorm"),
     ((state_class(STATS), two), {}, ValueError, "use_running_average"),
     (({}, two), {}, ValueError, "no array to be trained"),
+    ((LinenNet(), two), {}, TypeError, "LinenNet, which has init and apply"),
+    ((hk.transform(two), two), {}, TypeError, "Transformed, which has init and apply"),
     ((W, 3), {}, TypeError, "loss_fn"),
     ((W, lambda m: 0), {}, TypeError, r"1 arguments \(m\)"),
     ((W, lambda m, x, y, k: 0), {}, TypeError, "functools.partial"),
@@ -337,7 +413,11 @@ def test_what_cannot_be_trained_is_refused(given, kwargs, error, sentence):
         adapt(*given, **kwargs)
 
 
-@pytest.mark.parametrize("loss", [counting, growing])
+@pytest.mark.parametrize(
+    "loss",
+    [counting, growing, counted_in_jit, counted_in_scan],
+    ids=lambda f: f.__name__,
+)
 def test_a_loss_that_writes_into_its_module_is_refused(loss):
     adapted = adapt(Counts(), loss)
     with pytest.raises(ValueError, match=r"writes (count|extra) \(Variable\)"):

@@ -26,7 +26,7 @@ def loss_fn(params, example):
 
 
 def check(**facts):
-    layers = by_module(frozen=lambda path: path[0] == "still")
+    layers = by_module(frozen=("still",))
     train = dp_ilg.private_training(
         loss_fn, optax.sgd(0.1), scene.made_plan(), layers=layers, seed=0
     )
@@ -64,7 +64,7 @@ def test_noise_and_signal_are_those_of_a_step():
     ("facts", "words"),
     [
         (dict(noise_multiplier=0.0), "epsilon is infinite"),
-        (dict(noise_multiplier=0.2), "a weak promise"),
+        (dict(noise_multiplier=0.3), "a weak promise"),
         (dict(noise_multiplier=1.0), None),
     ],
 )
@@ -79,7 +79,7 @@ def test_a_batch_far_too_small_is_warned_of_with_the_size_that_would_do():
     )
     assert plan_warnings(plan, 30) == []
     (found,) = plan_warnings(plan, 10_000)
-    assert "batch_size=67 or more" in found  # 2 * 100 / 3, and the scores' share
+    assert "batch_size=68 or more" in found  # 2.01 * 100 / 3
     (found,) = plan_warnings(plan, 10**15)
     assert "more examples, or a larger epsilon" in found
 

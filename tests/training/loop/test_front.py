@@ -1,17 +1,21 @@
 """The front door: the bits of its parts by hand, and lots that are charged first."""
 
+import dataclasses
 import json
 import logging
 import stat
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
 import dp_ilg
 from dp_ilg.optimizers.behind_noise import behind_noise
 from dp_ilg.training.loop import core
-from dp_ilg.training.loop.binding import bound_keys
+from dp_ilg.training.loop.binding import _check_processes, bound_keys
+from dp_ilg.training.memory_limits import OutOfMemory
 from dp_ilg.training.step import make_train_step
 from tests.training.loop import scene
 
@@ -67,9 +71,7 @@ def test_lots_are_on_disk_before_they_are_handed_out(tmp_path):
         state = train.step(state, lot)
     assert len(set(seen)) == train.plan.num_steps
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
-    again = dp_ilg.PrivacyLedger(
-        path, train.plan, resume=True
-    )  # the loop has let go of it
+    again = dp_ilg.PrivacyLedger(path, train.plan, resume=True)  # it is let go of
     assert again.steps == train.plan.num_steps
     again.close()
 
@@ -148,3 +150,47 @@ def test_no_seed_is_the_operating_systems_entropy_and_a_fixed_one_is_for_tests(c
     assert "for tests" in caplog.text and "operating system" in repr(
         scene.training(seed=None)
     )
+
+
+def test_metrics_are_released_and_raw_ones_are_not():
+    """The loss may return aux; it feeds the metrics and goes nowhere else."""
+    plan = scene.made_plan(metric_budget=0.2)
+    metrics = {
+        "loss": dp_ilg.Metric(lambda loss, aux: loss, high=2.0),
+        "right": dp_ilg.Metric(lambda loss, aux: aux["right"]),
+    }
+
+    def loss_fn(params, example):
+        x, y = example
+        right = (params["w"] @ x + params["b"] > 0) == (y > 0)
+        return scene.loss_fn(params, example), {"right": right.astype(jnp.float32)}
+
+    train = scene.training(loss_fn, plan=plan, has_aux=True, metrics=metrics)
+    state = scene.trained(train)
+    found = train.metrics(state)
+    assert sorted(found) == ["loss", "right"]
+    assert all(np.isfinite(float(one.smoothed)) for one in found.values())
+    plain = scene.training()
+    assert plain.metrics(plain.init(scene.start())) == {}
+    with pytest.raises(ValueError, match="metric"):
+        scene.training(metrics=metrics).init(scene.start())
+
+
+def test_running_out_of_memory_says_what_to_ask_for():
+    train = scene.training(microbatch_size=8)
+    state = train.init(scene.start())
+    (lot, *_) = list(train.batches(scene.data(), ledger=None))
+
+    def full(*_):
+        raise MemoryError
+
+    program = train._binding.program
+    step = dataclasses.replace(program.step, whole=full)
+    train._binding = train._binding._replace(program=program._replace(step=step))
+    with pytest.raises(OutOfMemory, match="microbatch_size=4"):
+        train.step(state, lot)
+
+
+def test_several_processes_are_refused():
+    with pytest.raises(ValueError, match="runs in one process, but there are 2"):
+        _check_processes(2)

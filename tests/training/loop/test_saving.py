@@ -1,6 +1,10 @@
 """Stop and go on: the same bits, from Orbax and from Flax's bytes, or a refusal."""
 
+import pathlib
+import shutil
 import stat
+import subprocess
+import sys
 
 import flax.serialization
 import optax
@@ -8,6 +12,7 @@ import pytest
 
 from tests.training.loop import scene
 
+ROOT = pathlib.Path(__file__).parents[3]
 FACTS = dict(loss=scene.noisy_loss)
 
 
@@ -134,3 +139,44 @@ def test_only_the_state_a_run_stands_at_is_saved(stopped, tmp_path):
     assert not (tmp_path / "saved").exists()
     with pytest.raises(ValueError, match="no checkpoint"):
         train.restore(tmp_path / "saved")
+
+
+KILLED = """
+import os, pathlib, signal, sys
+from tests.training.loop import scene
+folder, until = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+train = scene.training(scene.noisy_loss, plan=scene.made_plan(6), seed=None)
+state = train.init(scene.start())
+if (folder / "saved").exists():
+    state = train.restore(folder / "saved")
+else:
+    train.save(folder / "saved", state)
+for lot in train.batches(scene.data(), ledger=folder / "ledger.jsonl", resume=True):
+    state = train.step(state, lot)
+    if lot.step % 2:
+        train.save(folder / "saved", state)
+    if lot.step == until:
+        os.kill(os.getpid(), signal.SIGKILL)
+print(scene.bits(state.params))
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_run_loses_nothing_and_repeats_itself(tmp_path):
+    """Killed twice and resumed by new processes; its first part is kept, to compare."""
+
+    def run(folder, until):
+        command = [sys.executable, "-c", KILLED, str(folder), str(until)]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+    cut, whole = tmp_path / "cut", tmp_path / "whole"
+    assert run(cut, 2).returncode == -9
+    shutil.copytree(cut, whole)
+    done = run(whole, 99)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert run(cut, 4).returncode == -9
+    again = run(cut, 99)
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert again.stdout == done.stdout and len(done.stdout) > 20
+    for folder in (cut, whole):
+        assert len((folder / "ledger.jsonl").read_text().splitlines()) == 7
