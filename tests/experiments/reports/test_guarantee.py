@@ -98,6 +98,7 @@ def test_settings_that_do_nothing_are_left_out():
     assert found["optimizer.ema_decay"] == 0.9
     gone = ("data.features", "privacy.num_stages", "optimizer.blocks", "run.engine")
     assert not set(gone) & set(found)
+    assert not {"metrics.budget", "metrics.smooth_steps"} & set(found)
     table["optimizer"] |= {"method": "dp_sgd", "momentum": 0.9}
     table["privacy"]["schedule"] = {"name": "linear", "end": 0.5}
     found = used(table)
