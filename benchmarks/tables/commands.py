@@ -143,9 +143,7 @@ def shorts(lines: Lines) -> str:
 
 def _meaning(path: str) -> str:
     if path not in MEANINGS:
-        raise ValueError(
-            f"config/meanings.py does not say what {path} means."
-        )
+        raise ValueError(f"config/meanings.py does not say what {path} means.")
     return MEANINGS[path]
 
 

@@ -244,7 +244,7 @@ def _grad_fn(config: Config, plan: PrivacyPlan, model: Model, data: Dataset) -> 
 
 
 def _measured(config: Config, model: Model) -> Any:
-    """The loss that also says whether a guess is right; a model of one's own may not."""
+    """The loss that also says whether a guess is right; some models have none."""
     if model.loss_and_right is None:
         raise ValueError(
             f"metrics.release is on, but model.name is {config.model.name!r}, whose "

@@ -17,9 +17,9 @@ from dp_ilg.accounting.ledger import PrivacyLedger
 from dp_ilg.baselines.made_of import parts_of
 from dp_ilg.experiments.config.schema import Config
 from dp_ilg.experiments.data.locks import locked
+from dp_ilg.experiments.models.networks import MODELS
 from dp_ilg.experiments.reports.event_files import event_file
 from dp_ilg.experiments.reports.origin import file_sha256, now
-from dp_ilg.experiments.models.networks import MODELS
 from dp_ilg.experiments.reports.page import write_report
 from dp_ilg.experiments.runs.distributed import (
     Team,
