@@ -203,8 +203,9 @@ def agreed_mode(geometry: Any, given: ClipMode | None, l2_clip_norm: Any) -> Cli
     facts = getattr(geometry, "facts", None)
     said = getattr(facts, "clip_mode", None)
     norm, own = getattr(facts, "l2_clip_norm", None), constant(l2_clip_norm)
-    if None not in (norm, own) and not abs(own - norm) <= SAME_NORM * norm:
-        raise ValueError(other_norm(f"{own:g}", f"{norm:g}"))
+    if norm is not None and own is not None:
+        if not abs(own - norm) <= SAME_NORM * norm:
+            raise ValueError(other_norm(f"{own:g}", f"{norm:g}"))
     if said is not None and given is not None and not given.agrees(said):
         raise ValueError(other_mode(given, said))
     return said or given or as_clip_mode("joint")

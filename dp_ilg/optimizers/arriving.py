@@ -75,12 +75,7 @@ def said_by(links: Sequence[Any]) -> Said:
 
 def _check_end(plan: Any, step: Any) -> None:
     """Raises one host call after a step past the plan, which was NaN."""
-    known = not isinstance(step, Tracer) and isinstance(step, jax.Array | np.ndarray)
-    if plan is None or not known or step.ndim:
-        return
-    if isinstance(step, jax.Array) and not (
-        step.is_fully_addressable and step.is_ready()
-    ):
+    if plan is None or not _is_here(step):
         return
     if int(step) > plan.num_steps:
         raise BudgetExhausted(
@@ -88,6 +83,17 @@ def _check_end(plan: Any, step: Any) -> None:
             f"{plan.num_steps}: all after them is NaN by intention; stop at "
             "plan.num_steps and take the parameters of then, or plan a new run."
         )
+
+
+def _is_here(step: Any) -> bool:
+    """Whether a number can be read without waiting for a device."""
+    if isinstance(step, np.ndarray):
+        return not step.ndim
+    if isinstance(step, Tracer) or not isinstance(step, jax.Array):
+        return False
+    array: Any = step
+    alive = not array.ndim and array.is_fully_addressable and not array.is_deleted()
+    return alive and array.is_ready()
 
 
 def check_state(state: Any, count: int) -> None:
