@@ -41,7 +41,7 @@ class StepChunks(Sequence):
     """The chunks of one step: `len` is known at once, rows come as they are asked for.
 
     They are handed out in order and only the last one is kept, so a step of many
-    chunks takes the memory of one.
+    chunks takes the memory of one. Going through several a second time is refused.
 
     Example:
         >>> chunks = StepChunks(2, iter(["one", "two"]))
@@ -58,8 +58,13 @@ class StepChunks(Sequence):
         return self._count
 
     def __getitem__(self, index: Any) -> Any:
-        if not isinstance(index, int) or not self._at <= index < self._count:
-            raise IndexError(f"chunk {index} of {self._count} is not there (any more).")
+        if not isinstance(index, int) or not 0 <= index < self._count:
+            raise IndexError(f"Chunk {index} of {self._count} is not there.")
+        if index < self._at:  # an IndexError would end a loop without a word
+            raise FeedError(
+                f"Chunk {index} of {self._count} was read and is gone, since the "
+                "chunks of a step are read once; make a list of them to read it twice."
+            )
         while self._at < index:
             self._at, self._chunk = self._at + 1, next(self._left)
         return self._chunk

@@ -127,7 +127,7 @@ def test_the_table_of_the_run_folder_names_its_files():
     names = {p.name for p in vars(folder).values() if isinstance(p, pathlib.Path)}
     names -= {"digits", folder.projection.name}  # only runs with a projection have it
     rows = re.findall(r"^\| `([\w.]+)/?` \|", (DOCS / "start.md").read_text(), re.M)
-    assert sorted(rows) == sorted({*names, "report.html"})
+    assert sorted(rows) == sorted({*names, "report.html", "model_card.md"})
 
 
 def test_outputs_are_found_and_told_apart():

@@ -1,5 +1,6 @@
 """Released metrics: their law, their band, and one Gaussian with all else of a step."""
 
+import contextlib
 import dataclasses
 import functools
 from typing import Any
@@ -508,3 +509,51 @@ def test_a_tree_map_over_what_was_released_is_harmless():
     assert jax.tree.map(lambda x: 2 * x, released).value == 1.0
     with pytest.raises(TypeError):
         MetricSums(jnp.ones(1), jnp.zeros(1), FACTS[:1]) + 1
+
+
+@contextlib.contextmanager
+def strict():
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        yield
+
+
+SETTINGS = {
+    "plain": contextlib.nullcontext,
+    "strict": strict,
+    "x64": lambda: jax.enable_x64(True),
+    "no NaN": lambda: jax.debug_nans(True),
+}
+KINDS = {
+    "loss": LOSS,
+    "integer": dp_ilg.Metric(lambda loss, aux: aux, 0, 3),
+    "constant": dp_ilg.Metric(lambda loss, aux: 1.0),
+    "right": dp_ilg.Metric(lambda loss, aux: aux > 1),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_any_kind_of_number_under_any_setting(setting, dtype):
+    """Without noise, of 8 examples where 8 are expected: the mean itself."""
+
+    def loss(params, x):
+        hidden = x.astype(dtype) @ params["w"]
+        return (hidden * hidden).sum(), hidden.argmax().astype(jnp.int32)
+
+    the_plan = plan(noise_multiplier=0.0, metric_budget=0.1, batch_size=8)
+    rows = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32) / 2
+    with SETTINGS[setting]():
+        params = {"w": jnp.eye(3, 4, dtype=dtype)}
+        tx = optimizer(the_plan, KINDS)
+        state = tx.init(params)
+        grad_fn = dp_ilg.clipped_grad(
+            loss, l2_clip_norm=1.0, has_aux=True, metrics=KINDS, microbatch_size=3
+        )
+        sums = grad_fn(params, jnp.asarray(rows), geometry=tx.geometry(state))
+        _, state = jax.jit(tx.update)(sums, state, params)
+        found = {name: float(x.value) for name, x in tx.metrics(state).items()}
+    best = np.pad(rows, ((0, 0), (0, 1))).argmax(1)
+    true = {"loss": (rows**2).sum(1).clip(0, 4).mean(), "integer": best.mean()}
+    true |= {"constant": 1.0, "right": (best > 1).mean()}
+    assert found == pytest.approx(true, abs=1e-5 if dtype == "float32" else 0.02)

@@ -90,8 +90,11 @@ def test_a_step_of_many_chunks_holds_one_of_them():
     for value in step:
         seen.append(value)
         assert made == seen
+    for again in (lambda: step[0], lambda: list(step)):  # not an empty list
+        with pytest.raises(FeedError, match="make a list of them to read it twice"):
+            again()
     with pytest.raises(IndexError):
-        step[0]
+        step[5]
 
 
 class Broken(Counting):

@@ -134,4 +134,5 @@ def _gaussian_distance(epsilon: float, delta: float) -> float:
         far = special.log_ndtr(-epsilon / mu - mu / 2)
         return special.ndtr(mu / 2 - epsilon / mu) - math.exp(epsilon + far) - delta
 
-    return _normal_distance(math.exp(optimize.brentq(excess, -14.0, 7.0, xtol=1e-3)))
+    log_mu: Any = optimize.brentq(excess, -14.0, 7.0, xtol=1e-3)
+    return _normal_distance(math.exp(log_mu))

@@ -75,15 +75,15 @@ def describe(plan: Any, steps: int | None = None) -> Statement:
     Returns:
         The statement of so many steps.
     """
-    steps = plan.num_steps if steps is None else steps
-    epsilon = plan.epsilon(steps)
+    taken: int = plan.num_steps if steps is None else steps
+    epsilon = plan.epsilon(taken)
     if math.isinf(epsilon):
-        text = _no_guarantee(plan, steps)
-        return Statement(text, tuple(_facts(plan, steps, epsilon, text).items()))
+        text = _no_guarantee(plan, taken)
+        return Statement(text, tuple(_facts(plan, taken, epsilon, text).items()))
     sentences = [
         _guarantee(plan, epsilon),
-        *_so_far(plan, steps),
-        _mechanism(plan, steps),
+        *_so_far(plan, taken),
+        _mechanism(plan, taken),
         _scores(plan),
         *_prior(plan),
         _accounting(plan),
@@ -91,7 +91,7 @@ def describe(plan: Any, steps: int | None = None) -> Statement:
         "The guarantee does not cover: " + "; ".join(NOT_COVERED) + ".",
     ]
     text = " ".join(sentences)
-    return Statement(text, tuple(_facts(plan, steps, epsilon, text).items()))
+    return Statement(text, tuple(_facts(plan, taken, epsilon, text).items()))
 
 
 def _no_guarantee(plan, steps: int) -> str:

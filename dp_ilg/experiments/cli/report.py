@@ -53,11 +53,13 @@ def report(
     if len(run_dirs) > 1:
         return lambda: _compare([Path(name) for name in run_dirs], Path(out), json)
 
+    (run_dir,) = run_dirs
+
     def work() -> None:
         from dp_ilg.experiments.reports.page import write_report
 
-        path = write_report(Path(run_dirs[0]))
-        show({"run_dir": run_dirs[0], "report": str(path)}, json, _ROWS)
+        path = write_report(Path(run_dir))
+        show({"run_dir": run_dir, "report": str(path)}, json, _ROWS)
 
     return work
 

@@ -18,7 +18,8 @@ from dp_ilg.experiments.reports.svg import BLUE, GREEN, ORANGE, inline_svg, styl
 from dp_ilg.experiments.reports.words import short, shown_epsilon
 
 _MARK = '<meta name="generator" content="dp-ilg report">'  # of pages that are ours
-_LOOKS = [
+_FEW_POINTS = 60  # so many have a mark each
+_LOOKS: list[dict[str, Any]] = [
     {"linestyle": dash, "color": colour}
     for dash, colour in itertools.product(("-", "--", ":"), (BLUE, ORANGE, GREEN))
 ]
@@ -270,11 +271,12 @@ def curves_figure(runs: Sequence[ComparedRun]) -> Figure:
     for run, look in zip(runs, itertools.cycle(_LOOKS)):
         history = run.record.history
         assert history is not None
-        width = 1.0 if run.why_not else 1.8
+        look = {**look, "linewidth": 1.0 if run.why_not else 1.8, "markersize": 3.5}
+        look["marker"] = "o" if len(history.steps) <= _FEW_POINTS else ""
         percent = 100 * history.accuracies
         if all(math.isfinite(e) for e in history.epsilons):
-            left.plot(history.epsilons, percent, linewidth=width, **look)
-        right.plot(history.steps, percent, linewidth=width, label=run.name, **look)
+            left.plot(history.epsilons, percent, **look)
+        right.plot(history.steps, percent, label=run.name, **look)
     _finish(left, "privacy budget spent, ε")
     _finish(right, "step")
     right.legend(loc="best", fontsize=9)

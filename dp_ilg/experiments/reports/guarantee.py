@@ -79,8 +79,11 @@ def _yardstick(plan: PrivacyPlan, steps: int) -> str:
 
 def _percent(share: float) -> str:
     """Rounded up, and to more digits only where one would make it certainty."""
-    one = math.ceil(1000 * share - 1e-9) / 10
-    return f"{one:.1f} %" if one < 100 else f"{math.ceil(1e6 * share - 1e-9) / 1e4:g} %"
+    for digits in (1, 2, 4):
+        shown = math.ceil(100 * share * 10**digits - 1e-9) / 10**digits
+        if shown < 100:
+            return f"{shown:.{digits}f} %"
+    return "100 %"
 
 
 def _mechanism(plan: PrivacyPlan, facts: Mapping[str, Any]) -> str:

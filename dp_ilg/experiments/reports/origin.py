@@ -21,6 +21,11 @@ class Origin:
         model_sha256: digest of the trained parameters; empty while there are none.
         ledger_sha256: digest of the file `ledger.jsonl`.
 
+    Privacy:
+        Digests are published with the page. The ledger holds hashes under the run's
+        key, of the training data among others, so its digest tells nothing to whoever
+        knows neither; the keys have 64 bits, as everywhere in JAX.
+
     Example:
         >>> Origin("2026-11-30 20:05 UTC", "", "", "", "0" * 64).named["Responsible"]
         'not given'

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.experiments.reports import figures
+from dp_ilg.experiments.reports.card import render_card
 from dp_ilg.experiments.reports.guarantee import bullets
 from dp_ilg.experiments.reports.record import History, RunRecord, read_run
 from dp_ilg.experiments.reports.released import released_figure
@@ -30,7 +31,7 @@ _PACKAGES = ("dp_ilg", "jax", "jaxlib", "optax", "flax", "dp-accounting", "numpy
 
 
 def write_report(run_dir: Path) -> Path:
-    """Writes `report.html` into a run folder, finished or not.
+    """Writes `report.html` and `model_card.md` into a run folder, finished or not.
 
     Args:
         run_dir: the folder of a training run.
@@ -52,7 +53,9 @@ def write_report(run_dir: Path) -> Path:
         ValueError: no/such/run is not a folder; give the folder of a training run.
     """
     run_dir = Path(run_dir)
-    page = render_report(read_run(run_dir))
+    record = read_run(run_dir)
+    page, card = render_report(record), render_card(record)
+    write_page(run_dir / "model_card.md", card)
     return write_page(run_dir / "report.html", page)
 
 

@@ -39,6 +39,10 @@ def _no_estimate(values: Values) -> bool:
     return _uniform(values) or values.get("optimizer.source") == "public"
 
 
+def _no_metrics(values: Values) -> bool:
+    return not values.get("metrics.release")
+
+
 _IDLE: dict[str, Callable[[Values], bool]] = {  # a setting of a choice not made
     "data.projection.whitening": _no_projection,
     "privacy.num_stages": _constant_noise,
@@ -46,6 +50,10 @@ _IDLE: dict[str, Callable[[Values], bool]] = {  # a setting of a choice not made
     "optimizer.ema_decay": _no_estimate,
     "optimizer.floor": _no_estimate,
     "optimizer.source": _uniform,
+    "optimizer.score": _no_estimate,
+    "metrics.budget": _no_metrics,
+    "metrics.loss_bound": _no_metrics,
+    "metrics.smooth_steps": _no_metrics,
 }
 
 

@@ -93,7 +93,10 @@ def _search(plan: PrivacyPlan, runs: int) -> float | None:
 def _search_of(plan: PrivacyPlan, runs: int) -> float | None:
     from dp_ilg.accounting.composition import search_epsilon
 
+    paid = plan.noise_charge  # of every run that is made
+    left = plan.delta - runs * paid.delta
     try:
-        return search_epsilon(plan.event(), plan.delta, expected_runs=runs)
+        found = search_epsilon(plan.event(), left, expected_runs=runs)
+        return found + runs * paid.epsilon
     except (ValueError, NotImplementedError, TypeError):
         return None

@@ -1,5 +1,6 @@
 """The command line: tables and JSON for results, one sentence for mistakes."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import pytest
 from dp_ilg.experiments.cli import main as cli
 from dp_ilg.experiments.config.schema import config_to_toml, read_config
 from dp_ilg.experiments.runs import progress, runner
+from tests.experiments.reports.test_event_files import points
 from tests.helpers.compiled import compiled_once  # noqa: F401 - a fixture
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -53,6 +55,7 @@ def test_training_prints_one_json_object_and_leaves_a_report(tmp_path, capsys):
     assert names == {
         *("config.toml", "plan.json", "ledger.jsonl", "metrics.jsonl"),
         *("summary.json", "report.html", "checkpoints", "certificate.json"),
+        "model_card.md",
     }
     assert "3/3" in err and "test accuracy" in err
     # once more: refused; with --resume: the same result, from the folder's own values
@@ -175,7 +178,7 @@ def test_a_resumed_run_has_the_values_of_its_folder(trained, tmp_path):
         ),
         (
             ["calibrate", "--epsilon", "1", *PLAN[:4], "--schedule.name", "nope"],
-            "schedule.name is 'nope', which is unknown; known are array, constant",
+            "schedule is 'nope', which is unknown; known are array, constant",
         ),
         *(
             (["epsilon", "--noise-multiplier", "1", *PLAN, flag, str(10**23)], words)
@@ -202,9 +205,8 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
 
 def test_an_unknown_field_in_a_file_is_one_sentence(tmp_path, capsys):
     file = tmp_path / "my.toml"
-    file.write_text(
-        config_to_toml(read_config(CONFIGS / "digits.toml")) + "speed = 3\n"
-    )
+    text = config_to_toml(read_config(CONFIGS / "digits.toml"))
+    file.write_text(text.replace("[run]", "[run]\nspeed = 3"))
     assert cli.main(["train", str(file)]) == 2
     assert "unknown field run.speed; did you mean run.seed?" in capsys.readouterr().err
 
@@ -299,13 +301,19 @@ def test_ctrl_c_exits_130_and_can_be_resumed(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(progress.Bar, "stepped", stepped)
     command = ["train", "--run-dir", str(tmp_path / "run"), "--seed", "1", *TINY]
-    assert cli.main([*command, "--json"]) == 130
+    assert cli.main([*command, "--json", "--tensorboard"]) == 130
     out, err = capsys.readouterr()
     assert out == "" and "Stopped after step 2 of 3; go on with --resume" in err
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "The run took 2 of 3 planned steps" in page and "Unfinished run" in page
     monkeypatch.setattr(runner, "write_report", lambda path: path)
     assert cli.main(["train", "--resume", "--run-dir", str(tmp_path / "run")]) == 0
     assert "100" not in capsys.readouterr().err.splitlines()[0]
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 3
+    if importlib.util.find_spec("tensorboardX") is not None:  # each evaluation once
+        (events,) = (tmp_path / "run").glob("events.out.tfevents.*")
+        steps = [step for step, tag in points(events) if tag == "epsilon"]
+        assert steps == [2, 3]
 
 
 def test_report_writes_the_page_again(tmp_path, capsys, monkeypatch):
@@ -351,7 +359,7 @@ def test_the_module_runs_as_a_process():
 @pytest.mark.slow
 def test_a_file_size_limit_is_one_sentence_and_leaves_nothing(tmp_path):
     limit = "import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (4096, 4096));"
-    run = "from dp_ilg.experiments.cli import main; raise SystemExit(main(%r))"
+    run = "from dp_ilg.experiments.cli.main import main; raise SystemExit(main(%r))"
     command = ["train", "--run-dir", str(tmp_path / "run"), "--seed", "1", *TINY]
     code = limit + run % command
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

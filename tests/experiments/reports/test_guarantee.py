@@ -98,6 +98,7 @@ def test_settings_that_do_nothing_are_left_out():
     assert found["optimizer.ema_decay"] == 0.9
     gone = ("data.features", "privacy.num_stages", "optimizer.blocks", "run.engine")
     assert not set(gone) & set(found)
+    assert not {"metrics.budget", "metrics.smooth_steps"} & set(found)
     table["optimizer"] |= {"method": "dp_sgd", "momentum": 0.9}
     table["privacy"]["schedule"] = {"name": "linear", "end": 0.5}
     found = used(table)
@@ -127,3 +128,19 @@ def test_nothing_long_refuses_to_be_broken_in_print(tmp_path):
     always = re.findall(r"(\S+) \{[^}]*break-inside: avoid", before)
     assert sorted(always) == ["figure", "tr"]
     assert "break-before" not in text and "page-break" not in text
+
+
+def test_the_model_card_says_the_same_and_is_escaped(tmp_path):
+    from dp_ilg.experiments.reports.page import write_report
+    from tests.experiments.reports.test_page import HOSTILE, RUNS
+
+    run = write_report(fake_run(tmp_path / "run")).parent
+    card = (run / "model_card.md").read_text()
+    for _, text in bullets(a_plan(), 300):
+        assert text in card
+    assert read_run(run).origin.ledger_sha256 in card and "not given" in card
+    hostile = write_report(fake_run(tmp_path / "hostile", **RUNS["hostile"])).parent
+    before, _, _ = (hostile / "model_card.md").read_text().partition("## Training")
+    assert "<script" not in before and HOSTILE not in before
+    bare = write_report(fake_run(tmp_path / "bare", **RUNS["no privacy"])).parent
+    assert "NO PRIVACY" in (bare / "model_card.md").read_text()
