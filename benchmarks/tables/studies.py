@@ -91,21 +91,29 @@ def exponents(lines: Lines) -> str:
     return markdown(head, rows)
 
 
+def _at_best_rate(records: list) -> tuple:
+    """The rate that was best on the seed for tuning, and the accuracy of the others."""
+    tuning = 100
+    tried = [r for r in records if r["seed"] == tuning]
+    rate = max(tried, key=lambda r: r["accuracy"])["learning_rate"]
+    tested = [r for r in records if r["seed"] != tuning and r["learning_rate"] == rate]
+    return rate, percent(tested, "accuracy")
+
+
 def scores(lines: Lines) -> str:
     """What of an example is scored, against uniform weights, equally tuned."""
-    tuning = 100  # the seed on which learning rates were chosen
-    tested = [r for r in lines("scores") if r["seed"] != tuning]
     rows = []
-    for task, records in group(tested, "task").items():
-        runs = group(records, "row")
-        base = percent(runs["uniform"], "accuracy")
-        for row, of in runs.items():
-            found = percent(of, "accuracy")
+    for task, records in group(lines("scores"), "task").items():
+        base: dict = {}
+        for row, of in group(records, "row").items():
+            rate, found = _at_best_rate(of)
+            if not found:  # only tuned so far
+                continue
+            base = base or found
             own = row == "uniform"
             difference = "base" if own else with_interval(gap(found, base))
             words = "none: uniform weights" if own else f"`{row}`"
-            rate = f"{of[0]['learning_rate']:g}"
-            rows.append([task, words, rate, spread(found.values()), difference])
+            rows.append([task, words, f"{rate:g}", spread(found.values()), difference])
     head = ["task", "score", "rate", "test %", "difference, 95 % interval"]
     return markdown(head, rows)
 

@@ -96,7 +96,7 @@ def chain(*transformations: optax.GradientTransformation) -> PrivateTransformati
         return apart(tuple(link.init(params) for link in links), params)
 
     def update(
-        updates: Any, state: tuple[Any, ...], params: Params | None = None, **extra: Any
+        updates: Any, state: Any, params: Params | None = None, **extra: Any
     ) -> tuple[Any, tuple]:
         own = geometry(state)
         refuse_wrappers(updates, own.groups, extra.get("clipped_grad"))
@@ -112,7 +112,7 @@ def chain(*transformations: optax.GradientTransformation) -> PrivateTransformati
                 extra["l2_clip_norm"] = updates.l2_clip_norm
         return like_parameters(updates, own.groups), tuple(new)
 
-    def geometry(state: tuple[Any, ...]) -> Geometry:
+    def geometry(state: Any) -> Geometry:
         check_state(state, len(links))
         said.check_end(state)
         return knowing(source.geometry(state[holder]).saying(said.facts), state)

@@ -18,7 +18,7 @@ from dp_ilg.geometry.groups import accumulator
 class KeepReleaseState(NamedTuple):
     """What the last step released; zeros before the first."""
 
-    release: Any
+    last: Any
 
 
 def keep_release() -> PrivateTransformation:
@@ -53,10 +53,10 @@ def keep_release() -> PrivateTransformation:
         **extra: Any,
     ) -> tuple[Params, KeepReleaseState]:
         del params, extra
-        kept = jax.tree.map(lambda x, y: x.astype(y.dtype), updates, state.release)
+        kept = jax.tree.map(lambda x, y: x.astype(y.dtype), updates, state.last)
         return updates, KeepReleaseState(kept)
 
-    return PrivateTransformation(init, update, release=lambda state: state.release)
+    return PrivateTransformation(init, update, release=lambda state: state.last)
 
 
 def release_reader(

@@ -151,10 +151,10 @@ def release_metrics(
         return ReleaseMetricsState(
             key=fresh_key(key),
             step=jnp.zeros((), jnp.int32),
-            value=zeros + jnp.nan,
-            variance=nothing + jnp.nan,
-            average=zeros,
-            average_variance=nothing,
+            value=zeros,
+            variance=nothing,
+            average=jnp.copy(zeros),
+            average_variance=jnp.copy(nothing),
         )
 
     def update(
@@ -272,10 +272,12 @@ def _in_units(
     """The releases by name, in the metrics' own units, freed of the start at zero."""
     weight = 1 - decay ** jnp.asarray(state.step, jnp.float32)
     smoothed = state.average / weight
-    errors = jnp.sqrt(jnp.stack([state.variance, state.average_variance / weight**2]))
+    known = jnp.where(state.step > 0, 1, jnp.nan)
+    spread = [state.variance * known, state.average_variance / weight**2]
+    errors = jnp.sqrt(jnp.stack(spread))
     found = {}
     for k, (name, low, high) in enumerate(facts):
         middle, half = (low + high) / 2, (high - low) / 2
-        last, mean = (middle + half * x[k] for x in (state.value, smoothed))
+        last, mean = (middle + half * x[k] for x in (state.value * known, smoothed))
         found[name] = Released(last, mean, *(half * error for error in errors))
     return found

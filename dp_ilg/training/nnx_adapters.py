@@ -127,7 +127,8 @@ def merge_lora(module: Any) -> Any:
             "The module has no adapter around a linear layer; pass what with_lora made."
         )
     for path, adapter in found:
-        layer, kernel = adapter.base_module, adapter.base_module.kernel
+        layer: Any = adapter.base_module
+        kernel = layer.kernel
         added = jnp.matmul(adapter.lora_a[...], adapter.lora_b[...])
         kernel[...] = kernel[...] + added.astype(kernel.dtype)
         copied = _replaced(copied, path, layer)

@@ -1,5 +1,6 @@
 """Released metrics: their law, their band, and one Gaussian with all else of a step."""
 
+import contextlib
 import dataclasses
 import functools
 from typing import Any
@@ -328,8 +329,9 @@ def test_a_sum_whose_seal_is_broken_is_not_released():
     state = verb.init(PARAMS)
     with pytest.raises(ValueError, match="Arithmetic was done"):
         verb.update(jax.tree.map(lambda x: x / 2, empty()), state)
-    kind, whole, real = empty().seal
-    summed = empty(seal=(kind, jnp.asarray(whole) + 1, real))
+    is_whole = lambda x: np.asarray(x).dtype == np.int32  # noqa: E731
+    seal = jax.tree.map(lambda x: x + 1 if is_whole(x) else x, empty().seal)
+    summed = empty(seal=seal)
     assert np.isnan(jax.jit(verb.update)(summed, state)[1].value).all()
     for bound in (0.0, np.nan, -1.0):
         broken = empty(l2_clip_norm=jnp.float32(bound))
@@ -508,3 +510,51 @@ def test_a_tree_map_over_what_was_released_is_harmless():
     assert jax.tree.map(lambda x: 2 * x, released).value == 1.0
     with pytest.raises(TypeError):
         MetricSums(jnp.ones(1), jnp.zeros(1), FACTS[:1]) + 1
+
+
+@contextlib.contextmanager
+def strict():
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        yield
+
+
+SETTINGS = {
+    "plain": contextlib.nullcontext,
+    "strict": strict,
+    "x64": lambda: jax.enable_x64(True),
+    "no NaN": lambda: jax.debug_nans(True),
+}
+KINDS = {
+    "loss": LOSS,
+    "integer": dp_ilg.Metric(lambda loss, aux: aux, 0, 3),
+    "constant": dp_ilg.Metric(lambda loss, aux: 1.0),
+    "right": dp_ilg.Metric(lambda loss, aux: aux > 1),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_any_kind_of_number_under_any_setting(setting, dtype):
+    """Without noise, of 8 examples where 8 are expected: the mean itself."""
+
+    def loss(params, x):
+        hidden = x.astype(dtype) @ params["w"]
+        return (hidden * hidden).sum(), hidden.argmax().astype(jnp.int32)
+
+    the_plan = plan(noise_multiplier=0.0, metric_budget=0.1, batch_size=8)
+    rows = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32) / 2
+    with SETTINGS[setting]():
+        params = {"w": jnp.eye(3, 4, dtype=dtype)}
+        tx = optimizer(the_plan, KINDS)
+        state = tx.init(params)
+        grad_fn = dp_ilg.clipped_grad(
+            loss, l2_clip_norm=1.0, has_aux=True, metrics=KINDS, microbatch_size=3
+        )
+        sums = grad_fn(params, jnp.asarray(rows), geometry=tx.geometry(state))
+        _, state = jax.jit(tx.update)(sums, state, params)
+        found = {name: float(x.value) for name, x in tx.metrics(state).items()}
+    best = np.pad(rows, ((0, 0), (0, 1))).argmax(1)
+    true = {"loss": (rows**2).sum(1).clip(0, 4).mean(), "integer": best.mean()}
+    true |= {"constant": 1.0, "right": (best > 1).mean()}
+    assert found == pytest.approx(true, abs=1e-5 if dtype == "float32" else 0.02)

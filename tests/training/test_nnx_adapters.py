@@ -1,5 +1,7 @@
 """LoRA for NNX: adapters change nothing at first, and alone are trained."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,7 +64,7 @@ def test_only_what_is_trained_moves(base, tmp_path):
     )
     loss = lambda net, x: net(x)[0] ** 2  # noqa: E731
     optimizer = nnx.Optimizer(made, optax.sgd(0.1), wrt=lora_variables("head"))
-    facts = dict(seed=1, importance="uniform", source="public")
+    facts: dict[str, Any] = dict(seed=1, importance="uniform", source="public")
     train = dp_ilg.private_training(loss, optimizer, plan, **facts)
     state = train.init((made, optimizer))
     for lot in train.batches(X, ledger=None):

@@ -3,6 +3,7 @@
 Each looks at the trainer's own parts with inputs made to break them.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from dp_ilg.base import ClippedGrad, Params
 from dp_ilg.experiments.audits.checks import Finding
 from dp_ilg.experiments.audits.residuals import Observer, draws, inner_product
 from dp_ilg.experiments.audits.subject import release_of, taken
+from dp_ilg.geometry.facts import ClipFacts
 from dp_ilg.geometry.geometry import Geometry
 from dp_ilg.geometry.groups import pieces_of
 
@@ -81,9 +83,9 @@ def _skewed(geometry: Geometry, seed: int) -> Geometry:
     """The same groups with unlike weights, as importance makes them."""
     rng = np.random.default_rng(seed)
     weights = np.exp(rng.uniform(-2, 2, len(geometry.weights)))
-    return Geometry(
-        jnp.asarray(weights, jnp.float32), geometry.groups, geometry.coordinates
-    )
+    facts = ClipFacts(score=geometry.facts and geometry.facts.score)
+    weights = jnp.asarray(weights, jnp.float32)
+    return dataclasses.replace(geometry, weights=weights, facts=facts)
 
 
 def sensitivity(observer: Observer, seed: int) -> Finding:
@@ -213,7 +215,7 @@ def past_releases(observer: Observer, seed: int) -> Finding:
     clipped, step = jax.jit(observer.others), jax.jit(observer.step)
     first = clipped(params, state, rows[0, 0], masks[0, 0])
     state = step(params, state, first)[1]
-    promised = jax.tree.leaves(observer.tx.geometry(state))
+    promised = jax.tree.leaves(observer.tx.geometry(state).forgetting())
     bound = np.float32(trainer.plan.l2_clip_norm)
     same = True
     width = len(rows[0, 0])

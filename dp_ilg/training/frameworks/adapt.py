@@ -48,7 +48,7 @@ class Adapted(NamedTuple):
 
     Attributes:
         params: tree of the floating-point arrays that are trained.
-        loss: ``(params, example, key)`` to what the user's loss returns, of ONE
+        loss: ``(params, example, key=None)`` to what the user's loss returns, of ONE
             example: a scalar, or (scalar, aux). Pure; it holds `frozen`.
         rebuild: ``params`` to the user's kind of object with these parameters.
         random: whether `loss` reads its key.
@@ -66,7 +66,7 @@ class Adapted(NamedTuple):
     """
 
     params: Params
-    loss: Callable[[Params, Example, Any], Any]
+    loss: Callable[..., Any]
     rebuild: Callable[[Params], Any]
     random: bool
     frozen: Any

@@ -143,8 +143,9 @@ def slow_in_state(tx: optax.GradientTransformation) -> optax.GradientTransformat
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, SlowInState]:
         both: Any = optax.LookaheadParams(params, state.slow)
-        steps, after = tx.update(updates, state.lookahead, both)
-        moved = optax.apply_updates(both, steps)
+        found: tuple[Any, Any] = tx.update(updates, state.lookahead, both)
+        steps, after = found
+        moved: Any = optax.apply_updates(both, steps)
         return steps.fast, SlowInState(after, moved.slow)
 
     return optax.GradientTransformation(init, update)

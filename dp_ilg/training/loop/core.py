@@ -117,9 +117,8 @@ class RunCore:
         at, adapted = self._at, self._adapted
         assert at is not None and adapted is not None
         if self._binding is not None:
-            check_unchanged(
-                self._begun_with, (self._begun_with[0], Rows(data).digest())
-            )
+            program = self._binding.program.digest
+            check_unchanged(self._begun_with, (program, Rows(data).digest()))
             return self._binding
         recipe, loss = self._of_one_example(adapted)
         found = bind(recipe, self._tx, loss, at.state, self._secret)(data)

@@ -20,9 +20,6 @@ class Lot:
     It is no array and no tree of arrays. Sizes and rows stay inside: how many examples
     were drawn is as private as which.
 
-    Attributes:
-        step: the step it is for, from 0.
-
     Privacy:
         Its step was charged before it was handed out, whether or not it is taken.
 
@@ -35,14 +32,19 @@ class Lot:
         TypeError: A lot holds the private examples of one step and goes into ...
     """
 
-    __slots__ = ("step", "_owner", "_chunks", "_noise")
+    __slots__ = ("_step", "_owner", "_chunks", "_noise")
 
     def __init__(
         self, step: int, owner: Any, chunks: Any, noise: Callable[[], Any]
     ) -> None:
         """Takes the step, whose it is, its chunks, and what draws its noise."""
-        self.step, self._owner = step, owner
+        self._step, self._owner = step, owner
         self._chunks, self._noise = chunks, noise
+
+    @property
+    def step(self) -> int:
+        """The step it is for, from 0."""
+        return self._step
 
     def __repr__(self) -> str:
         return f"Lot(step={self.step}, rows=<private>)"

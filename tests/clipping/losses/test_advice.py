@@ -45,7 +45,7 @@ def test_other_arguments_are_named(loss, names):
         lambda *args: jnp.sum(logits(args[0], args[1][0])),
         functools.partial(lambda s, p, e: s * jnp.sum(logits(p, e[0])), 2.0),
         jax.checkpoint(lambda p, e: jnp.sum(logits(p, e[0]))),
-        lambda p, e=None, *, deterministic=True: jnp.sum(logits(p, e[0])),
+        lambda p, e=(), *, deterministic=True: jnp.sum(logits(p, e[0])),
     ],
 )
 def test_two_arguments_are_two_however_they_are_written(loss):

@@ -1,6 +1,7 @@
 """Batch norm is found in the program of a loss, and no other norm is taken for it."""
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -21,7 +22,7 @@ def placed(batched):
     return (lambda x: x[None]) if batched else (lambda x: x)
 
 
-def linen(norm, x, batched):
+def linen(norm, x, batched) -> Any:
     """Loss and parameters of a linen network; state is written, and dropped."""
     first = nn.Conv(4, (3, 3)) if x.ndim == 3 else nn.Dense(4)
     net, place = nn.Sequential([first, norm, nn.Dense(1)]), placed(batched)
@@ -32,13 +33,13 @@ def linen(norm, x, batched):
 
     def loss(params, x):
         given = {"params": params, **rest}
-        out = net.apply(given, place(x), mutable=list(rest) or False)
+        out: Any = net.apply(given, place(x), mutable=list(rest) or False)
         return (out[0] if rest else out).sum()
 
     return loss, params
 
 
-def haiku(norm, x, batched):
+def haiku(norm, x, batched) -> Any:
     place = placed(batched)
 
     def forward(x, train):
@@ -53,7 +54,7 @@ def haiku(norm, x, batched):
     return lambda p, x: net.apply(p, state, None, place(x), train)[0], params
 
 
-def module(norm, x, batched):
+def module(norm, x, batched) -> Any:
     rngs, place = nnx.Rngs(0), placed(batched)
     first = nnx.Conv(3, 4, (3, 3), rngs=rngs)
     first = first if x.ndim == 3 else nnx.Linear(3, 4, rngs=rngs)
@@ -111,17 +112,22 @@ def test_batch_norm_is_refused(build, norm, x, batched):
         check_loss(loss, params, x)
 
 
-@pytest.mark.parametrize("x", [ROW, IMAGE, THIN], ids=["row", "image", "thin"])
+THIN_TOO = pytest.param(THIN, marks=pytest.mark.slow, id="thin")
+
+
+@pytest.mark.parametrize("x", [ROW, IMAGE, THIN_TOO])
 @pytest.mark.parametrize("batched", [True, False], ids=["e[None]", "e"])
 @pytest.mark.parametrize("build, norm", OTHERS)
 def test_other_norms_pass(build, norm, x, batched):
-    check_loss(*build(norm, x, batched), x)
+    loss, params = build(norm, x, batched)
+    check_loss(loss, params, x)
 
 
 @pytest.mark.parametrize("x", [IMAGE, THIN], ids=["image", "thin"])
 @pytest.mark.parametrize("build, norm", IMAGES_ONLY)
 def test_norms_over_space_pass(build, norm, x):
-    check_loss(*build(norm, x, True), x)
+    loss, params = build(norm, x, True)
+    check_loss(loss, params, x)
 
 
 @pytest.mark.parametrize("wrap", [nn.WeightNorm, nn.SpectralNorm])
@@ -133,7 +139,8 @@ def test_norms_of_weights_pass(wrap):
     rest = {name: v for name, v in variables.items() if name != "params"}
 
     def loss(params, x):
-        return net.apply({"params": params, **rest}, x[None], **given).sum()
+        out: Any = net.apply({"params": params, **rest}, x[None], **given)
+        return out.sum()
 
     check_loss(loss, params, ROW)
 

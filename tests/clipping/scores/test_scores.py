@@ -15,6 +15,7 @@ from dp_ilg.clipping.per_example import from_gradients
 from dp_ilg.clipping.scores.bounding import ROUNDING_SLACK
 from dp_ilg.clipping.scores.statistics import inner_products
 from dp_ilg.clipping.scores.table import SCORES, Score, as_score
+from dp_ilg.geometry.coordinates import Coordinates
 from dp_ilg.geometry.facts import ClipFacts
 from dp_ilg.geometry.groups import weighted_norm
 from dp_ilg.geometry.rounding import weighted_norm_rounding
@@ -85,8 +86,9 @@ def random_gradients(seed, count, spread=3):
     rng = np.random.default_rng(seed)
     sizes = 10.0 ** rng.uniform(-spread, spread, count)
     return {
-        k: np.float32(
-            rng.normal(size=(count, *x.shape)) * sizes.reshape(-1, *[1] * x.ndim)
+        k: np.asarray(
+            rng.normal(size=(count, *x.shape)) * sizes.reshape(-1, *[1] * x.ndim),
+            np.float32,
         )
         for k, x in PARAMS.items()
     }
@@ -264,8 +266,19 @@ def test_what_is_no_score_is_said_in_a_sentence():
     refused(lambda one: one.release, "which the chain does not keep")
     refused(lambda one: one.inner({"w": jnp.ones(2)}), "do not fit the geometry")
     refused(branching, "branches on values of an example")
+    refused(printing, "has effects .* which would show single examples")
+    refused(called_back, "pure_callback.* which would show single examples")
     refused("l3", "score is 'l3', which is unknown; known are l1, l2")
     refused(3, "score is 3, but must be one of")
+
+
+def printing(one):
+    jax.debug.print("{}", one.norms)
+    return one.norms
+
+
+def called_back(one):
+    return jax.pure_callback(lambda x: x, one.norms, one.norms)
 
 
 def branching(one):
@@ -289,7 +302,7 @@ def test_weights_are_asked_for_where_they_are_not_known():
 def test_inner_products_in_scaled_entries_are_refused():
     geometry = geometry_for("weight")
     scale = tuple(jnp.ones_like(x) for x in jax.tree.leaves(PARAMS))
-    coordinates = dp_ilg.geometry.coordinates.Coordinates(scale)
+    coordinates = Coordinates(scale)
     scaled = dataclasses.replace(geometry, coordinates=coordinates)
     tx = dp_ilg.clip_per_example(1.0)
     with pytest.raises(ValueError, match="clipped in coordinates of their own"):
@@ -306,7 +319,7 @@ def test_the_score_is_said_in_one_place():
     with pytest.raises(ValueError, match="score is 'l1' in clipped_grad, but 'weight'"):
         grad_fn(PARAMS, rows, geometry=geometry_for("weight"))
     with pytest.raises(ValueError, match="Two chunks were clipped with score"):
-        found + clip(engine="vmap")(PARAMS, rows, geometry=uniform)
+        _ = found + clip(engine="vmap")(PARAMS, rows, geometry=uniform)
 
 
 def test_a_function_is_one_score_wherever_it_is_given():

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from dp_ilg.experiments.config.data import DataConfig
+from dp_ilg.experiments.config.schema import Config
 from dp_ilg.experiments.data.own.named import is_data_path, load_named
 from dp_ilg.experiments.data.shards import write_shards
+from dp_ilg.experiments.runs.outside.parts import check_parts
 
 ROWS = 6
 Y = np.array([0, 1, 2, 2, 1, 0])
@@ -145,6 +147,17 @@ def test_a_folder_without_arrays_says_what_it_holds(here):
     (here / "rows" / "a.csv").write_text("1,2\n")
     with pytest.raises(ValueError, match="holds a.csv, but neither index.json"):
         load("./rows")
+
+
+def test_a_path_that_is_neither_says_what_it_is(here):
+    (here / "a.csv").write_text("1,2\n")
+    with pytest.raises(ValueError, match="a.csv is a file, but no .npz; give a folder"):
+        load("./a.csv")
+    with pytest.raises(ValueError, match="b does not exist; give a folder"):
+        load("./b")
+    (here / "rows").mkdir()
+    with pytest.raises(ValueError, match="given with a slash, as ./rows"):
+        check_parts(Config(data=DataConfig("rows")))
 
 
 def test_a_folder_of_shards_states_its_own_facts(here):

@@ -1,6 +1,7 @@
 """Every framework's row against the framework's own per-example gradients."""
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -47,11 +48,11 @@ class NNXNet(nnx.Module):
 
 
 class EqxNet(eqx.Module):
-    first: eqx.nn.Linear
-    drop: eqx.nn.Dropout
-    head: eqx.nn.Linear
+    first: Any
+    drop: Any
+    head: Any
     places: jax.Array
-    activation: object
+    activation: Any
 
     def __init__(self, key):
         one, two = jax.random.split(key)
@@ -101,7 +102,8 @@ def linen(dtype):
     state = OwnState.create(apply_fn=net.apply, params=params, tx=optax.sgd(0.1))
 
     def loss(params, x, *, rng):
-        return net.apply({"params": params}, x, rngs={"dropout": rng}) ** 2
+        out: Any = net.apply({"params": params}, x, rngs={"dropout": rng})
+        return out**2
 
     return state, loss, lambda x, key: jax.grad(loss)(state.params, x, rng=key)
 

@@ -1,5 +1,7 @@
 """Every framework through the front door: the steps that its own gradients make."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -90,7 +92,7 @@ CASES = [linen, pytest.param(haiku, marks=SLOW), module, equinox]
 @pytest.mark.parametrize("case", CASES)
 def test_a_run_takes_the_steps_of_the_framework(case, plan, tmp_path):
     model, optimizer, loss, mean = case()
-    facts = dict(source="public", importance="uniform", seed=1)
+    facts: dict[str, Any] = dict(source="public", importance="uniform", seed=1)
     train = dp_ilg.private_training(loss, optimizer, plan, **facts)
     state = train.init(model)
     before = [np.array(leaf) for leaf in arrays(model)]

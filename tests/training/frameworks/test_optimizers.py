@@ -1,5 +1,7 @@
 """Every optimizer behind the noise is that optimizer, fed with the release."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -112,7 +114,7 @@ def private(plan):
     return verbs, jax.jit(dp_ilg.clipped_grad(loss, l2_clip_norm=plan.l2_clip_norm))
 
 
-def trained(private, tx, params, point=lambda params: params):
+def trained(private, tx, params, point=lambda params: params) -> Any:
     """A few steps by any transformation of the release."""
     verbs, grad_fn = private
     state, inner = verbs.init(PARAMS), tx.init(params)
@@ -125,7 +127,7 @@ def trained(private, tx, params, point=lambda params: params):
     return params
 
 
-def in_a_chain(private, tx):
+def in_a_chain(private, tx) -> tuple[Any, Any]:
     """The same steps with the transformation behind the noise of a chain."""
     verbs, grad_fn = private
     tx = dp_ilg.chain(verbs, tx)

@@ -1,6 +1,7 @@
 """A small private run for the tests of the front door."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,9 @@ N, WIDTH = 60, 3
 @functools.cache
 def made_plan(num_steps=4, **facts):
     """A plan without calibration, so that it costs nothing."""
-    told = dict(noise_multiplier=1.0, delta=1e-5, num_examples=N, batch_size=12)
+    told: dict[str, Any] = dict(
+        noise_multiplier=1.0, delta=1e-5, num_examples=N, batch_size=12
+    )
     return dp_ilg.plan_privacy(**(told | {"num_steps": num_steps} | facts))
 
 
@@ -43,14 +46,20 @@ def start():
     return {"w": jnp.zeros(WIDTH), "b": jnp.zeros(())}
 
 
-def training(loss=loss_fn, optimizer=None, plan=None, seed=0, **facts):
+def training(
+    loss: Any = loss_fn,
+    optimizer: Any = None,
+    plan: Any = None,
+    seed: Any = 0,
+    **facts: Any,
+) -> Any:
     """A run with a fixed seed."""
     optimizer = optax.adam(0.1) if optimizer is None else optimizer
     plan = made_plan() if plan is None else plan
     return dp_ilg.private_training(loss, optimizer, plan, seed=seed, **facts)
 
 
-def trained(train, rows=None, ledger=None, until=None, **facts):
+def trained(train: Any, rows=None, ledger=None, until=None, **facts) -> Any:
     """The state after the steps of a run, or after some."""
     state = train.init(start())
     for lot in train.batches(data() if rows is None else rows, ledger=ledger, **facts):
@@ -64,3 +73,10 @@ def bits(tree):
     """All bits of a tree of arrays."""
     leaves = jax.tree.leaves(tree)
     return [np.asarray(x).tobytes() for x in leaves]
+
+
+def bound(train: Any, rows=None) -> Any:
+    """What a run has made of its data, before any step: nothing is compiled."""
+    train.init(start())
+    train.batches(data() if rows is None else rows, ledger=None).close()
+    return train._binding

@@ -5,6 +5,7 @@ import shutil
 import stat
 import subprocess
 import sys
+from typing import Any
 
 import flax.serialization
 import optax
@@ -44,7 +45,7 @@ def resumed(train, state, folder):
 def test_a_run_that_was_stopped_ends_with_the_same_bits(stopped, form, seed):
     folder, text, whole = stopped
     train = scene.training(seed=seed, **FACTS)
-    state = train.init(scene.start())
+    state: Any = train.init(scene.start())
     if form == "orbax":
         state = train.restore(folder / "saved")
     else:

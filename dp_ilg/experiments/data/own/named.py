@@ -79,7 +79,13 @@ such file or directory); check the path.
 def _of_path(path: Path, chosen: DataConfig) -> Dataset:
     if path.suffix == ".npz":
         return _made(path.stem, str(path), _npz(path), chosen)
-    if (path / INDEX).exists() or not path.is_dir():
+    if not path.is_dir():
+        there = "is a file, but no .npz" if path.exists() else "does not exist"
+        raise DataError(
+            f"{path} {there}; give a folder, or arrays x_train, y_train, x_test and "
+            "y_test in a file that numpy.savez wrote."
+        )
+    if (path / INDEX).exists():
         return _agreed(load_folder(path), chosen)
     arrays = {file.stem: _npy(file) for file in sorted(path.glob("*.npy"))}
     if "x_train" not in arrays:

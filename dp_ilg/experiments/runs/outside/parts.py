@@ -6,6 +6,7 @@ not resumed, its keys are others, and processes that do not agree do not start.
 """
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from dp_ilg.accounting.schedules import SCHEDULES
@@ -87,6 +88,11 @@ def check_parts(config: Config) -> None:
 of your own: ./file.py:name or package.module:name)
     """
     for part, name in named(config):
+        if part.kind == "dataset" and name not in part.rows and Path(name).exists():
+            raise ValueError(
+                f"data.name is {name!r}, which is no data set; a file or folder is "
+                f"given with a slash, as ./{name}."
+            )
         resolve(part.kind, name, part.rows, part.field)
 
 
