@@ -418,7 +418,7 @@ def test_keys_differ_by_use_and_seed():
         for key in derived_keys(seed, {})
     ]
     assert len(set(words)) == 15
-    with pytest.raises(ValueError, match="run.seed"):
+    with pytest.raises(ValueError, match="seed must be a whole number from 0 to 2"):
         derived_keys(2**256, {})
 
 
