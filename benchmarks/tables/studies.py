@@ -107,6 +107,8 @@ def scores(lines: Lines) -> str:
         base: dict = {}
         for row, of in group(records, "row").items():
             rate, found = _at_best_rate(of)
+            if not found:  # only tuned so far
+                continue
             base = base or found
             own = row == "uniform"
             difference = "base" if own else with_interval(gap(found, base))

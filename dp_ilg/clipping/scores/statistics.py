@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 
 from dp_ilg.base import Params, PerExampleGrads
 from dp_ilg.clipping.adding.sums import wide, widened
+from dp_ilg.clipping.purity import equations
 from dp_ilg.geometry.geometry import Geometry
 
 
@@ -150,7 +151,7 @@ def vectors(
 
     Raises:
         ValueError: for a score that is no real vector ``[groups]``, branches on values,
-            or asks for inner products in an order that values decide.
+            or prints or calls back to the host.
 
     Privacy: raw values; not bounded yet.
 
@@ -171,6 +172,7 @@ def vectors(
         return jnp.ones_like(sizes)
 
     count = len(geometry.groups.names)
+    _refuse_effects(function, public, sizes)
     checked(function, Statistics(jnp.ones_like(sizes), sizes, asks, *public), count)
     products = [inner_products(per_example, tree, geometry) for tree in asked]
 
@@ -182,6 +184,26 @@ def vectors(
         return checked(function, own_statistics, count)
 
     return jax.vmap(one)(norms.astype(jnp.float32), *products)
+
+
+def _refuse_effects(
+    function: Callable[[Statistics], Any], public: tuple, sizes: Array
+) -> None:
+    """Raises for a score that prints or calls back: single examples would be seen."""
+
+    def of_norms(norms: Array) -> Array:
+        one = Statistics(norms, sizes, lambda tree: norms, *public)
+        return checked(function, one, len(sizes))
+
+    closed = jax.make_jaxpr(of_norms)(np.ones(len(sizes), np.float32))
+    kinds = {type(effect).__name__ for effect in closed.effects}
+    names = {equation.primitive.name for equation in equations(closed.jaxpr)}
+    found = sorted(kinds | {name for name in names if "callback" in name})
+    if found:
+        raise ValueError(
+            f"The score has effects ({', '.join(found)}), which would show single "
+            "examples; take jax.debug.print and callbacks out of it."
+        )
 
 
 def _lengths(geometry: Geometry) -> Callable[[Params], Array]:

@@ -266,8 +266,19 @@ def test_what_is_no_score_is_said_in_a_sentence():
     refused(lambda one: one.release, "which the chain does not keep")
     refused(lambda one: one.inner({"w": jnp.ones(2)}), "do not fit the geometry")
     refused(branching, "branches on values of an example")
+    refused(printing, "has effects .* which would show single examples")
+    refused(called_back, "pure_callback.* which would show single examples")
     refused("l3", "score is 'l3', which is unknown; known are l1, l2")
     refused(3, "score is 3, but must be one of")
+
+
+def printing(one):
+    jax.debug.print("{}", one.norms)
+    return one.norms
+
+
+def called_back(one):
+    return jax.pure_callback(lambda x: x, one.norms, one.norms)
 
 
 def branching(one):
