@@ -19,7 +19,9 @@ def made_plan(num_steps=4, **facts):
     told: dict[str, Any] = dict(
         noise_multiplier=1.0, delta=1e-5, num_examples=N, batch_size=12
     )
-    return dp_ilg.plan_privacy(**(told | {"num_steps": num_steps} | facts))
+    told |= {"num_steps": num_steps}
+    told |= facts
+    return dp_ilg.plan_privacy(**told)
 
 
 def data():
