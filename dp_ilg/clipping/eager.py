@@ -70,7 +70,7 @@ def compiled(
         >>> import jax.numpy as jnp
         >>> loss = lambda p, x: p * x
         >>> closed = traced(loss, jnp.ones(()), jnp.ones(3))
-        >>> run = compiled(closed, loss, "doctest", lambda f, p, x: f(p, x))
+        >>> run = compiled(closed, loss, "doctest", lambda f, p, x: f(p, x)[0])
         >>> float(run(jnp.float32(2.0), jnp.float32(3.0)))
         6.0
     """

@@ -1,6 +1,7 @@
 """Sealed batches bring their mask; a mask that was forgotten is found out."""
 
 import gc
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,8 @@ GRAD_FN = dp_ilg.clipped_grad(loss, l2_clip_norm=BOUND)
 
 
 def sampler(**changes):
-    facts = dict(num_examples=40, sampling_prob=0.3, key=3, chunk_size=25) | changes
+    facts: Any = dict(num_examples=40, sampling_prob=0.3, key=3, chunk_size=25)
+    facts |= changes
     return dp_ilg.PoissonSampler(**facts)
 
 

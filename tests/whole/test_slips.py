@@ -13,6 +13,7 @@ import pickle
 import re
 import tempfile
 import warnings
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -21,6 +22,7 @@ import numpy as np
 import optax
 import pytest
 from flax import serialization
+from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 
 import dp_ilg
@@ -114,7 +116,7 @@ def by_equinox(total):
 
 
 def traced(total):
-    return isinstance(total.l2_clip_norm, jax.core.Tracer)
+    return isinstance(total.l2_clip_norm, Tracer)
 
 
 def scaled_vector(total):
@@ -340,6 +342,9 @@ def from_state(change):
     return slip
 
 
+joined_by_optax: Any = optax.per_example_global_norm_clip
+
+
 def plain_dicts(state):
     """As Orbax gives a state back where it is told no target."""
     return [part._asdict() if hasattr(part, "_asdict") else {} for part in state]
@@ -469,7 +474,7 @@ SLIPS = {
         given(
             lambda: jax.tree.unflatten(
                 jax.tree.structure(ROWS),
-                optax.per_example_global_norm_clip(jax.tree.leaves(ROWS), 1.0)[0],
+                joined_by_optax(jax.tree.leaves(ROWS), 1.0)[0],
             )
         ),
         "no batch axis",

@@ -332,7 +332,7 @@ def differing_field(one: Config, other: Config) -> str | None:
         >>> differing_field(Config(), Config(data=DataConfig("mnist")))
         "data.name is 'digits', not 'mnist'"
     """
-    for section in ("data", "model", "privacy", "optimizer", "run"):
+    for section in ("data", "model", "privacy", "optimizer", "run", "metrics"):
         a, b = getattr(one, section), getattr(other, section)
         for name in a.__dataclass_fields__:
             if (section, name) == ("run", "seed"):
