@@ -146,7 +146,9 @@ def test_the_front_door_imports_an_extra_only_where_it_is_needed():
     assert len(files) > 10
     for path in files:
         body = ast.parse(path.read_text()).body
-        top = [node for node in body if isinstance(node, ast.Import | ast.ImportFrom)]
+        top: list[ast.stmt] = [
+            node for node in body if isinstance(node, ast.Import | ast.ImportFrom)
+        ]
         module = ast.Module(top, type_ignores=[])
         names = {name.partition(".")[0] for name in imported(module)}
         assert not [(path, name) for name in names if name not in allowed]

@@ -514,7 +514,7 @@ def test_asking_again_is_free():
     ],
 )
 def test_epochs_are_steps_rounded_up(epochs, batch_size, steps):
-    facts = dict(noise_multiplier=1.0, delta=1e-5, num_examples=60_000)
+    facts: Any = dict(noise_multiplier=1.0, delta=1e-5, num_examples=60_000)
     plan = dp_ilg.plan_privacy(num_epochs=epochs, batch_size=batch_size, **facts)
     assert plan.num_steps == steps
     assert plan == dp_ilg.plan_privacy(num_steps=steps, batch_size=batch_size, **facts)
@@ -523,7 +523,8 @@ def test_epochs_are_steps_rounded_up(epochs, batch_size, steps):
 
 
 def test_a_batch_size_is_found_for_epochs():
-    facts = dict(epsilon=2.0, noise_multiplier=1.1, delta=1e-5, num_examples=60_000)
+    facts: Any = dict(epsilon=2.0, noise_multiplier=1.1, delta=1e-5)
+    facts["num_examples"] = 60_000
     plan = dp_ilg.batch_size_for_epsilon(num_epochs=5, **facts)
     assert 1.9 < plan.epsilon() <= 2.0 and 5 <= plan.num_epochs < 5.1
     larger = dp_ilg.plan_privacy(

@@ -1,6 +1,7 @@
 """Schedules: closed forms, shapes, staging and refusals."""
 
 import pathlib
+from typing import Any
 
 import numpy as np
 import optax
@@ -150,7 +151,7 @@ def test_any_function_of_the_step_is_a_schedule():
     np.testing.assert_array_equal(alone, np.where(steps < 9, 1.0, 2.0))
     decay = optax.cosine_decay_schedule(1.0, 100, alpha=0.1)
     found = shapes.multipliers_of(decay, 50, 5.0)
-    np.testing.assert_allclose(found, [float(decay(t)) for t in steps], rtol=1e-6)
+    np.testing.assert_allclose(found, np.asarray([decay(t) for t in steps]), rtol=1e-6)
     constant = shapes.multipliers_of(lambda t: 2.0, 3, 5.0)
     np.testing.assert_array_equal(constant, [2.0] * 3)
 
@@ -186,7 +187,8 @@ def test_a_plan_takes_functions_sequences_and_names(tmp_path, monkeypatch):
     text = "def rises(step):\n    return 1 + step / 10\n\n\n"
     text += "def to(end):\n    return lambda step: 1 + (end - 1) * step / 3\n"
     pathlib.Path("mine.py").write_text(text)
-    facts = dict(noise_multiplier=2.0, delta=1e-5, num_examples=100, batch_size=10)
+    facts: Any = dict(noise_multiplier=2.0, delta=1e-5)
+    facts |= dict(num_examples=100, batch_size=10)
     given = [lambda t: 1 + t / 10, [1, 1.1, 1.2, 1.3], "./mine.py:rises"]
     plans = [plan_privacy(**facts, num_steps=4, schedule=s) for s in given]
     for plan in plans:

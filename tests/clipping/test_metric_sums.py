@@ -319,9 +319,9 @@ def test_chunks_of_other_metrics_do_not_join(params, batch):
     one = summed(made(), params, batch)
     other = summed(made(metrics={"loss": METRICS["loss"]}), params, batch)
     with pytest.raises(ValueError, match="same metrics"):
-        one + other
+        _ = one + other
     with pytest.raises(ValueError, match="has metrics and the other has none"):
-        one + dataclasses.replace(one, metrics=None)
+        _ = one + dataclasses.replace(one, metrics=None)
 
 
 def test_facts_do_not_depend_on_the_order_of_the_mapping():

@@ -1,6 +1,7 @@
 """Exact draws: the discrete Gaussian's law, from whole numbers only."""
 
 import decimal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -127,7 +128,7 @@ def test_draws_are_a_function_of_secret_and_step():
 @pytest.mark.parametrize("asked", ["plan", "keyword"])
 def test_exact_noise_takes_exact_draws_only(asked):
     the_plan = plan(score_budget=0.2, exact_noise=asked == "plan")
-    word = {"noise": "exact"} if asked == "keyword" else {}
+    word: Any = {"noise": "exact"} if asked == "keyword" else {}
     tx = dp_ilg.dp_adam_ilg(0.1, the_plan, key=jax.random.key(0), **word)
     state, grads = tx.init(PARAMS), {"w": jnp.ones((6, 3, 4))}
     given = draws()

@@ -1,6 +1,7 @@
 """Clip mode, clip norm and weights travel with the geometry, and are compared."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +74,8 @@ def test_another_plans_clip_norm_is_named_and_refused():
         tx.update(theirs, state, PARAMS)
     updates, after = jax.jit(tx.update)(theirs, state, PARAMS)
     assert nan(updates)
-    for norm in (1.0, np.float32(1.0), jnp.float32(1.0)):
+    norms: list[Any] = [1.0, np.float32(1.0), jnp.float32(1.0)]
+    for norm in norms:
         fine = grad_fn(norm)(PARAMS, ROWS, geometry=tx.geometry(state))
         assert not nan(tx.update(fine, state, PARAMS)[0])
 

@@ -509,7 +509,7 @@ def test_a_tree_map_over_what_was_released_is_harmless():
     released = dp_ilg.Released(0.5, 0.6, 0.1, 0.02)
     assert jax.tree.map(lambda x: 2 * x, released).value == 1.0
     with pytest.raises(TypeError):
-        MetricSums(jnp.ones(1), jnp.zeros(1), FACTS[:1]) + 1
+        _ = MetricSums(jnp.ones(1), jnp.zeros(1), FACTS[:1]) + 1
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """Names of parts from outside: found, digested, and refused in one sentence."""
 
 import sys
+from typing import Any
 
 import pytest
 
@@ -62,12 +63,13 @@ def test_two_packages_with_one_name_are_refused(installed):
 
 
 def test_other_code_has_another_digest(here):
-    first = find("rule", "./mine.py:steep")
-    assert find("rule", str(here / "mine.py") + ":steep").digest == first.digest
+    first: Any = find("rule", "./mine.py:steep")
+    again: Any = find("rule", str(here / "mine.py") + ":steep")
+    assert again.digest == first.digest
     (here / "mine.py").write_text(RULE.replace("2", "3"))
     assert find("rule", "./mine.py:steep") == first  # read once, as a module is
     forget()
-    second = find("rule", "./mine.py:steep")
+    second: Any = find("rule", "./mine.py:steep")
     assert second.digest != first.digest and second.value(2, 1) == 8
 
 
@@ -119,7 +121,7 @@ def test_every_kind_says_what_it_is_and_has_a_group_of_its_own():
 
 
 def test_a_row_that_was_added_here_is_known_to_be():
-    rows = table("score", {"l2": len})
+    rows: Any = table("score", {"l2": len})
     rows["mine"] = max
     assert is_of_this_process("score", "mine", rows)
     assert not is_of_this_process("score", "l2", rows)

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +39,7 @@ def prepared():
     }
     batch = rng.integers(0, 16, (ROWS, 6)), rng.normal(size=(ROWS, 4)).astype("f4")
     metrics = {"loss": dp_ilg.Metric(lambda loss, aux: loss, -1.0, 1.0)}
-    facts = dict(microbatch_size=8, metrics=metrics)
+    facts: Any = dict(microbatch_size=8, metrics=metrics)
     grad_fn = dp_ilg.clipped_grad(loss, l2_clip_norm=0.3, **facts)
     return params, batch, np.arange(ROWS) % 5 == 2, grad_fn
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 from unittest import mock
 
 import jax
@@ -124,7 +125,7 @@ def unnoised_metrics():
 def uncharged_metrics():
     """Gradient and scores have the whole budget, and metrics come on top."""
     bare = trainer()
-    clip = measured().clip
+    clip: Any = measured().clip
     oracle = functools.partial(clip, engine="vmap")
     base = dataclasses.replace(bare, clip=clip, oracle=oracle)
     return other_metrics(MEASURED_PLAN, base, PLAN)

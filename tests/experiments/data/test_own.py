@@ -1,5 +1,7 @@
 """Files and folders of the user's own: every usual kind, and what is asked for."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -28,7 +30,9 @@ def here(tmp_path, monkeypatch):
 
 
 def saved(x, y=Y, name="my.npz", **more):
-    arrays = dict(x_train=x, y_train=y, x_test=x[:2], y_test=y[:2]) | more
+    arrays: dict[str, Any] = (
+        dict(x_train=x, y_train=y, x_test=x[:2], y_test=y[:2]) | more
+    )
     np.savez(name, **{k: v for k, v in arrays.items() if v is not None})
 
 

@@ -1,6 +1,7 @@
 """Parts from outside in whole runs: trained, recorded, resumed, refused."""
 
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -338,11 +339,11 @@ def test_data_that_cannot_be_are_one_sentence(changes, words):
 
 
 def test_python_takes_the_same_names():
-    facts = dict(delta=1e-5, num_examples=100, batch_size=10, num_steps=4)
+    facts: Any = dict(delta=1e-5, num_examples=100, batch_size=10, num_steps=4)
     plan = dp_ilg.plan_privacy(
         noise_multiplier=2.0, schedule="./mine.py:rises", **facts
     )
-    rule = dict(importance="./mine.py:steep", source="public")
+    rule: Any = dict(importance="./mine.py:steep", source="public")
     tx = dp_ilg.dp_adam_ilg(0.1, plan, key=jax.random.key(0), **rule)
     weights = tx.geometry(tx.init({"a": jnp.ones(2), "b": jnp.ones(200)})).weights
     assert weights[0] > weights[1]
