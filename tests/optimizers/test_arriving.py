@@ -141,7 +141,7 @@ def test_chunks_of_two_modes_do_not_join():
         for mode in ("joint", "per_layer")
     )
     with pytest.raises(ValueError, match="clip_mode 'joint' and 'per_layer'"):
-        one + two
+        _ = one + two
     made = dp_ilg.ClippedGrad(PARAMS, jnp.zeros(2), uniform, jnp.float32(1.0))
     assert (made + one).geometry.facts == one.geometry.facts
 

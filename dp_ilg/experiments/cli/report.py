@@ -53,7 +53,7 @@ def report(
     if len(run_dirs) > 1:
         return lambda: _compare([Path(name) for name in run_dirs], Path(out), json)
 
-    run_dir = run_dirs[0]
+    run_dir = str(next(iter(run_dirs)))
 
     def work() -> None:
         from dp_ilg.experiments.reports.page import write_report
