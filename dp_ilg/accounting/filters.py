@@ -266,6 +266,8 @@ def _check_facts(facts: dict[str, Any]) -> None:
         if name not in parameters:
             known = ", ".join(key for key in parameters if key not in _OWN)
             raise TypeError(f"stage got {name}, which is unknown; it takes {known}.")
+    if not {"num_steps", "num_epochs"} & set(facts):
+        raise TypeError("stage lacks num_steps; give it, or num_epochs.")
     for name, parameter in parameters.items():
         needed = parameter.default is parameter.empty and name not in _OWN
         if needed and name not in facts:

@@ -22,8 +22,8 @@ def steps_of(asked: Any) -> Any:
         `num_steps` as it was given, or `num_epochs` in steps, rounded up.
 
     Raises:
-        ValueError: unless exactly one of them was given, and for epochs that are no
-            positive number.
+        TypeError: if neither was given.
+        ValueError: if both were, and for epochs that are no positive number.
 
     Example:
         >>> from types import SimpleNamespace
@@ -32,10 +32,12 @@ def steps_of(asked: Any) -> Any:
         586
     """
     steps, epochs = asked.num_steps, asked.num_epochs
-    if (steps is None) == (epochs is None):
+    if steps is None and epochs is None:
+        raise TypeError("Neither num_steps nor num_epochs was given; give one.")
+    if steps is not None and epochs is not None:
         raise ValueError(
-            f"num_steps is {steps!r} and num_epochs is {epochs!r}, but exactly one of "
-            "them must be given."
+            f"num_steps is {steps!r} and num_epochs is {epochs!r}, but only one of "
+            "them can be given; leave the other out."
         )
     if epochs is None:
         return steps

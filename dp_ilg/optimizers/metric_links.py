@@ -39,7 +39,10 @@ def metric_links(
     Privacy: as `release_metrics`.
 
     Example:
-        >>> metric_links(None, None, None)
+        >>> import dp_ilg
+        >>> plan = dp_ilg.plan_privacy(noise_multiplier=1.0, delta=1e-5,
+        ...     num_examples=100, batch_size=10, num_steps=4)
+        >>> metric_links(plan, None, None)
         []
     """
     if not metrics:

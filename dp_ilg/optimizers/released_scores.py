@@ -74,7 +74,8 @@ def check_clipped(updates: Any, groups: Groups) -> None:
     """Raises for what is no clipped sum of a scorer's groups.
 
     Example:
-        >>> check_clipped(3, None)
+        >>> from dp_ilg.geometry.layers import group
+        >>> check_clipped(3, group({"w": jnp.ones(2)}))
         Traceback (most recent call last):
         TypeError: score_layer_importance got int, not a ClippedGrad; put ...
     """

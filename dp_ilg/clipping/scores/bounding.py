@@ -72,7 +72,7 @@ def sum_scores(
 
 def _l2(norms: Array, present: Array) -> Array:
     """The default: all examples at once, and of norm 1 by themselves."""
-    overall = weighted_norm(norms, jnp.ones_like(norms[0]))
+    overall = weighted_norm(norms, jnp.ones(norms.shape[-1], norms.dtype))
     usable = present & (overall > 0) & jnp.isfinite(overall)
     units = norms / jnp.where(usable, overall, 1)[:, None]
     return jnp.where(usable[:, None], units, 0)
@@ -82,7 +82,7 @@ def _bounded(scores: Array, present: Array) -> Array:
     """Vectors of norm at most 1, to rounding; 0 where absent or not finite."""
     finite = present & jnp.all(jnp.isfinite(scores), axis=-1)
     scores = jnp.where(finite[:, None], scores, 0)
-    length = weighted_norm(scores, jnp.ones_like(scores[0]))
+    length = weighted_norm(scores, jnp.ones(scores.shape[-1], scores.dtype))
     usable = finite & jnp.isfinite(length)
     units = scores / jnp.maximum(length, 1)[:, None]
     return jnp.where(usable[:, None], units, 0)

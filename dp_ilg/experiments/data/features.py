@@ -128,7 +128,7 @@ def feature_names() -> tuple[str, ...]:
         >>> feature_names()[:4]
         ('raw', 'scattering', 'photo_scattering', 'word_counts')
     """
-    return tuple(FEATURE_ROWS)
+    return tuple(name for rows in _TABLES for name in rows)
 
 
 def _counted(data: Dataset) -> Dataset:

@@ -20,8 +20,12 @@ def product(p, e):
 
 def sizes_of(loss, params, batch, layers: Any = "leaf"):
     groups = group(params, layers)
-    run = jax.jit(lambda p, b: ENGINES[ENGINE](loss, p, b, groups)[::2])
-    return [np.asarray(x, np.float64) for x in run(params, batch)]
+
+    def both(p, b):
+        found = ENGINES[ENGINE](loss, p, b, groups)
+        return found.norms, found.sizes
+
+    return [np.asarray(x, np.float64) for x in jax.jit(both)(params, batch)]
 
 
 def example(terms, cancelling):

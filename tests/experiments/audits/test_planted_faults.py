@@ -268,28 +268,20 @@ def geometry_of_the_batch():
 
 
 def divided_by_the_drawn_size():
-    """Sum and noise over the number drawn: as if both were scaled by B / drawn."""
+    """Sum and noise over the number drawn, which `fits` counts where all is short."""
 
-    def clip(loss):
-        sound = SOUND.clip(loss)
+    def make(link, key):
+        def update(updates, state, params=None, **extra):
+            release, after = link.update(updates, state, params, **extra)
+            drawn = jnp.maximum(2 * jnp.abs(updates.fits[0]), 1)
+            factor = PLAN.batch_size / drawn
+            return jax.tree.map(lambda g: g * factor, release), after
 
-        def run(params, batch, *, geometry, is_padding_example=None):
-            extra = dict(is_padding_example=is_padding_example)
-            found = sound(params, batch, geometry=geometry, **extra)
-            size = jax.tree.leaves(batch)[0].shape[0]
-            drawn = size
-            if is_padding_example is not None:
-                drawn = jnp.sum(~is_padding_example)
-            factor = PLAN.batch_size / jnp.maximum(drawn, 1)
-            return dataclasses.replace(
-                found,
-                gradients=jax.tree.map(lambda g: g * factor, found.gradients),
-                l2_clip_norm=found.l2_clip_norm * factor,
-            )
+        return PrivateTransformation(
+            link.init, update, role="noise", key=link.key, plan=link.plan
+        )
 
-        return run
-
-    return replaced(clip=clip)
+    return swapped("noise", make)
 
 
 def nan_let_through():
