@@ -11,6 +11,7 @@ ratio of the least times, which a busy machine moves less.
 
 import argparse
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,10 +24,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-import dp_ilg
-from common import RESULTS, machine
-from dp_ilg.optimizers.behind_noise import behind_noise
-from dp_ilg.training.step import make_train_step
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import dp_ilg  # noqa: E402
+from common import RESULTS, machine  # noqa: E402
+from dp_ilg.optimizers.behind_noise import behind_noise  # noqa: E402
+from dp_ilg.training.step import make_train_step  # noqa: E402
 
 WIDTHS = {"digits linear": (64, 10), "MLP 784-1000-10": (784, 1000, 10)}
 EXAMPLES, BATCH = 4096, 256

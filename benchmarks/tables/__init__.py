@@ -44,6 +44,7 @@ TABLES: dict[str, Table] = {
     "embedding": costs.embedding,
     "waiting": costs.waiting,
     "scaling": costs.scaling,
+    "front-door": costs.front_door,
     "roofline": costs.roofline,
     # docs/papers.md
     "abadi": papers.abadi,

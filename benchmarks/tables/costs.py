@@ -249,3 +249,20 @@ def _pair(records: list[dict], of) -> str:
 def _expected(record: dict, chip: str) -> float:
     times = record["expected_seconds"]
     return next(v for name, v in times.items() if name.startswith(chip))
+
+
+def front_door(lines: Lines) -> str:
+    """The front door beside the loop by hand: a step, and the loop around it."""
+    rows = [
+        [
+            f"{r['model']}, {r['what']}",
+            f"{significant(r['by_hand_ms'])} ms",
+            f"{significant(r['front_door_ms'])} ms",
+            f"{r['ratio']:.3f}",
+            str(r["repeats"]),
+        ]
+        for r in lines("front_door")
+    ]
+    return markdown(
+        ["what, batch 256", "by hand", "`private_training`", "ratio", "repeats"], rows
+    )
