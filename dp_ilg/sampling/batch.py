@@ -85,9 +85,9 @@ def opened(batch: Any, mask: Any = None) -> tuple[Any, Any]:
         True
     """
     if not isinstance(batch, SealedBatch):
-        if mask is None:
-            _check_not_forgotten(batch)
         said = isinstance(mask, bool | np.bool_) and not mask
+        if mask is None or said:
+            _check_not_forgotten(batch)
         return batch, None if said else mask
     if mask is not None and mask is not batch.is_padding_example:
         raise ValueError(
@@ -152,6 +152,6 @@ def _check_not_forgotten(batch: Any) -> None:
         raise ValueError(
             f"A batch of {rows[0]} rows came without a mask, as many as a chunk of the "
             "sampler that has padding and whose mask nobody has read; take the rows "
-            "with chunk.take(data), pass is_padding_example=chunk.is_padding_example, "
-            "or is_padding_example=False if these rows are all examples."
+            "with chunk.take(data), or pass "
+            "is_padding_example=chunk.is_padding_example."
         )

@@ -161,7 +161,10 @@ def test_whole_batches_need_no_mask():
     draws = sampler()
     (chunk,) = draws.chunks(0)
     whole = {"x": DATA["x"][:25]}
-    fine = GRAD_FN(PARAMS, whole, geometry=GEOMETRY, is_padding_example=False)
+    told = dict(geometry=GEOMETRY, is_padding_example=False)
+    forgotten(lambda: GRAD_FN(PARAMS, whole, **told))  # a mask is waiting to be read
+    assert chunk.is_padding_example.any()
+    fine = GRAD_FN(PARAMS, whole, **told)
     np.testing.assert_allclose(total(fine), whole["x"].sum(0), rtol=1e-4)
     GRAD_FN(PARAMS, {"x": DATA["x"]}, geometry=GEOMETRY)  # of another size
     mask = chunk.indices == -1  # as jax_privacy has it

@@ -91,7 +91,21 @@ class RunCore:
         self._charged = max(self._charged, step + 1)
 
     def _steps(self, state: PrivateState) -> int:
+        self._own("epsilon", state)
         return max(self._charged, steps_of(self._at, state, self.plan))
+
+    def _own(self, what: str, state: Any) -> None:
+        """Raises for what is no state of this run."""
+        if not isinstance(state, PrivateState):
+            raise TypeError(
+                f"state is {type(state).__name__}, but must be what init, restore or "
+                "step returned."
+            )
+        if state.origin.run is not self:
+            raise ValueError(
+                f"The state is of another run (its plan is {state.origin.plan}), of "
+                f"which this one cannot tell the {what}; ask the run that made it."
+            )
 
     def _begun(self, what: str) -> Standing:
         if self._at is None:

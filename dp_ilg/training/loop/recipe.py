@@ -103,7 +103,15 @@ class Recipe:
         if not self._makes_it_private():
             behind = optimizer_of(model, self.optimizer)
             return behind_noise(behind, self.plan, key=key, **self._noise_facts())
-        made = self.optimizer(key)
+        try:
+            made = self.optimizer(key)
+        except TypeError as error:
+            name = getattr(self.optimizer, "__name__", "the function")
+            raise TypeError(
+                f"optimizer is {name}, which made no private optimizer of a key "
+                f"({type(error).__name__}); pass an Optax transformation, such as "
+                "optax.adam(1e-3)."
+            ) from error
         if getattr(made, "role", "") != "private":
             raise TypeError(
                 f"The optimizer's function returned {type(made).__name__}, but must "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,15 +35,17 @@ class Rows:
         self._data = data
         self._read = getattr(data, "rows", None)
         self.words: np.ndarray | None = None
+        self._one_reader = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._data) if self._read else length(self._data)
 
     def rows(self, indices: np.ndarray) -> Any:
         """Gathers rows; see `dp_ilg.training.sources.Source.rows`."""
-        if self._read is not None:
-            return self._read(indices)
-        return take(self._data, indices)
+        with self._one_reader:  # the feed's thread reads ahead
+            if self._read is not None:
+                return self._read(indices)
+            return take(self._data, indices)
 
     def rows_at(self, step: int, indices: np.ndarray) -> Any:
         """The rows of a step: with `row_words` beside them where there are words."""

@@ -243,7 +243,8 @@ class PrivateTraining(RunCore):
             were handed out, if those are more.
 
         Raises:
-            ValueError: for a state that was stepped already.
+            TypeError: for what is no state.
+            ValueError: for a state that was stepped already, or of another run.
 
         Privacy:
             Public.
@@ -260,7 +261,8 @@ class PrivateTraining(RunCore):
             The `Statement`; ``print`` shows a paragraph.
 
         Raises:
-            ValueError: for a state that was stepped already.
+            TypeError: for what is no state.
+            ValueError: for a state that was stepped already, or of another run.
 
         Privacy:
             Public.
@@ -324,10 +326,12 @@ class PrivateTraining(RunCore):
             Name -> `dp_ilg.Released`; empty without ``metrics=``.
 
         Raises:
-            ValueError: before `init`.
+            TypeError: for what is no state.
+            ValueError: before `init`, and for a state of another run.
 
         Privacy:
             Released, and charged to the plan; they may be logged and published.
         """
         self._begun("metrics")
+        self._own("metrics", state)
         return self._tx.metrics(state.opt_state) if self._tx.metrics else {}

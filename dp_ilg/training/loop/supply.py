@@ -12,6 +12,7 @@ from dp_ilg.training.draws_ahead import DrawsAhead
 from dp_ilg.training.environment import code_digest
 from dp_ilg.training.feeds import Feed
 from dp_ilg.training.loop.binding import Binding
+from dp_ilg.training.loop.lot_digest import marking, read_lot
 from dp_ilg.training.loop.lots import Supply
 
 
@@ -35,22 +36,29 @@ def supply_of(
         The `Supply`; its `close` lets go of all three.
 
     Privacy:
-        A step is charged with a digest of what it is released from and of the code
-        that rounds it, so that it can be repeated only as it was.
+        A step is charged with a digest of what it is released from, of the code that
+        rounds it and of the rows that were read, so that it can be repeated only as it
+        was.
     """
     feed = Feed(
         binding.rows,
         binding.sampler,
         first=steps.start,
         ahead=ahead,
-        place=binding.place,
+        place=marking(binding.place),
     )
+    seen: dict[int, str] = {}
     noise = _Noise(binding.draws, steps.stop)
     code = code_digest()
 
+    def chunks(step: int) -> Any:
+        found, seen[step] = read_lot(feed, binding, step)
+        return found
+
     def charge(step: int, trail: str) -> None:
+        rows = seen.pop(step)
         if ledger is not None:
-            ledger.record(step, released_from=f"{trail} {code}")
+            ledger.record(step, released_from=f"{trail} {code} {rows}")
         told(step)
 
     def close() -> None:
@@ -59,7 +67,7 @@ def supply_of(
         if ledger is not None:
             ledger.close()
 
-    return Supply(feed.chunks, charge, noise, close)
+    return Supply(chunks, charge, noise, close)
 
 
 def open_ledger(

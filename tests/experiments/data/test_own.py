@@ -103,7 +103,10 @@ ASKED = {
         dict(x=np.ones((ROWS, 2)), x_train=None, images=Y),
         "holds .*images.* but no x_train; name its arrays",
     ),
-    "says no classes": (dict(x=np.ones((ROWS, 2))), "go from 0 to 2.*num-classes 3"),
+    "says no classes": (
+        dict(x=np.ones((ROWS, 2))),
+        "how many classes.*not counted.*num-classes",
+    ),
     "has whole numbers": (
         dict(x=np.ones((ROWS, 2), np.int64)),
         r"int64\[6, 2\]: for token ids .*--data.num-tokens V .*--data.scale 1",

@@ -225,3 +225,79 @@ def test_a_function_of_a_key_makes_any_private_optimizer():
 def test_epsilon_of_a_state_that_was_given_away_says_so(run):
     with pytest.raises(ValueError, match="was stepped already"):
         run.train.epsilon(run.first)
+
+
+class Flipping:
+    """A data set whose reader augments by itself, from a generator of its own."""
+
+    def __init__(self):
+        self.rng = np.random.default_rng(0)
+
+    def __len__(self):
+        return scene.N
+
+    def __getitem__(self, index):
+        x, y = scene.data()
+        return x[index] * np.float32(self.rng.choice([-1.0, 1.0])), y[index]
+
+
+def resumed(tmp_path, first, second, **facts):
+    """Three steps, a save, a fourth that is lost, and on from the save in a new run."""
+    book, folder = tmp_path / "run" / "ledger.jsonl", tmp_path / "saved"
+    train = scene.training(seed=3, **facts)
+    state = train.init(scene.start())
+    with train.batches(first, ledger=book) as lots:
+        for lot in lots:
+            state = train.step(state, lot)
+            if lot.step == 1:
+                train.save(folder, state)
+            if lot.step == 2:
+                break
+    again = scene.training(seed=3, **facts)
+    again.init(scene.start())
+    state = again.restore(folder)
+    with again.batches(second, ledger=book, resume=True) as lots:
+        return again.step(state, next(lots))
+
+
+@pytest.mark.parametrize("chunk_size", [None, 5])
+def test_rows_that_are_others_when_they_are_read_again_are_refused(
+    tmp_path, chunk_size
+):
+    facts = {"chunk_size": chunk_size}
+    resumed(tmp_path / "same", scene.data(), scene.data(), **facts)
+    with pytest.raises((ValueError, RuntimeError), match="other|differs"):
+        resumed(tmp_path / "flip", Flipping(), Flipping(), **facts)
+
+
+def test_data_written_to_while_training_are_found_when_resumed(tmp_path):
+    written, labels = scene.data()
+    train = scene.training(seed=3, ahead=0)
+    state = train.init(scene.start())
+    book, folder = tmp_path / "run" / "ledger.jsonl", tmp_path / "saved"
+    with train.batches((written, labels), ledger=book) as lots:
+        for lot in lots:
+            written[:] = -written
+            state = train.step(state, lot)
+            if lot.step == 1:
+                train.save(folder, state)
+            if lot.step == 3:
+                break
+    again = scene.training(seed=3)
+    again.init(scene.start())
+    state = again.restore(folder)
+    lots = again.batches(scene.data(), ledger=book, resume=True)
+    with pytest.raises(ValueError, match="released from other"):
+        for lot in lots:
+            state = again.step(state, lot)
+
+
+def test_another_runs_state_has_another_epsilon():
+    one, two = scene.training(seed=1), scene.training(seed=2)
+    state = one.init(scene.start())
+    two.init(scene.start())
+    for ask in (two.epsilon, two.statement, two.metrics):
+        with pytest.raises(ValueError, match="of another run"):
+            ask(state)
+        with pytest.raises(TypeError):
+            ask(None)

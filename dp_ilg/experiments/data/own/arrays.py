@@ -63,7 +63,7 @@ there are (its labels go from 0 to 1); that must be a public fact, so state it: 
             f"{parts['x_test'].shape[1:]} to test; write both alike."
         )
     continues = parts["y_train"].ndim == 2
-    classes = tokens if continues else _classes(source, parts, facts, chosen)
+    classes = tokens if continues else _classes(source, facts, chosen)
     _check_labels(source, parts, classes)
     words = f"From {source}. {note}{_stated(whole, classes, tokens, chosen)}"
     return Dataset(name, **parts, num_classes=classes, note=words, num_tokens=tokens)
@@ -141,21 +141,13 @@ def _labels(place: str, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     return y.astype(np.int32)
 
 
-def _classes(
-    source: str,
-    parts: Mapping[str, np.ndarray],
-    facts: Mapping[str, int],
-    chosen: DataConfig,
-) -> int:
+def _classes(source: str, facts: Mapping[str, int], chosen: DataConfig) -> int:
     found = chosen.num_classes or facts.get("num_classes")
     if found:
         return found
-    labels = parts["y_train"]
-    low, high = (labels.min(), labels.max()) if len(labels) else (0, 0)
     raise DataError(
-        f"{source} does not say how many classes there are (its labels go from {low} "
-        f"to {high}); that must be a public fact, so state it: --data.num-classes "
-        f"{max(2, int(high) + 1)}."
+        f"{source} does not say how many classes there are, which must be a public "
+        "fact and is not counted in private rows; state it with --data.num-classes."
     )
 
 
