@@ -161,7 +161,7 @@ def test_whole_batches_need_no_mask():
     draws = sampler()
     (chunk,) = draws.chunks(0)
     whole = {"x": DATA["x"][:25]}
-    told = dict(geometry=GEOMETRY, is_padding_example=False)
+    told: Any = dict(geometry=GEOMETRY, is_padding_example=False)
     forgotten(lambda: GRAD_FN(PARAMS, whole, **told))  # a mask is waiting to be read
     assert chunk.is_padding_example.any()
     fine = GRAD_FN(PARAMS, whole, **told)
