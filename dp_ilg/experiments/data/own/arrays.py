@@ -46,9 +46,7 @@ def as_dataset(
         >>> arrays = dict(x_train=x, y_train=y, x_test=x, y_test=y)
         >>> as_dataset("a", "a.npz", arrays, {}, "", DataConfig("a.npz"))
         Traceback (most recent call last):
-        dp_ilg.experiments.data.files.DataError: a.npz does not say how many classes \
-there are (its labels go from 0 to 1); that must be a public fact, so state it: \
---data.num-classes 2.
+        dp_ilg.experiments.data.files.DataError: a.npz does not say how many classes ...
     """
     whole = _whole(source, arrays, chosen)
     tokens = chosen.num_tokens or facts.get("num_tokens", 0)
