@@ -91,3 +91,11 @@ def pytest_collection_modifyitems(config, items):
         gone = set(listed) - {item.nodeid for item in items}
         if gone:
             raise pytest.UsageError(f"{SLOW} names no test: {', '.join(sorted(gone))}.")
+
+
+@pytest.fixture(autouse=True)
+def _no_draw_of_another_test():
+    """Forgets draws that an earlier test left alive, whose masks nobody has read."""
+    from dp_ilg.sampling.batch import UNREAD
+
+    UNREAD.clear()

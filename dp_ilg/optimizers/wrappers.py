@@ -70,9 +70,9 @@ def tell_hidden() -> None:
             name = frame.f_code.co_qualname.partition(".")[0]
             name = name if hasattr(optax, name) else usual
             _LOG.warning(
-                "optax.%s around a private chain has no geometry(state) and touches raw"
-                " gradients before the noise: put it behind, as in dp_ilg.chain(tx, "
-                "optax.%s(...)), and ask that chain for its geometry.",
+                "optax.%s around a private chain has no geometry(state), and what it"
+                " does first would see raw gradients: put it behind, as in "
+                "dp_ilg.chain(tx, optax.%s(...)), and ask that chain for its geometry.",
                 *(name, name),
             )
             return
