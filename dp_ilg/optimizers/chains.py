@@ -31,6 +31,7 @@ from dp_ilg.optimizers.metric_links import (
 )
 from dp_ilg.optimizers.sources import release_links, row_of
 from dp_ilg.optimizers.types import apart, like_before, like_parameters
+from dp_ilg.optimizers.whitened import check_unwhitened
 from dp_ilg.optimizers.wrappers import refuse_wrappers, tell_hidden
 
 
@@ -102,6 +103,7 @@ def chain(*transformations: optax.GradientTransformation) -> PrivateTransformati
         refuse_wrappers(updates, own.groups, extra.get("clipped_grad"))
         updates, extra = checked(updates, extra, own, said.clip_norm(state))
         extra.setdefault("geometry", own)
+        check_unwhitened(transformations, extra["geometry"])
         new = []
         for link, part in zip(links, state, strict=True):
             updates, after = link.update(updates, part, params, **extra)
