@@ -14,15 +14,19 @@ from dp_ilg.optimizers.importance import (
     set_layer_importance,
 )
 from dp_ilg.optimizers.kept_release import keep_release
+from dp_ilg.optimizers.public.prior import Prior
+from dp_ilg.optimizers.public.probe import Probe
+from dp_ilg.optimizers.public.readings import as_reading
+from dp_ilg.validation import shown
 
 
 def release_links(
-    source: str, rule: Rule, key: Any, noise: Any, public: Any, **scored: Any
+    source: Any, rule: Rule, key: Any, noise: Any, public: Any, **scored: Any
 ) -> list[PrivateTransformation]:
     """The noise, and what sets the next geometry before or behind it.
 
     Args:
-        source: "scores", "released" or "public".
+        source: "scores", "released", "public", a `Prior` or a `Probe`.
         rule: from importance to weights.
         key: of the scores' noise.
         noise: the `add_importance_noise` of the chain.
@@ -46,6 +50,10 @@ def release_links(
         ['score', 'noise', '']
     """
     plan, score = noise.plan, as_score(scored.pop("score"))
+    source, own = as_source(source), []
+    if not isinstance(source, str):
+        own = [source.link(rule, scored["layers"], scored["floor"], public)]
+        source = "scores" if source.spends_scores() else "mapped"
     if source != "scores" and score != SCORES["l2"]:
         raise ValueError(
             f"score is {score}, but source is {source!r}, which releases no score; "
@@ -54,6 +62,7 @@ def release_links(
     kept = [keep_release()] if score.reads_release else []
     rows: dict[str, Callable[[], list]] = {
         "scores": lambda: [
+            *own,
             score_layer_importance(rule, plan, key=key, score=score, **scored),
             noise,
             *kept,
@@ -64,7 +73,58 @@ def release_links(
             noise,
         ],
     }
-    return row_of("source", source, rows)
+    return [*own, noise] if source == "mapped" else row_of("source", source, rows)
+
+
+def as_source(source: Any) -> Any:
+    """Reads a source of importance: a name, a `Prior` or a `Probe`.
+
+    Args:
+        source: what a user passed as ``source=``.
+
+    Returns:
+        A name of a row, or the prior or probe.
+
+    Raises:
+        ValueError: for anything else, and "prior", which needs vectors.
+
+    Example:
+        >>> as_source("probe").depth
+        'group'
+    """
+    if isinstance(source, Prior | Probe):
+        return source
+    if not isinstance(source, str):
+        raise ValueError(
+            f"source is {shown(source)}, but must be 'scores', 'released', 'public', "
+            "'probe', a dp_ilg.Prior or a dp_ilg.Probe."
+        )
+    if source == "prior":
+        raise ValueError(
+            "source is 'prior', which needs vectors; pass "
+            "source=dp_ilg.Prior({leaf: vector})."
+        )
+    return Probe() if source == "probe" else source
+
+
+def steps_of(source: Any, *links: Any) -> list[Any]:
+    """What stands behind the noise, as the source wants its release read.
+
+    Args:
+        source: as for `release_links`.
+        *links: of an optimizer.
+
+    Returns:
+        The same links, and what a `Prior` or `Probe` puts before or behind them.
+
+    Example:
+        >>> steps_of("scores", 1, 2)
+        [1, 2]
+    """
+    source = as_source(source)
+    if isinstance(source, str):
+        return [*links]
+    return as_reading(source.steps).around([*links])
 
 
 def row_of(name: str, value: Any, table: dict[str, Callable[[], Any]]) -> Any:

@@ -16,7 +16,9 @@ GIVEN = "given"
 """Stands for a rule where what is given is the scale of the noise itself."""
 
 
-def axis_scale(rule: Rule | str, shares: Any, entries: int, damping: float = 0) -> Array:
+def axis_scale(
+    rule: Rule | str, shares: Any, entries: int, damping: float = 0
+) -> Array:
     """How the noise of the slices of a leaf is scaled along one axis.
 
     A slice (a row, an input feature, an eigenvector) with the share ``s_r`` of the
@@ -39,7 +41,8 @@ def axis_scale(rule: Rule | str, shares: Any, entries: int, damping: float = 0) 
 
     Example:
         >>> from dp_ilg.geometry.rules import RULES
-        >>> axis_scale(RULES["paper"], [4.0, 1.0, 1.0], 10).round(3).tolist()
+        >>> found = axis_scale(RULES["paper"], [4.0, 1.0, 1.0], 10)
+        >>> [round(float(b), 3) for b in found]
         [1.414, 0.707, 0.707]
         >>> axis_scale(RULES["uniform"], [4.0, 1.0], 10).tolist()
         [1.0, 1.0]

@@ -36,7 +36,7 @@ class ProbeImportanceState(NamedTuple):
 
 
 def probe_importance(
-    probe: Probe,
+    probe: Any,
     rule: str | Rule = "min_noise_energy",
     *,
     layers: Any = "module",
@@ -79,9 +79,7 @@ def probe_importance(
         (3,)
     """
     if not isinstance(probe, Probe):
-        raise TypeError(
-            f"probe is {type(probe).__name__}, but must be a dp_ilg.Probe."
-        )
+        raise TypeError(f"probe is {type(probe).__name__}, but must be a dp_ilg.Probe.")
     chosen = as_rule(rule)
     validation.fraction("floor", floor)
 
@@ -156,7 +154,7 @@ def floored(norms: Array, floor: Any) -> Array:
     """Squared importance of groups from lengths, none below the floor.
 
     Example:
-        >>> floored(jnp.array([1.0, 0.0]), 0.1).round(4).tolist()
+        >>> [round(float(x), 4) for x in floored(jnp.array([1.0, 0.0]), 0.1)]
         [1.0, 0.01]
         >>> floored(jnp.zeros(2), 0.1).tolist()
         [1.0, 1.0]

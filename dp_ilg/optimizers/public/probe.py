@@ -240,7 +240,9 @@ def probe_key(seed: int, step: Any) -> Any:
         >>> bool(probe_key(0, 1) == probe_key(0, 2))
         False
     """
-    words = (seed >> shift & 0xFFFFFFFF for shift in range(0, max(seed.bit_length(), 1), 32))
+    words = (
+        seed >> shift & 0xFFFFFFFF for shift in range(0, max(seed.bit_length(), 1), 32)
+    )
     key = jax.random.key(0x9806E, impl="threefry2x32")
     return jax.random.fold_in(_folded(key, list(words)), step)
 
@@ -249,5 +251,3 @@ def _folded(key: Any, words: list[int]) -> Any:
     for word in words:
         key = jax.random.fold_in(key, word)
     return key
-
-

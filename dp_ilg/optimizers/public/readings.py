@@ -60,8 +60,7 @@ def as_reading(name: Any) -> Reading:
     """
     if not isinstance(name, str) or name not in READINGS:
         raise ValueError(
-            f"steps is {validation.shown(name)}, but must be one of "
-            f"{sorted(READINGS)}."
+            f"steps is {validation.shown(name)}, but must be one of {sorted(READINGS)}."
         )
     return READINGS[name]
 

@@ -96,7 +96,7 @@ def probed(
         >>> rows, groups = jnp.array([[3.0, 4.0]]), group(params)
         >>> found = probed(lambda p, x: p["w"] @ x, params, rows, groups,
         ...     (((VECTOR,),), 1, None))
-        >>> found.norms.tolist(), found.spreads[0][0].tolist()
+        >>> found.norms.round(3).tolist(), found.spreads[0][0].tolist()
         ([5.0], [9.0, 16.0])
     """
     kinds, at_once, maps = how
@@ -126,7 +126,9 @@ def probed(
 
 def _finite(leaves: list[Array]) -> list[Array]:
     """Zeros in place of an example with an entry that is no finite number."""
-    fine = jnp.stack([jnp.isfinite(x).reshape(len(x), -1).all(1) for x in leaves]).all(0)
+    fine = jnp.stack([jnp.isfinite(x).reshape(len(x), -1).all(1) for x in leaves]).all(
+        0
+    )
     rows = [fine.reshape(-1, *[1] * (x.ndim - 1)) for x in leaves]
     return [jnp.where(row, x, 0) for row, x in zip(rows, leaves, strict=True)]
 

@@ -9,6 +9,7 @@ import pytest
 import dp_ilg
 from dp_ilg import priors
 from dp_ilg.geometry.rules import RULES
+from dp_ilg.optimizers.behind_noise import behind_noise
 from dp_ilg.optimizers.public.axis_scale import axis_scale
 from dp_ilg.optimizers.public.readings import READINGS
 from tests.helpers.models import plan
@@ -23,7 +24,10 @@ SCORED = plan(score_budget=0.1, num_steps=6)
 
 def gradients(seed=1, rows=5):
     rng = np.random.default_rng(seed)
-    make = lambda x: jnp.asarray(rng.normal(size=(rows, *x.shape)), jnp.float32)
+
+    def make(x):
+        return jnp.asarray(rng.normal(size=(rows, *x.shape)), jnp.float32)
+
     return jax.tree.map(make, PARAMS)
 
 
@@ -57,7 +61,10 @@ def test_a_row_of_a_table_of_columns_is_met_as_often_as_its_column_has_values():
 
 def test_fan_in_is_what_gradients_of_random_inputs_have():
     params = {"d": {"kernel": jnp.zeros((400, 3)), "bias": jnp.zeros(3)}}
-    loss = lambda p, x: (x @ p["d"]["kernel"] + p["d"]["bias"]).sum()
+
+    def loss(p, x):
+        return (x @ p["d"]["kernel"] + p["d"]["bias"]).sum()
+
     rows = jax.random.normal(jax.random.key(0), (200, 400))
     found = jax.vmap(jax.grad(loss), (None, 0))(params, rows)["d"]
     ratio = jnp.linalg.norm(found["kernel"]) / jnp.linalg.norm(found["bias"])
@@ -126,7 +133,8 @@ def test_the_geometry_is_the_priors_and_nothing_else_changes_it():
     tx = optimizer(source=prior)
     state = tx.init(PARAMS)
     before = jax.tree.leaves(tx.geometry(state))
-    after = [tx.geometry(tx.update(gradients(s), state, PARAMS)[1]) for s in (1, 2)]
+    update = jax.jit(tx.update)
+    after = [tx.geometry(update(gradients(s), state, PARAMS)[1]) for s in (1, 2)]
     for found in map(jax.tree.leaves, after):
         assert all(np.array_equal(a, b) for a, b in zip(before, found, strict=True))
 
@@ -179,7 +187,8 @@ def test_uniform_rule_with_a_prior_is_dp_adam():
     prior = dp_ilg.Prior({"emb": SHARES})
     found = [
         optimizer(importance="uniform", source=source).update(
-            gradients(), optimizer(importance="uniform", source=source).init(PARAMS),
+            gradients(),
+            optimizer(importance="uniform", source=source).init(PARAMS),
             PARAMS,
         )[0]
         for source in (prior, "public")
@@ -203,19 +212,19 @@ def test_whitened_is_a_linear_model_on_scaled_features():
     x = jnp.asarray(rng.normal(size=(8, 4)), jnp.float32)
     y = jnp.asarray(rng.normal(size=8), jnp.float32)
     prior = dp_ilg.Prior({"w": scales}, rule="given", steps="whitened")
-    b = optimizer(source=prior).init(LINEAR)
     made = dict(layers="leaf", key=jax.random.key(3), importance="uniform")
     sgd = optax.sgd(0.05, momentum=0.9)
-    scaled = dp_ilg.behind_noise(sgd, FREE, source=prior, **made)
-    plain = dp_ilg.behind_noise(sgd, FREE, source="public", **made)
+    scaled = behind_noise(sgd, FREE, source=prior, **made)
+    plain = behind_noise(sgd, FREE, source="public", **made)
     b = scaled.geometry(scaled.init(LINEAR)).coordinates.back[1][0]
-    grad_fn = dp_ilg.clipped_grad(linear_loss, l2_clip_norm=FREE.l2_clip_norm)
+    per_example = jax.vmap(jax.grad(linear_loss), (None, 0))
 
     def run(tx, features):
+        update = jax.jit(tx.update)
         params, state = LINEAR, tx.init(LINEAR)
-        for _ in range(5):
-            clipped = grad_fn(params, (features, y), geometry=tx.geometry(state))
-            updates, state = tx.update(clipped, state, params)
+        for _ in range(4):
+            rows = per_example(params, (features, y))
+            updates, state = update(rows, state, params)
             params = optax.apply_updates(params, updates)
         return params
 
@@ -226,16 +235,18 @@ def test_whitened_is_a_linear_model_on_scaled_features():
 
 
 def test_readings_of_one_release_under_sgd():
-    prior = lambda steps: dp_ilg.Prior({"w": [1.0, 16.0]}, rule="given", steps=steps)
+    def prior(steps):
+        return dp_ilg.Prior({"w": [1.0, 16.0]}, rule="given", steps=steps)
+
     params, rows = {"w": jnp.zeros(2)}, {"w": jnp.ones((4, 2))}
     found = {}
     for steps in READINGS:
-        tx = dp_ilg.behind_noise(
+        tx = behind_noise(
             optax.sgd(1.0), FREE, key=jax.random.key(0), source=prior(steps)
         )
         state = tx.init(params)
         b = tx.geometry(state).coordinates.back[0][0]
-        found[steps] = tx.update(rows, state, params)[0]["w"]
+        found[steps] = jax.jit(tx.update)(rows, state, params)[0]["w"]
     assert np.allclose(found["preconditioned"], found["restored"] / b, rtol=1e-5)
     assert np.allclose(found["whitened"], found["restored"] / b**2, rtol=1e-5)
 
