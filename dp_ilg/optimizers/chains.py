@@ -159,8 +159,8 @@ def dp_adam_ilg(
         learning_rate: a number or an Optax schedule.
         plan: from `plan_privacy`.
         key: PRNG key, secret; scores and noise use different keys made from it.
-        importance: "min_noise_energy", "equal_snr", "paper", "uniform" (which is
-            DP-Adam), or a function ``(importance, sizes) -> weights``.
+        importance: "min_noise_energy", "equal_snr", "paper", "sqrt_share", "uniform"
+            (which is DP-Adam), or a function ``(importance, sizes) -> weights``.
         source: "scores" (charged to the plan's score budget), "released" (past noisy
             gradients, free), "public" (constants, free), a `dp_ilg.Prior` (public
             vectors over the entries of leaves) or a `dp_ilg.Probe` (synthetic

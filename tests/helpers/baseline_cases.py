@@ -41,6 +41,7 @@ CASES = {
     "dp_adam_ilg_equal_snr": Case(_SMALL, _ADAM, "shares"),
     "dp_adam_ilg_min_noise_energy": Case(_SMALL, _ADAM, "shares"),
     "dp_adam_ilg_paper": Case(_SMALL, _ADAM, "shares"),
+    "dp_adam_ilg_sqrt_share": Case(_SMALL, _ADAM, "shares"),
     "dp_adam_ilg_uniform": Case(_SMALL, _ADAM),
     "dp_sgd": Case({"momentum": 0.5}, _SGD),
     "dp_sgd_decay": Case({}, optax.sgd(1e-2), falling=True),
