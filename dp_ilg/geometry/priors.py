@@ -317,7 +317,8 @@ def per_axis(path: str, given: Any, shape: tuple[int, ...]) -> tuple[Any, ...]:
 
     Args:
         path: of the leaf.
-        given: a vector for the first axis, or a tuple with a vector or None an axis.
+        given: a vector for the first axis, or a tuple with a vector or None an axis;
+            a function of the length of the axis, such as `zipf`, stands for a vector.
         shape: of the leaf.
 
     Returns:
@@ -345,7 +346,8 @@ def per_axis(path: str, given: Any, shape: tuple[int, ...]) -> tuple[Any, ...]:
         if values is None:
             found.append(None)
             continue
-        one = vector(f"The prior's entries of {path}", values)
+        made = values(shape[axis]) if callable(values) else values
+        one = vector(f"The prior's entries of {path}", made)
         if len(one) != shape[axis]:
             raise ValueError(
                 f"The prior of {path} has {len(one)} entries, but axis {axis} of it "

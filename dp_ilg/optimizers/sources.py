@@ -14,6 +14,7 @@ from dp_ilg.optimizers.importance import (
     set_layer_importance,
 )
 from dp_ilg.optimizers.kept_release import keep_release
+from dp_ilg.optimizers.public.link import silent_groups
 from dp_ilg.optimizers.public.prior import Prior
 from dp_ilg.optimizers.public.probe import Probe
 from dp_ilg.optimizers.public.readings import as_reading
@@ -105,6 +106,60 @@ def as_source(source: Any) -> Any:
             "source=dp_ilg.Prior({leaf: vector})."
         )
     return Probe() if source == "probe" else source
+
+
+def knowing(source: Any, **facts: Any) -> Any:
+    """A source that is told what a run knows: loss, example, classes, tokens.
+
+    Args:
+        source: as for `release_links`.
+        **facts: fields of `Probe`.
+
+    Returns:
+        The same source; a `Probe` with these facts where it has none of its own.
+
+    Example:
+        >>> knowing("probe", num_classes=3).num_classes
+        3
+    """
+    source = as_source(source)
+    return source if isinstance(source, str) else source.knowing(**facts)
+
+
+def charges(source: Any) -> bool:
+    """Whether a source releases scores, which the plan's score budget pays for.
+
+    Args:
+        source: as for `release_links`.
+
+    Returns:
+        True for "scores", and for a `Prior` or `Probe` with ``groups="scores"``.
+
+    Example:
+        >>> charges("scores"), charges("public")
+        (True, False)
+    """
+    source = as_source(source)
+    return source == "scores" if isinstance(source, str) else source.spends_scores()
+
+
+def silent_in(source: Any, params: Any, layers: Any) -> list[str]:
+    """Groups that the source's probe finds no gradient in; none without a probe.
+
+    Args:
+        source: as for `release_links`.
+        params: public, or released.
+        layers: what a group is.
+
+    Returns:
+        Names of groups.
+
+    Example:
+        >>> silent_in("scores", {}, "module")
+        []
+    """
+    source = as_source(source)
+    return silent_groups(source, params, layers) if isinstance(source, Probe) else []
 
 
 def steps_of(source: Any, *links: Any) -> list[Any]:

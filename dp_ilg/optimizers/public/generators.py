@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from jaxtyping import Array
 
 from dp_ilg.base import Example
 from dp_ilg.geometry.priors import zipf
+from dp_ilg.registry.lookup import resolve, table
 
 LENGTH = 200
 """Words of a made-up text that is given as the words it has."""
@@ -29,7 +31,8 @@ class Public(NamedTuple):
     tokens: int | None = None
 
 
-class Generator(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Generator:
     """A row of `GENERATORS`: made-up inputs of the shape of the real ones.
 
     Attributes:
@@ -43,6 +46,12 @@ class Generator(NamedTuple):
     fits: Callable[[Any], bool]
     fill: Callable[[Any, tuple[int, ...], Any, Public], Array]
     words: str
+
+    def __call__(
+        self, key: Any, shape: tuple[int, ...], dtype: Any, public: Public
+    ) -> Array:
+        """Fills an array."""
+        return self.fill(key, shape, dtype, public)
 
 
 def pink_images(key: Any, shape: tuple[int, ...], dtype: Any, public: Public) -> Array:
@@ -164,21 +173,81 @@ def _floats(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jnp.floating) and len(leaf.shape) > 0
 
 
+def _row(leaf: Any) -> bool:
+    return len(leaf.shape) == 1
+
+
+def _any(leaf: Any) -> bool:
+    return True
+
+
 def _whole(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jnp.integer) and len(leaf.shape) > 0
 
 
-GENERATORS: Mapping[str, Generator] = {
+_ROWS = {
     "pink_images": Generator("pink_images", _floats, pink_images, "floats with axes"),
     "gaussian": Generator("gaussian", _floats, gaussian, "floats with axes"),
     "zipf_tokens": Generator("zipf_tokens", _whole, zipf_tokens, "rows of ids"),
-    "zipf_words": Generator(
-        "zipf_words",
-        lambda leaf: len(leaf.shape) == 1,
-        zipf_words,
-        "one number a word",
-    ),
+    "zipf_words": Generator("zipf_words", _row, zipf_words, "one number a word"),
 }
+
+
+def fitting(key: Any, shape: tuple[int, ...], dtype: Any, public: Public) -> Array:
+    """By the row that an array calls for.
+
+    "zipf_words" where its only axis is as long as there are tokens, else "zipf_tokens"
+    for whole numbers, "pink_images" for floats with two axes or more and "gaussian" for
+    the others.
+
+    Args:
+        key: public randomness.
+        shape: of the batch.
+        dtype: of its entries.
+        public: facts.
+
+    Returns:
+        The batch.
+
+    Example:
+        >>> found = fitting(jax.random.key(0), (2, 5), jnp.int32, Public(tokens=9))
+        >>> found.dtype == jnp.int32
+        True
+    """
+    name = "pink_images" if len(shape) > 2 else "gaussian"
+    if not jnp.issubdtype(dtype, jnp.floating):
+        name = "zipf_tokens"
+    if shape[1:] == (public.tokens,):
+        name = "zipf_words"
+    return _ROWS[name](key, shape, dtype, public)
+
+
+GENERATORS: Mapping[str, Generator] = table(
+    "generator", _ROWS | {"auto": Generator("auto", _any, fitting, "any input")}
+)
+
+
+def as_generator(name: Any) -> Generator:
+    """The row of a name.
+
+    Args:
+        name: a row, an entry point of ``dp_ilg.generators``, ``package.module:name`` or
+            ``./file.py:name`` of a function ``(key, shape, dtype, public) -> array``.
+
+    Returns:
+        The row.
+
+    Raises:
+        ValueError: for an unknown name.
+
+    Example:
+        >>> as_generator("auto").name
+        'auto'
+    """
+    found = resolve("generator", name, GENERATORS, "batch")
+    if isinstance(found, Generator):
+        return found
+    return Generator(name, _any, found, "any input")
 
 
 def made_up(row: Generator, example: Any, size: int, public: Public) -> Callable:
@@ -221,7 +290,7 @@ def made_up(row: Generator, example: Any, size: int, public: Public) -> Callable
     def make(key: Any) -> Example:
         keys = jax.random.split(key, len(shapes))
         filled = [
-            row.fill(k, (size, *leaf.shape), leaf.dtype, public)
+            row(k, (size, *leaf.shape), leaf.dtype, public)
             if leaf.shape
             else _labels(k, size, leaf.dtype, public)
             for k, leaf in zip(keys, shapes, strict=True)

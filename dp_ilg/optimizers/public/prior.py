@@ -35,7 +35,8 @@ class Prior:
     Attributes:
         shares: name of a leaf, as in `dp_ilg.layers.blocks`, to a vector for its first
             axis, or a tuple with a vector or None for each of its first axes. Up to a
-            factor: relative frequencies will do, see `dp_ilg.priors`.
+            factor: relative frequencies will do, see `dp_ilg.priors`. A function of
+            the length of the axis, such as `dp_ilg.priors.zipf`, stands for a vector.
         rule: from share to scale, as `importance`; None takes the optimizer's own, and
             "given" takes the vectors as the scales b themselves.
         groups: where the weights of whole groups come from beside: "public" (constants,
@@ -81,7 +82,7 @@ class Prior:
             )
         for name, given in self.shares.items():
             for one in given if isinstance(given, tuple) else (given,):
-                if one is not None:
+                if one is not None and not callable(one):
                     priors.vector(f"The prior's entries of {name}", one)
         if self.rule is not None and self.rule != GIVEN:
             as_rule(self.rule)
@@ -95,6 +96,11 @@ class Prior:
     def spends_scores(self) -> bool:
         """Whether the weights of groups are released and charged."""
         return self.groups == "scores"
+
+    def knowing(self, **facts: Any) -> Prior:
+        """The same: a prior has no use for what a run knows."""
+        del facts
+        return self
 
     def link(self, rule: Rule, layers: Any, floor: Any, public: Any) -> Any:
         """The link of a chain that holds the maps; see `set_prior`."""

@@ -13,8 +13,8 @@ from dp_ilg.base import Params
 from dp_ilg.geometry.groups import Groups
 from dp_ilg.geometry.rules import Rule, as_rule
 from dp_ilg.optimizers.public.generators import (
-    GENERATORS,
     Public,
+    as_generator,
     made_up,
     shape_of,
 )
@@ -37,7 +37,8 @@ class Probe:
             ``dp-ilg train`` know it.
         example: shapes and dtypes of ONE example, such as one made of zeros.
         batch: a row of `GENERATORS`: "pink_images", "gaussian", "zipf_tokens",
-            "zipf_words"; or a function ``key -> batch`` of your own.
+            "zipf_words"; "auto", which looks at the example; or a function
+            ``key -> batch`` of your own.
         depth: "group" (one weight a group), "diagonal" (beside it a scale for every
             input feature, row or channel: along the last two axes of a leaf) or
             "kronecker" (a matrix for each of these two axes, as Shampoo has them).
@@ -82,7 +83,7 @@ class Probe:
 
     loss_fn: Any = None
     example: Any = None
-    batch: Any = "pink_images"
+    batch: Any = "auto"
     depth: str = "group"
     every: int = 50
     num_examples: int = 64
@@ -101,7 +102,7 @@ class Probe:
         _check_row("depth", self.depth, DEPTHS)
         _check_row("groups", self.groups, GROUPS)
         if not callable(self.batch):
-            _check_row("batch", self.batch, GENERATORS, "a function key -> batch")
+            as_generator(self.batch)
         if self.loss_fn is not None and not callable(self.loss_fn):
             raise TypeError(
                 f"loss_fn is {type(self.loss_fn).__name__}, but must be a function "
@@ -138,6 +139,11 @@ class Probe:
             )
         return probe_importance(self, rule, layers=layers, floor=floor)
 
+    def knowing(self, **facts: Any) -> Probe:
+        """The same probe with these facts where it has none of its own."""
+        new = {name: x for name, x in facts.items() if getattr(self, name) is None}
+        return dataclasses.replace(self, **new)
+
     def kinds(self, groups: Groups) -> Kinds:
         """What is kept of each axis of each leaf."""
         return tuple(DEPTHS[self.depth](leaf, self.max_axis) for leaf in groups.leaves)
@@ -156,13 +162,12 @@ class Probe:
         if not callable(self.batch):
             if self.example is None:
                 raise ValueError(
-                    f"The probe is to make {self.batch}, but does not know of what "
-                    "shape; give it example=, one example made of zeros."
+                    "The probe does not know the shape of an example; give it "
+                    "example=, one made of zeros."
                 )
             public = Public(self.num_classes, self.num_tokens)
-            return made_up(
-                GENERATORS[self.batch], self.example, self.num_examples, public
-            )
+            row = as_generator(self.batch)
+            return made_up(row, self.example, self.num_examples, public)
         make: Any = self.batch
         self._check_batch(jax.eval_shape(make, jax.random.key(0)))
         return make
@@ -224,12 +229,10 @@ class Probe:
             )
 
 
-def _check_row(name: str, value: Any, rows: Any, other: str = "") -> None:
+def _check_row(name: str, value: Any, rows: Any) -> None:
     if not isinstance(value, str) or value not in rows:
-        also = f" or {other}" if other else ""
         raise ValueError(
-            f"{name} is {validation.shown(value)}, but must be one of "
-            f"{sorted(rows)}{also}."
+            f"{name} is {validation.shown(value)}, but must be one of {sorted(rows)}."
         )
 
 
