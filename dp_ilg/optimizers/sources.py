@@ -14,8 +14,8 @@ from dp_ilg.optimizers.importance import (
     set_layer_importance,
 )
 from dp_ilg.optimizers.kept_release import keep_release
-from dp_ilg.optimizers.public.link import silent_groups
-from dp_ilg.optimizers.public.prior import Prior
+from dp_ilg.optimizers.public.link import probe_importance, silent_groups
+from dp_ilg.optimizers.public.prior import Prior, set_prior
 from dp_ilg.optimizers.public.probe import Probe
 from dp_ilg.optimizers.public.readings import as_reading
 from dp_ilg.validation import shown
@@ -53,7 +53,8 @@ def release_links(
     plan, score = noise.plan, as_score(scored.pop("score"))
     source, own = as_source(source), []
     if not isinstance(source, str):
-        own = [source.link(rule, scored["layers"], scored["floor"], public)]
+        facts = dict(layers=scored["layers"], floor=scored["floor"], public=public)
+        own = [LINKS[type(source)](source, rule, facts)]
         source = "scores" if source.spends_scores() else "mapped"
     if source != "scores" and score != SCORES["l2"]:
         raise ValueError(
@@ -77,6 +78,27 @@ def release_links(
     return [*own, noise] if source == "mapped" else row_of("source", source, rows)
 
 
+def _prior_link(source: Prior, rule: Rule, facts: dict[str, Any]) -> Any:
+    return set_prior(source, rule, layers=facts["layers"], values=facts["public"])
+
+
+def _probe_link(source: Probe, rule: Rule, facts: dict[str, Any]) -> Any:
+    if facts["public"] is not None:
+        raise ValueError(
+            "public_importance is for source 'public' or a Prior, but the source is a "
+            "Probe; leave one of them out."
+        )
+    how = dict(layers=facts["layers"], floor=facts["floor"])
+    return probe_importance(source, rule, **how)
+
+
+LINKS: dict[type, Callable[[Any, Rule, dict[str, Any]], Any]] = {
+    Prior: _prior_link,
+    Probe: _probe_link,
+}
+"""Sources that are values: what link of a chain holds their maps and weights."""
+
+
 def as_source(source: Any) -> Any:
     """Reads a source of importance: a name, a `Prior` or a `Probe`.
 
@@ -93,7 +115,7 @@ def as_source(source: Any) -> Any:
         >>> as_source("probe").depth
         'group'
     """
-    if isinstance(source, Prior | Probe):
+    if type(source) in LINKS:
         return source
     if not isinstance(source, str):
         raise ValueError(

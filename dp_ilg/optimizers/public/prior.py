@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from dp_ilg import validation
@@ -102,11 +104,6 @@ class Prior:
         del facts
         return self
 
-    def link(self, rule: Rule, layers: Any, floor: Any, public: Any) -> Any:
-        """The link of a chain that holds the maps; see `set_prior`."""
-        del floor
-        return set_prior(self, rule, layers=layers, values=public)
-
     def maps(self, params: Params, rule: Rule) -> AxisMaps:
         """The maps of a parameter tree.
 
@@ -131,18 +128,25 @@ class Prior:
             )
         own = rule if self.rule is None else self.rule
         own = own if own == GIVEN else as_rule(own)
+        with jax.ensure_compile_time_eval():  # constants, also within a trace
+            scales = self._scales(own, leaves)
+            whitened = as_reading(self.steps).whitened
+            return AxisMaps.of(params, scales, whitened=whitened)
+
+    def _scales(self, rule: Any, leaves: list[Any]) -> dict[str, Any]:
+        """Scales of each axis of each leaf that is spoken of."""
         scales = {}
         for path, leaf in leaves:
             name = next((n for n in self.shares if matches(n, path)), None)
             if name is not None:
                 text, shape = "/".join(path), tuple(jnp.shape(leaf))
                 axes = priors.per_axis(text, self.shares[name], shape)
-                scales[text] = _scales(own, axes, shape)
-        return AxisMaps.of(params, scales, whitened=as_reading(self.steps).whitened)
+                scales[text] = _scales(rule, axes, shape)
+        return scales
 
 
 def _scales(rule: Any, axes: tuple[Any, ...], shape: tuple[int, ...]) -> tuple:
-    size = int(jnp.prod(jnp.array(shape)))
+    size = math.prod(shape)
     pairs = zip(axes, shape, strict=True)
     return tuple(
         None if x is None else axis_scale(rule, x, size // n) for x, n in pairs

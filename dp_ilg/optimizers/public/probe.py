@@ -11,7 +11,7 @@ import jax
 from dp_ilg import validation
 from dp_ilg.base import Params
 from dp_ilg.geometry.groups import Groups
-from dp_ilg.geometry.rules import Rule, as_rule
+from dp_ilg.geometry.rules import as_rule
 from dp_ilg.optimizers.public.generators import (
     Public,
     as_generator,
@@ -127,17 +127,6 @@ class Probe:
     def spends_scores(self) -> bool:
         """Whether the weights of groups are released and charged."""
         return self.groups == "scores"
-
-    def link(self, rule: Rule, layers: Any, floor: Any, public: Any) -> Any:
-        """The link of a chain that holds what the probe finds."""
-        from dp_ilg.optimizers.public.link import probe_importance
-
-        if public is not None:
-            raise ValueError(
-                "public_importance is for source 'public' or a Prior, but the source "
-                "is a Probe; leave one of them out."
-            )
-        return probe_importance(self, rule, layers=layers, floor=floor)
 
     def knowing(self, **facts: Any) -> Probe:
         """The same probe with these facts where it has none of its own."""
