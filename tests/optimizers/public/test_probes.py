@@ -337,7 +337,7 @@ OTHER = (jnp.zeros(4), jnp.int32(0))
     ("changes", "words"),
     [
         (dict(depth="row"), "depth is 'row', but must be one of"),
-        (dict(batch="red"), "or a function key -> batch"),
+        (dict(batch="red"), "batch is .red., which is unknown"),
         (dict(every=0), "every is 0"),
         (dict(damping=-1.0), "damping is -1"),
         (dict(groups="released"), "groups is 'released'"),
