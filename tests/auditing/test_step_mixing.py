@@ -11,8 +11,7 @@ import pytest
 import dp_ilg
 from dp_ilg.auditing import audit_step, step_mixing
 from tests.auditing.test_step_audit import EXAMPLE, PARAMS, PLAN, loss
-from tests.geometry.test_maps import fixed
-from tests.helpers.mapped import random_axes
+from tests.helpers.mapped import fixed, random_axes
 
 
 def audited(kind, whitened=False, louder=1.0):

@@ -17,8 +17,7 @@ import dp_ilg
 from dp_ilg.clipping.bookkeeping import factors
 from dp_ilg.geometry.maps import AxisMaps
 from tests.clipping.bookkeeping.test_bound import KINDS, LAYERS, search, weighted_norm
-from tests.geometry.test_maps import fixed
-from tests.helpers.mapped import random_axes, random_maps
+from tests.helpers.mapped import fixed, random_axes, random_maps
 from tests.helpers.models import mlp_batch, mlp_loss, mlp_params, plan
 
 LIMIT = 1 + 1e-6
