@@ -429,7 +429,36 @@ DOOR = {
         "The optimizer is private already",
     ),
 }
+
+
+def shaped(vector):
+    """A chain whose noise follows a prior over the rows of `a`."""
+    still = plan(score_budget=0.0, num_steps=3)
+    prior = dp_ilg.Prior({"a": vector})
+    return dp_ilg.dp_adam_ilg(0.1, still, key=jax.random.key(0), source=prior)
+
+
+def other_vocabulary(tmp_path):
+    shaped(dp_ilg.priors.zipf(4)).init(PARAMS)
+
+
+def counted_rows(tmp_path):
+    shaped(dp_ilg.priors.private_counts([[0, 1], [2, 2]], 3)).init(PARAMS)
+
+
+def other_prior(tmp_path):
+    one, other = shaped([1.0, 2.0, 3.0]), shaped([3.0, 2.0, 1.0])
+    total = GRAD_FN(PARAMS, ROWS, geometry=one.geometry(one.init(PARAMS)))
+    other.update(total, other.init(PARAMS), PARAMS)
+
+
 SLIPS = {
+    "a prior for another vocabulary": (other_vocabulary, "has 4 entries, but axis 0"),
+    "counts of the private rows as a prior": (counted_rows, "made from the training"),
+    "gradients clipped in another prior": (
+        other_prior,
+        "other weights than this chain",
+    ),
     "a ledger opened again": (ledger_again, "pass resume=True to go on"),
     "a repeated step at another learning rate": (other_rate, "the same noise on"),
     "a repeated step that does not say what it is": (silent_repeat, "nobody can tell"),
