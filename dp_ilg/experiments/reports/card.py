@@ -51,13 +51,12 @@ def _plain(text: str) -> str:
 
 def _facts(record: RunRecord) -> dict[str, str]:
     plan, history, origin = record.plan, record.history, record.origin
-    accuracy = (
-        "none yet" if history is None else f"{100 * history.accuracies[-1]:.1f} %"
-    )
+    answer = "none yet" if history is None else history.last_words()
+    title = "Test accuracy" if history is None else history.title()
     return {
         **origin.named,
         "Training examples": f"{plan.num_examples:,}",
-        "Test accuracy": accuracy,
+        title: answer,
         "ε": shown_epsilon(record.epsilon_charged()),
         "δ": short(plan.delta),
         "Steps": f"{record.steps_charged:,} of {plan.num_steps:,}",

@@ -173,12 +173,13 @@ def _facts(record: RunRecord) -> list[tuple[str, str, str]]:
     """Returns the headline: label, value and a note each."""
     plan, history = record.plan, record.history
     last = f"at step {history.steps[-1]:,.0f}" if history else "no evaluation yet"
-    accuracy = f"{100 * history.accuracies[-1]:.1f} %" if history else "–"
+    answer = history.last_words() if history else "–"
+    title = history.title() if history else "Test accuracy"
     seconds = duration(history.seconds[-1]) if history else "–"
     target = plan.target_epsilon
     return [
         ("Data set", record.data, f"{plan.num_examples:,} training examples"),
-        ("Test accuracy", accuracy, last),
+        (title, answer, last),
         (
             "Privacy spent, ε",
             shown_epsilon(record.epsilon_charged()),
@@ -208,7 +209,7 @@ def _figures(record: RunRecord) -> dict[str, Markup]:
         about = "Importance share and noise of each layer over steps"
         drawn["accuracy"] = (
             figures.accuracy_figure(history, target),
-            "Test accuracy against the epsilon spent",
+            f"{history.title()} against the epsilon spent",
         )
         if history.released:
             drawn["released"] = (

@@ -27,7 +27,8 @@ from dp_ilg.experiments.runs.distributed import (
     stop_requests,
 )
 from dp_ilg.experiments.runs.evaluation import (
-    accuracy_fn,
+    answer_fn,
+    answered,
     params_sha256,
     perplexity_fn,
 )
@@ -285,7 +286,7 @@ def _summary(
     config, plan = job.config, job.plan
     own_model = config.model.name in MODELS
     summary = {
-        "test_accuracy": accuracy_fn(job)(position.kept),
+        **answered(job, answer_fn(job)(position.kept)),
         "epsilon": ledger.epsilon(),
         "delta": plan.delta,
         "steps": ledger.steps,

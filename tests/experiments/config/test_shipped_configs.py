@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from dp_ilg.experiments.config.schema import read_config
-from dp_ilg.experiments.data.adult import CATEGORIES, NUMBERS
-from dp_ilg.experiments.data.flights import AIRPORTS
+from dp_ilg.experiments.data.tabular.adult import CATEGORIES, NUMBERS
+from dp_ilg.experiments.data.tabular.flights import AIRPORTS
 from dp_ilg.experiments.runs import runner
 from dp_ilg.experiments.runs.job import build_job
 from dp_ilg.experiments.runs.runner import run_training, with_seed

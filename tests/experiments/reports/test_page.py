@@ -419,7 +419,7 @@ def test_figures_draw_the_recorded_numbers(tmp_path):
     axes = figures.accuracy_figure(history, 2.0).axes[0]
     curve, target = axes.lines
     np.testing.assert_allclose(np.array(curve.get_xdata()), history.epsilons)
-    np.testing.assert_allclose(np.array(curve.get_ydata()), 100 * history.accuracies)
+    np.testing.assert_allclose(np.array(curve.get_ydata()), 100 * history.answers)
     assert np.array(target.get_xdata()).tolist() == [2.0, 2.0]
     bars_and_maps = figures.layers_figure(history).axes
     maps = [axes for axes in bars_and_maps if axes.get_xlabel() == "step"]
