@@ -25,6 +25,7 @@ from dp_ilg.clipping.clipped_grad import clipped_grad
 from dp_ilg.clipping.lots import clipped_lot, sum_lot
 from dp_ilg.geometry import layers
 from dp_ilg.geometry.geometry import Geometry
+from dp_ilg.geometry.maps import AxisMaps
 from dp_ilg.noise.add_noise import add_importance_noise
 from dp_ilg.noise.repeats import release_digest
 from dp_ilg.optimizers.adam import scale_by_noise_corrected_adam
@@ -38,6 +39,7 @@ from dp_ilg.optimizers.importance import (
     set_layer_importance,
 )
 from dp_ilg.optimizers.metrics import Released, release_metrics
+from dp_ilg.optimizers.whitened import unwhiten_updates
 from dp_ilg.projection.pca import private_pca
 from dp_ilg.sampling.poisson import PoissonSampler
 from dp_ilg.training.loop.front import private_training
@@ -45,6 +47,7 @@ from dp_ilg.training.loop.front import private_training
 __version__ = "0.1.0"
 
 __all__ = [
+    "AxisMaps",
     "BudgetExhausted",
     "ClippedGrad",
     "FilterExhausted",
@@ -84,4 +87,5 @@ __all__ = [
     "set_layer_importance",
     "steps_for_epsilon",
     "sum_lot",
+    "unwhiten_updates",
 ]

@@ -265,6 +265,8 @@ class ClippedGradFn:
                 "params) where nothing releases one."
             )
         geometry.groups.check(jax.tree.leaves(params))
+        if geometry.coordinates is not None:
+            geometry.coordinates.check(geometry.groups)
         example = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch
         )

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from dp_ilg.base import Example, LossFn, Params
 from dp_ilg.geometry.groups import Groups, accumulator, check_batch_axis
@@ -49,6 +49,7 @@ class Coordinates:
 
     scale: Any
     centre: Any = None
+    whitened: ClassVar[bool] = False
 
     def entered(self, leaves: Sequence[Any]) -> list[Array]:
         """Per-example gradients, or one gradient, in these coordinates."""
@@ -65,8 +66,21 @@ class Coordinates:
             return plain
         return [x + a for x, a in zip(plain, self.centre, strict=True)]
 
+    def steps(self, leaves: Sequence[Any]) -> list[Array]:
+        """A step z in these coordinates as a step of the parameters."""
+        return [z / b for z, b in zip(leaves, self.scale, strict=True)]
 
-def enter_gradients(coordinates: Coordinates, gradients: Any, groups: Groups) -> Any:
+    def noise_squares(self, groups: Groups) -> Float[Array, " groups"]:
+        """Mean square of the noise of each group on the release, at weights 1."""
+        squares = jnp.square(groups.norms(self.scale))
+        return squares / jnp.array(groups.sizes, float)
+
+    def check(self, groups: Groups) -> None:
+        """Raises unless there is a scale of every leaf, in its shape."""
+        groups.check(self.scale)
+
+
+def enter_gradients(coordinates: Any, gradients: Any, groups: Groups) -> Any:
     """Per-example gradients, a tree with leading batch axes, in the coordinates.
 
     Args:
@@ -94,15 +108,16 @@ def enter_gradients(coordinates: Coordinates, gradients: Any, groups: Groups) ->
 
 
 def enter_loss(
-    coordinates: Coordinates, loss_fn: LossFn, params: Params
+    coordinates: Any, loss_fn: LossFn, params: Params
 ) -> tuple[Callable[[Params, Example], Any], Params]:
     """A loss whose gradient at zero is the loss's gradient in the coordinates.
 
     ``L(z) = loss(params + z / b) - <a / b, z>`` has the gradient ``(g - a) / b`` at
-    ``z = 0``. Any engine may differentiate it.
+    ``z = 0``, and ``loss(params + L^-T z)`` has ``L^-1 g``. Any engine may
+    differentiate it.
 
     Args:
-        coordinates: scale and centre.
+        coordinates: scale and centre, or maps.
         loss_fn: ``(params, example) -> scalar``.
         params: where the gradient is asked for.
 
@@ -118,16 +133,15 @@ def enter_loss(
     """
     leaves, treedef = jax.tree.flatten(params)
     zero = [jnp.zeros(x.shape, accumulator(x.dtype)) for x in leaves]
-    pairs = list(zip(leaves, coordinates.scale, strict=True))
 
     def loss(z: Params, example: Example) -> Any:
         steps = jax.tree.leaves(z)
         moved = [
-            (x + (step / b).astype(x.dtype)).astype(x.dtype)
-            for step, (x, b) in zip(steps, pairs, strict=True)
+            (x + step.astype(x.dtype)).astype(x.dtype)
+            for x, step in zip(leaves, coordinates.steps(steps), strict=True)
         ]
         found = loss_fn(jax.tree.unflatten(treedef, moved), example)
-        if coordinates.centre is None:
+        if getattr(coordinates, "centre", None) is None:
             return found
         value, *rest = jax.tree.leaves(found)
         shifts = zip(steps, coordinates.scale, coordinates.centre, strict=True)

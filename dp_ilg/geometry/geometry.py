@@ -34,8 +34,9 @@ class Geometry:
     Attributes:
         weights: positive float32 ``[groups]``.
         groups: static facts, part of the tree structure.
-        coordinates: None, or the `dp_ilg.geometry.coordinates.Coordinates` of single
-            entries in which the norm is taken.
+        coordinates: None, or in which coordinates the norm is taken: one linear map a
+            leaf, `dp_ilg.geometry.maps.AxisMaps`, or a scale and centre an entry,
+            `dp_ilg.geometry.coordinates.Coordinates`.
         facts: None, or the `dp_ilg.geometry.facts.ClipFacts` of the chain, or of the
             clip, that this geometry comes from.
         release: None, or the last released gradient, where the chain's score reads it.
@@ -118,22 +119,22 @@ class Geometry:
 
     def check_plain(self, reader: str) -> None:
         """Raises where a `reader` that knows only groups meets scaled entries."""
-        if self.coordinates is not None:
+        if self.coordinates is not None and not self.coordinates.whitened:
             raise ValueError(
                 f"{reader} knows the noise by layer, but the gradients were clipped in "
-                "coordinates of their own; leave it out or scale_coordinates."
+                "coordinates of their own; leave out it or what scales coordinates."
             )
 
     def noise_scale(self) -> Float[Array, " groups"]:
         """How much larger the noise of a group is on the gradient, root mean square.
 
         Returns:
-            The weights, times the root mean square of the coordinates' scale.
+            The weights, times the root mean square of the coordinates' scale, or of
+            the lengths of their maps' rows.
         """
         if self.coordinates is None:
             return self.weights
-        norms = self.groups.norms(self.coordinates.scale)
-        return self.weights * norms / jnp.sqrt(jnp.array(self.groups.sizes, float))
+        return self.weights * jnp.sqrt(self.coordinates.noise_squares(self.groups))
 
 
 def public_values(name: str, values: Any, groups: Groups) -> Float[Array, " groups"]:

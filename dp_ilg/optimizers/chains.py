@@ -31,6 +31,7 @@ from dp_ilg.optimizers.metric_links import (
 )
 from dp_ilg.optimizers.sources import release_links, row_of
 from dp_ilg.optimizers.types import apart, like_before, like_parameters
+from dp_ilg.optimizers.whitened import check_unwhitened
 from dp_ilg.optimizers.wrappers import refuse_wrappers, tell_hidden
 
 
@@ -102,6 +103,7 @@ def chain(*transformations: optax.GradientTransformation) -> PrivateTransformati
         refuse_wrappers(updates, own.groups, extra.get("clipped_grad"))
         updates, extra = checked(updates, extra, own, said.clip_norm(state))
         extra.setdefault("geometry", own)
+        check_unwhitened(transformations, extra["geometry"])
         new = []
         for link, part in zip(links, state, strict=True):
             updates, after = link.update(updates, part, params, **extra)
@@ -154,8 +156,8 @@ def dp_adam_ilg(
         learning_rate: a number or an Optax schedule.
         plan: from `plan_privacy`.
         key: PRNG key, secret; scores and noise use different keys made from it.
-        importance: "min_noise_energy", "equal_snr", "paper", "uniform" (which is
-            DP-Adam), or a function ``(importance, sizes) -> weights``.
+        importance: "min_noise_energy", "equal_snr", "paper", "sqrt_share", "uniform"
+            (which is DP-Adam), or a function ``(importance, sizes) -> weights``.
         source: "scores" (charged to the plan's score budget), "released" (past noisy
             gradients, free) or "public" (constants, free).
         layers: "module", "leaf", `dp_ilg.layers.blocks`, a function of the path, or a

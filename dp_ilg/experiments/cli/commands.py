@@ -201,6 +201,7 @@ TRAIN_ROWS: Rows = {
     "test_accuracy": ("Test accuracy", "{:.2%}"),
     "test_mse": ("Test MSE", "{:.4f}"),
     "test_rmse": ("Test RMSE", "{:.4f}"),
+    "iterates_in_words": ("Over the last iterates", "{}"),
     "test_perplexity": ("Test perplexity", "{:.1f}"),
     "released_in_words": ("Released, with standard error", "{}"),
     "epsilon": ("Privacy spent: epsilon", "{:.4f}"),
