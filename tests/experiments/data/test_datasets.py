@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 import sklearn.datasets
 
-from dp_ilg.experiments.data.datasets import LOADERS, Dataset, load_dataset
+from dp_ilg.experiments.data import dataset as data_set
+from dp_ilg.experiments.data.dataset import Dataset
+from dp_ilg.experiments.data.datasets import LOADERS, load_dataset
 from dp_ilg.experiments.data.files import DataError
 from dp_ilg.experiments.data.tabular import adult, flights
 from dp_ilg.sampling.gather import take

@@ -176,7 +176,7 @@ class _Reader(pickle.Unpickler):
         raise pickle.UnpicklingError(f"{module}.{name} has no place in this table")
 
 
-def _frombuffer(buffer: bytes, dtype: Any, shape: Any, order: str) -> np.ndarray:
+def _frombuffer(buffer: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
     return np.frombuffer(buffer, dtype).reshape(shape, order=order)  # type: ignore
 
 
