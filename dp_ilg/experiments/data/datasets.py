@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dp_ilg.experiments.data import openml, texts
-from dp_ilg.experiments.data.dataset import Dataset, data_folders
+from dp_ilg.experiments.data.container import Dataset, data_folders
 from dp_ilg.experiments.data.files import (
     DataError,
     find_file,

@@ -3,8 +3,9 @@
 import html
 
 from dp_ilg.experiments.reports.guarantee import bullets
+from dp_ilg.experiments.reports.history import History
 from dp_ilg.experiments.reports.iterates import last_iterates
-from dp_ilg.experiments.reports.record import History, RunRecord
+from dp_ilg.experiments.reports.record import RunRecord
 from dp_ilg.experiments.reports.settings import as_text
 from dp_ilg.experiments.reports.svg import printable
 from dp_ilg.experiments.reports.words import short, shown_epsilon

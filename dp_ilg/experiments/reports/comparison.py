@@ -13,7 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dp_ilg.experiments.config.kinds import MEASURES, Measure
-from dp_ilg.experiments.reports.record import History, RunRecord, read_run
+from dp_ilg.experiments.reports.history import History
+from dp_ilg.experiments.reports.record import RunRecord, read_run
 from dp_ilg.experiments.reports.rendering import template, write_page
 from dp_ilg.experiments.reports.svg import BLUE, GREEN, ORANGE, inline_svg, styled
 from dp_ilg.experiments.reports.words import short, shown_epsilon

@@ -16,7 +16,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from dp_ilg.experiments.reports.record import History
+from dp_ilg.experiments.reports.history import History
 from dp_ilg.experiments.reports.svg import (
     BLUE,
     GREEN,
@@ -43,7 +43,7 @@ def accuracy_figure(history: History, target_epsilon: float | None) -> Figure:
         The figure.
 
     Example:
-        >>> from dp_ilg.experiments.reports.record import example_history
+        >>> from dp_ilg.experiments.reports.history import example_history
         >>> figure = accuracy_figure(example_history(), 2.0)
         >>> figure.axes[0].get_xlabel()
         'privacy budget spent, ε'
@@ -173,7 +173,7 @@ def layers_figure(history: History, *, stacked: bool = False) -> Figure:
         The figure; its height follows the number of layers.
 
     Example:
-        >>> from dp_ilg.experiments.reports.record import example_history
+        >>> from dp_ilg.experiments.reports.history import example_history
         >>> float(layers_figure(example_history()).get_figwidth())
         10.9
     """
@@ -203,7 +203,7 @@ def overview_figure(history: History, target_epsilon: float | None) -> Figure:
         One wide figure for a README or a slide.
 
     Example:
-        >>> from dp_ilg.experiments.reports.record import example_history
+        >>> from dp_ilg.experiments.reports.history import example_history
         >>> len(overview_figure(example_history(), 2.0).axes)
         5
     """

@@ -20,8 +20,9 @@ from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.experiments.reports import figures
 from dp_ilg.experiments.reports.card import render_card
 from dp_ilg.experiments.reports.guarantee import bullets
+from dp_ilg.experiments.reports.history import History
 from dp_ilg.experiments.reports.iterates import last_iterates
-from dp_ilg.experiments.reports.record import History, RunRecord, read_run
+from dp_ilg.experiments.reports.record import RunRecord, read_run
 from dp_ilg.experiments.reports.released import released_figure
 from dp_ilg.experiments.reports.rendering import template, write_page
 from dp_ilg.experiments.reports.settings import as_text

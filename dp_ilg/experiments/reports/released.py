@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dp_ilg.experiments.reports.record import History
+from dp_ilg.experiments.reports.history import History
 from dp_ilg.experiments.reports.svg import BLUE, MUTED, styled
 
 DEVIATIONS = 1.96
@@ -25,7 +25,7 @@ def released_figure(history: History) -> Figure:
         accuracy.
 
     Example:
-        >>> from dp_ilg.experiments.reports.record import example_history
+        >>> from dp_ilg.experiments.reports.history import example_history
         >>> figure = released_figure(example_history())
         >>> [axes.get_ylabel() for axes in figure.axes]
         ['train accuracy', 'train loss']

@@ -20,7 +20,7 @@ from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.base import PrivateTransformation
 from dp_ilg.baselines.table import baseline
 from dp_ilg.experiments.config.schema import Config
-from dp_ilg.experiments.data.dataset import Dataset
+from dp_ilg.experiments.data.container import Dataset
 from dp_ilg.experiments.data.features import with_features
 from dp_ilg.experiments.data.holdout import hold_out
 from dp_ilg.experiments.data.own.named import load_named

@@ -9,7 +9,7 @@ import numpy as np
 from dp_ilg.base import LossFn
 from dp_ilg.clipping.adding.metric_sums import Metric
 from dp_ilg.experiments.config.metrics import MetricsConfig
-from dp_ilg.experiments.data.dataset import Dataset
+from dp_ilg.experiments.data.container import Dataset
 
 Records = dict[str, dict[str, float]]
 

@@ -17,7 +17,7 @@ import numpy as np
 from dp_ilg.accounting.ledger import PrivacyLedger
 from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.experiments.config.schema import Config, DataConfig
-from dp_ilg.experiments.data.dataset import Dataset
+from dp_ilg.experiments.data.container import Dataset
 from dp_ilg.experiments.data.files import DataError
 from dp_ilg.experiments.runs.evaluation import (
     answer_fn,

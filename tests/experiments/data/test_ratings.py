@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dp_ilg.experiments.data.dataset import check_ids
+from dp_ilg.experiments.data.container import check_ids
 from dp_ilg.experiments.data.datasets import load_dataset
 from dp_ilg.experiments.data.files import DataError
 from dp_ilg.experiments.data.tabular import insteval, movielens

@@ -17,7 +17,7 @@ from dp_ilg.experiments.config.schema import (
     PrivacyConfig,
     config_from_mapping,
 )
-from dp_ilg.experiments.data.dataset import Dataset
+from dp_ilg.experiments.data.container import Dataset
 from dp_ilg.experiments.models.networks import build_model
 from dp_ilg.experiments.models.sizes import Facts
 from dp_ilg.experiments.reports.page import render_report

@@ -12,7 +12,7 @@ import pytest
 
 from dp_ilg.experiments.config.schema import Config, ModelConfig, PrivacyConfig
 from dp_ilg.experiments.data import texts
-from dp_ilg.experiments.data.dataset import Dataset
+from dp_ilg.experiments.data.container import Dataset
 from dp_ilg.experiments.data.texts import UNKNOWN, WINDOW, read_windows
 from dp_ilg.experiments.models.networks import build_model
 from dp_ilg.experiments.models.sizes import Facts

@@ -14,8 +14,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from dp_ilg.accounting.ledger import PrivacyLedger
 from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.experiments.reports import figures
+from dp_ilg.experiments.reports.history import History
 from dp_ilg.experiments.reports.page import render_report, write_overview, write_report
-from dp_ilg.experiments.reports.record import History, read_run
+from dp_ilg.experiments.reports.record import read_run
 from dp_ilg.experiments.reports.svg import CSS_VARIABLES, inline_svg, short_names
 
 BANDS = (0, 10, 24, 57, 136, 322, 765, 1815, 10_000)

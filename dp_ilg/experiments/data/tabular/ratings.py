@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dp_ilg.experiments.data.dataset import Dataset
+from dp_ilg.experiments.data.container import Dataset
 from dp_ilg.experiments.data.files import DataError
 
 STARS = (1.0, 5.0)

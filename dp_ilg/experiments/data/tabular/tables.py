@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from dp_ilg.experiments.data import openml
-from dp_ilg.experiments.data.dataset import Dataset, data_folders
+from dp_ilg.experiments.data.container import Dataset, data_folders
 from dp_ilg.experiments.data.files import DataError
 from dp_ilg.experiments.data.tabular import adult, flights, insteval, movielens
 from dp_ilg.experiments.data.tabular.ratings import rated
