@@ -80,7 +80,7 @@ def in_test_part(who: np.ndarray, what: np.ndarray) -> np.ndarray:
 
     Example:
         >>> who, what = np.divmod(np.arange(100_000), 1000)
-        >>> 0.19 < in_test_part(who, what).mean() < 0.21
+        >>> bool(0.19 < in_test_part(who, what).mean() < 0.21)
         True
     """
     mixed = who.astype(np.uint64) << np.uint64(32) | what.astype(np.uint64)
