@@ -22,7 +22,6 @@ from dp_ilg.baselines.adaptive import (
     quantile_clipping_per_layer,
     scale_then_privatize,
 )
-from dp_ilg.baselines.descent import dp_sgd_ilg
 from dp_ilg.baselines.made_of import checked, clip_mode_of, spends_scores
 from dp_ilg.baselines.plain import (
     automatic_clipping,
@@ -31,11 +30,13 @@ from dp_ilg.baselines.plain import (
     dp_sgd,
     dp_sgd_decay,
 )
+from dp_ilg.baselines.shaped import dp_sgd_ilg
 from dp_ilg.clipping.adding.metric_sums import Metric
 from dp_ilg.clipping.clip import ClipMode, as_clip_mode, normalize
 from dp_ilg.geometry.rules import RULES
 from dp_ilg.optimizers.chains import chain, dp_adam_ilg
 from dp_ilg.optimizers.metric_links import metric_links
+from dp_ilg.optimizers.sources import charges
 from dp_ilg.registry.lookup import resolve, table
 
 __all__ = [
@@ -48,9 +49,9 @@ __all__ = [
     "dp_adam",
     "dp_adam_bc",
     "dp_adam_ilg",
-    "dp_sgd_ilg",
     "dp_sgd",
     "dp_sgd_decay",
+    "dp_sgd_ilg",
     "quantile_clipping",
     "quantile_clipping_per_layer",
     "scale_then_privatize",
@@ -207,7 +208,7 @@ def _importance_row(name: str, make: Any = dp_adam_ilg, **fixed: Any) -> Baselin
 
     def spends(options: Options) -> bool:
         given = {"importance": "min_noise_energy", "source": "scores"} | options | fixed
-        return given["source"] == "scores" and given["importance"] != "uniform"
+        return charges(given["source"]) and given["importance"] != "uniform"
 
     make = functools.partial(make, **fixed) if fixed else make
     return Baseline(name, make, spends, lambda o: o.get("clip_mode", "joint"))

@@ -35,8 +35,9 @@ class Additive(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((outputs,)))
         zeros, normal = nnx.initializers.zeros, nnx.initializers.normal(stddev)
         if numbers:
-            line = dict(use_bias=False, kernel_init=zeros)
-            self.numbers = nnx.Linear(numbers, outputs, **line, rngs=rngs)
+            self.numbers = nnx.Linear(
+                numbers, outputs, use_bias=False, kernel_init=zeros, rngs=rngs
+            )
         for i, count in enumerate(categories):
             tables = (
                 {"column": outputs}

@@ -4,6 +4,7 @@ import lzma
 import pickle
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,7 +41,10 @@ class _Global:
         self.where, self.args = (module, name), args
 
 
-class _Pickler(pickle._Pickler):  # type: ignore[name-defined]  # the one in Python
+_PythonsOwn: Any = pickle._Pickler  # type: ignore[attr-defined]
+
+
+class _Pickler(_PythonsOwn):
     def save(self, obj, save_persistent_id=True):
         if not isinstance(obj, _Global):
             return super().save(obj, save_persistent_id)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,9 @@ from dp_ilg.experiments.runs.measures import run_metrics
 X = (jnp.array([2, 4]), jnp.array([0.5, -1.0]))
 NUMBER = Facts(X, 1, num_categories=(3, 5), target_range=(1.0, 5.0))
 THREE = Facts(X, 3, num_categories=(3, 5))
-SIZES = dict(scales=(1.0, 2.0, 0.5, 0.1), slopes=(0.4, 0.0), embed_dim=2)
+SIZES: dict[str, Any] = dict(
+    scales=(1.0, 2.0, 0.5, 0.1), slopes=(0.4, 0.0), embed_dim=2
+)
 
 
 def leaves(params):

@@ -1,4 +1,4 @@
-"""Gradient descent behind noise that follows importance: DP-SGD in a geometry."""
+"""DP-SGD whose noise is shaped by importance."""
 
 from __future__ import annotations
 
@@ -26,16 +26,11 @@ def dp_sgd_ilg(
     floor: Any = 0.01,
     public_importance: Any = None,
     score: Any = "l2",
-    noise: str | None = None,
 ) -> PrivateTransformation:
-    """DP-SGD whose noise follows importance; heavy-ball momentum on the release.
-
-    Adam divides each entry by the size of its noise, and so undoes a part of what a
-    geometry does. On convex losses, where plain descent is as good, this is the method
-    to compare geometries by.
+    """DP-SGD with noise shaped by importance: `dp_sgd`, and `dp_adam_ilg`'s geometry.
 
     Args:
-        learning_rate: a number or an Optax schedule.
+        learning_rate: as in `dp_sgd`.
         plan: from `dp_ilg.plan_privacy`.
         key: PRNG key, secret.
         importance: as in `dp_ilg.dp_adam_ilg`.
@@ -47,7 +42,6 @@ def dp_sgd_ilg(
         floor: as in `dp_ilg.dp_adam_ilg`.
         public_importance: as in `dp_ilg.dp_adam_ilg`.
         score: as in `dp_ilg.dp_adam_ilg`.
-        noise: as in `dp_ilg.dp_adam_ilg`.
 
     Returns:
         An Optax transformation with ``geometry(state)`` and ``importance(state)``.
@@ -56,31 +50,22 @@ def dp_sgd_ilg(
         ValueError: for a bad number, rule, source, layering, mode or score.
         TypeError: for a bad key or plan.
 
-    Privacy: (epsilon, delta) of the plan, as `dp_ilg.dp_adam_ilg`: descent and momentum
-    see what was released and nothing else.
+    Privacy: (epsilon, delta) of the plan; momentum is post-processing.
 
     Example:
         >>> import dp_ilg, jax
         >>> plan = dp_ilg.plan_privacy(noise_multiplier=1.0, delta=1e-5, num_steps=9,
-        ...     num_examples=1000, batch_size=100, score_budget=0.01)
-        >>> tx = dp_sgd_ilg(0.1, plan, key=jax.random.key(0), momentum=0.9)
-        >>> tx.geometry(tx.init({"w": jax.numpy.zeros(2)})).weights.tolist()
-        [1.0]
+        ...     num_examples=1000, batch_size=100, score_budget=0)
+        >>> prior = dp_ilg.Prior({"w": [1.0, 16.0]}, steps="whitened")
+        >>> tx = dp_sgd_ilg(0.1, plan, key=jax.random.key(0), source=prior)
+        >>> state = tx.init({"w": jax.numpy.zeros(2)})
+        >>> [round(float(b), 2) for b in tx.geometry(state).coordinates.into[0][0]]
+        [1.84, 0.92]
 
     Reference: Abadi et al. 2016, Algorithm 1, in the geometry of docs/idea.md.
     """
-    tail = optax.chain(*heavy_ball(momentum), descend(learning_rate))
-    return behind_noise(
-        tail,
-        plan,
-        key=key,
-        importance=importance,
-        source=source,
-        layers=layers,
-        clip_mode=clip_mode,
-        ema_decay=ema_decay,
-        floor=floor,
-        public_importance=public_importance,
-        noise=noise,
-        score=score,
-    )
+    shaped = dict(importance=importance, source=source, layers=layers)
+    shaped |= dict(clip_mode=clip_mode, ema_decay=ema_decay, floor=floor)
+    shaped |= dict(public_importance=public_importance, score=score)
+    links = [*heavy_ball(momentum), descend(learning_rate)]
+    return behind_noise(optax.chain(*links), plan, key=key, **shaped)
