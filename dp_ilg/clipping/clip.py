@@ -22,6 +22,7 @@ from dp_ilg.clipping.modes import normalize as normalize
 from dp_ilg.clipping.modes import per_layer as per_layer
 from dp_ilg.clipping.per_example import from_gradients
 from dp_ilg.clipping.scores.bounding import sum_scores
+from dp_ilg.clipping.scores.slack import sum_slack
 from dp_ilg.clipping.scores.table import agreed_score
 from dp_ilg.geometry import grid
 from dp_ilg.geometry.coordinates import enter_gradients
@@ -83,7 +84,13 @@ def clip_sum(
     keep = present.reshape(-1, *[1] * (raw.ndim - 1))
     coefficients = jnp.where(keep, raw, 0)
     fields = _exact_sums(per_example, coefficients, geometry, bound)
-    shares = sum_scores(score, per_example, norms, present, geometry)
+    if score.of_slack:
+        used = seen * coefficients.reshape(len(present), -1)
+        shares = sum_slack(
+            weighted_norm(used, weights) / bound, present, norms.shape[-1]
+        )
+    else:
+        shares = sum_scores(score, per_example, norms, present, geometry)
     within = jnp.concatenate(
         [length[:, None] <= bound, norms <= group_bounds(weights, bound)], 1
     )

@@ -108,8 +108,15 @@ class Geometry:
         return weighted_norm(self.seen(norms), self.divisors())
 
     def kept(self) -> Any:
-        """Which groups take part, bool ``[groups]``; None where none can be dropped."""
-        return self.weights != 0 if self.drops else None
+        """Which groups take part, bool ``[groups]``; None where none can be dropped.
+
+        Where all weights are 0, none is dropped: that is no choice of a rule but a
+        state of zeros, say, and releases NaN as anywhere.
+        """
+        if not self.drops:
+            return None
+        positive = self.weights != 0
+        return positive | ~jnp.any(positive)
 
     def divisors(self) -> Float[Array, " groups"]:
         """What norms are divided by: the weights, and 1 for a dropped group."""
@@ -131,7 +138,8 @@ class Geometry:
 
     def kept_leaves(self) -> list[Array]:
         """Where each leaf is kept, bool and broadcastable; False where it is frozen."""
-        return [x != 0 for x in self.groups.expand(self.weights)]
+        there: Any = self.kept()
+        return [x > 0 for x in self.groups.expand(there.astype(jnp.float32))]
 
     def saying(self, facts: ClipFacts | None) -> Geometry:
         """The same geometry with these facts, and its own where they say nothing."""

@@ -80,7 +80,7 @@ def test_the_clipped_sum_is_that_of_the_kept_groups(engine, mode):
     for found in (run(geometry=geometry), jax.jit(run)(geometry=geometry)):
         close = functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=1e-5)
         jax.tree.map(close, found.gradients, want)
-        np.testing.assert_array_equal(found.layer_shares, scores)
+        close(found.layer_shares, scores, rtol=1e-6)
         sums = [found.gradients, found.remainder, found.fine]
         for leaves in map(jax.tree.leaves, sums):
             there = geometry.groups.expand(geometry.weights)
@@ -132,6 +132,16 @@ def test_chunks_add_up_and_zeros_without_the_word_are_no_geometry():
         grad_fn(params, (x, y), geometry=bare), 1.0, jax.random.key(0)
     )
     assert all(np.isnan(x).all() for x in jax.tree.leaves(noised))
+
+
+def test_weights_of_zero_alone_drop_nothing_and_poison_the_release():
+    """A state of zeros holds a key that everybody knows: it must release NaN."""
+    tx = dp_ilg.dp_adam_ilg(1e-2, plan(), importance="top_k:2", **AT_ONCE)
+    params = mlp_params()
+    state = jax.tree.map(jnp.zeros_like, tx.init(params))
+    grads = per_example(params, mlp_batch())
+    updates, _ = jax.jit(tx.update)(grads, state, params)
+    assert all(np.isnan(x).all() for x in jax.tree.leaves(updates))
 
 
 def test_noise_has_its_law_in_kept_groups_and_is_absent_in_dropped_ones():
