@@ -303,7 +303,9 @@ def old_geometry(tmp_path):
 def slack_for_scores(tmp_path):
     free = plan(score_budget=0.0, num_steps=3)
     other = BASELINES["slack_clipping"](0.1, free, key=jax.random.key(1))
-    TX.update(GRAD_FN(PARAMS, ROWS, geometry=other.geometry(other.init(PARAMS))), STATE)
+    theirs = GRAD_FN(PARAMS, ROWS, geometry=other.geometry(other.init(PARAMS)))
+    tx = optimizer()
+    tx.update(theirs, tx.init(PARAMS), PARAMS)
 
 
 def zeros_of_a_dropping_rule(tmp_path):
