@@ -131,6 +131,18 @@ def drops(rule: Rule) -> bool:
     return bool(getattr(rule, "drops", False))
 
 
+def of_entries(rule: Rule) -> Rule:
+    """The rule by which entries of a leaf are scaled: the one inside a dropping rule.
+
+    Groups are dropped, entries are not.
+
+    Example:
+        >>> of_entries(top_k(2, "paper")) is RULES["paper"]
+        True
+    """
+    return as_rule(rule.rule) if isinstance(rule, TopK) else rule
+
+
 def inner_name(name: str) -> str:
     """Which rule of a table, entry point or file a name is made of.
 

@@ -53,6 +53,7 @@ CASES = {
     "dp_muon": Case(_SMALL | {"momentum": 0.5}, _MUON),
     "dp_sgd": Case({"momentum": 0.5}, _SGD),
     "dp_sgd_decay": Case({}, optax.sgd(1e-2), falling=True),
+    "dp_sgd_ilg": Case({"momentum": 0.5}, _SGD, "shares"),
     "quantile_clipping": Case(_SMALL, _ADAM, "count"),
     "quantile_clipping_per_layer": Case(_SMALL, _ADAM, "counts"),
     "slack_clipping": Case(_SMALL, _ADAM, "slack"),

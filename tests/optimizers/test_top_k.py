@@ -339,3 +339,18 @@ def test_a_run_with_dropped_layers_is_written_down(tmp_path):
     assert [x == 0 for x in found["noise_stddev"]] == zero
     assert all(math.isfinite(x) for x in found["noise_stddev"])
     assert summary["importance"] == "top_k:1"
+
+
+def test_a_prior_over_entries_and_dropped_groups_go_together():
+    """Entries follow the rule inside; groups are dropped by their scores."""
+    prior = dp_ilg.Prior({"d1/kernel": (jnp.arange(1.0, 6.0), None)}, groups="scores")
+    tx = dp_ilg.dp_adam_ilg(1e-2, plan(), importance="top_k:2", source=prior, **AT_ONCE)
+    params = mlp_params()
+    state, grad_fn = tx.init(params), dp_ilg.clipped_grad(mlp_loss, l2_clip_norm=1.0)
+    for seed in range(2):
+        geometry = tx.geometry(state)
+        clipped = grad_fn(params, mlp_batch(seed=seed), geometry=geometry)
+        updates, state = tx.update(clipped, state, params)
+    moved = [bool(np.any(x)) for x in jax.tree.leaves(updates)]
+    assert moved == (np.asarray(geometry.weights) > 0).tolist() and sum(moved) == 2
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(updates))
