@@ -1,6 +1,7 @@
 """A clip norm by slack: one Gaussian for gradient and slack, and how it moves."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from tests.helpers.models import mlp_batch, mlp_loss, mlp_params, per_example, p
 
 PAIRS = 400
 SHAPES = {"a": (3, 4), "b": (5,), "c": ()}
-STATE = dict(key=jax.random.key(1))
+STATE: dict[str, Any] = dict(key=jax.random.key(1))
 
 
 def tree(make):
@@ -52,7 +53,7 @@ def exact(clipped):
         strict=True,
     )
     slack = wide(clipped.layer_shares) + wide(clipped.shares_remainder)
-    return [sum(map(wide, parts)) for parts in leaves], slack
+    return [np.sum([wide(x) for x in parts], 0) for parts in leaves], slack
 
 
 def moved_by(mode, seed, spread):

@@ -98,7 +98,7 @@ def scale_by_adam_of_kept(
         old = zip(jax.tree.leaves(state.mu), jax.tree.leaves(state.nu), strict=True)
         clock = _clock(groups, counts, kept.astype(jnp.float32), (b1, b2))
         found = [
-            _moved(x, *own, *now, (b1, b2, eps))
+            _moved(x, own, now, (b1, b2, eps))
             for x, own, now in zip(leaves, old, clock, strict=True)
         ]
         steps, mu, nu = (
@@ -115,21 +115,18 @@ def _clock(
     """Of every leaf: who is kept, and the corrections of both moments."""
     taken = jnp.maximum(counts, 1).astype(jnp.float32)
     parts = (kept, *[1 - decay**taken for decay in decays])
-    kept, first, second = (groups.expand(x) for x in parts)
-    return list(zip([x > 0 for x in kept], first, second, strict=True))
+    there, first, second = (groups.expand(x) for x in parts)
+    return list(zip([x > 0 for x in there], first, second, strict=True))
 
 
 def _moved(
     release: Array,
-    mu: Array,
-    nu: Array,
-    kept: Array,
-    first: Array,
-    second: Array,
+    moments: tuple[Array, Array],
+    clock: tuple[Array, ...],
     settings: tuple[Any, Any, Any],
 ) -> tuple[Array, Array, Array]:
     """Step and moments of one leaf; where it is dropped, 0 and the old ones."""
-    b1, b2, eps = settings
+    (mu, nu), (kept, first, second), (b1, b2, eps) = moments, clock, settings
     wide = release.astype(mu.dtype)
     new_mu = jnp.where(kept, b1 * mu + (1 - b1) * wide, mu)
     new_nu = jnp.where(kept, b2 * nu + (1 - b2) * jnp.square(wide), nu)
