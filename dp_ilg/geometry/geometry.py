@@ -164,6 +164,12 @@ class Geometry:
             return leaves
         return self.of_kept(self.coordinates.restored(leaves))
 
+    def unrestored(self, leaves: list[Array]) -> list[Array]:
+        """A released mean as it was before `restored`, to rounding."""
+        if self.coordinates is None or self.coordinates.whitened:
+            return leaves
+        return self.coordinates.entered(leaves)
+
     def check_plain(self, reader: str) -> None:
         """Raises where a `reader` that knows only groups meets scaled entries."""
         if self.coordinates is not None and not self.coordinates.whitened:

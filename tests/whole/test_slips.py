@@ -28,6 +28,7 @@ from jax.flatten_util import ravel_pytree
 import dp_ilg
 from dp_ilg.baselines.table import BASELINES
 from dp_ilg.sampling.batch import UNREAD
+from tests.helpers.mapped import fixed
 from tests.helpers.models import plan
 from tests.training.loop import scene
 
@@ -315,6 +316,43 @@ def zeros_of_a_dropping_rule(tmp_path):
         raise ArithmeticError("NaN was released")
 
 
+def mapped(*scales, whitened=False):
+    """A chain for each scale of all entries, and gradients clipped by the first."""
+    shapes = {"/".join(path): x.shape for path, x in dp_ilg.layers.paths(PARAMS)}
+    groups = dp_ilg.layers.group(PARAMS)
+    chains = []
+    for scale in scales:
+        axes = {n: [np.full(k, scale) for k in s] for n, s in shapes.items()}
+        maps = dp_ilg.AxisMaps.of(PARAMS, axes, whitened=whitened)
+        there = dp_ilg.Geometry(jnp.ones(len(groups.names)), groups, maps)
+        noise = dp_ilg.add_importance_noise(PLAN, key=jax.random.key(1))
+        clip = dp_ilg.clip_per_example(1.0)
+        chains.append(dp_ilg.chain(clip, fixed(there), noise, optax.sgd(0.1)))
+    first = chains[0].geometry(chains[0].init(PARAMS))
+    return chains, GRAD_FN(PARAMS, ROWS, geometry=first)
+
+
+def old_maps(tmp_path):
+    (_, other), theirs = mapped(1.0, 2.0)
+    start = other.init(PARAMS)
+    assert is_nan(jax.jit(other.update)(theirs, start, PARAMS)[0])
+    other.update(theirs, start, PARAMS)
+
+
+def forgotten_link(tmp_path):
+    (tx,), own = mapped(2.0, whitened=True)
+    tx.update(own, tx.init(PARAMS), PARAMS)
+
+
+def mixing_matrix(tmp_path):
+    params = {"w": jnp.zeros((4, 2))}
+    groups = dp_ilg.layers.group(params, dp_ilg.layers.blocks("w", edges=[2]))
+    maps = dp_ilg.AxisMaps.of(params, {"w": (np.eye(4) + 0.1, None)})
+    there = dp_ilg.Geometry(jnp.ones(2), groups, maps)
+    own = dp_ilg.clipped_grad(lambda p, x: jnp.sum(p["w"] * x), l2_clip_norm=1.0)
+    own(params, jnp.ones((3, 4, 2)), geometry=there)
+
+
 def past_the_plan(tmp_path):
     state = STATE
     for _ in range(4):
@@ -455,6 +493,12 @@ SLIPS = {
     "two clip modes": (two_modes, "clip_mode is 'normalize' in clipped_grad, but"),
     "another plan's gradients": (other_plan, "l2_clip_norm is 9 in clipped_grad, bu"),
     "the geometry of an earlier step": (old_geometry, "other weights than this chain"),
+    "maps of an earlier step, or of another chain": (old_maps, "other weights than"),
+    "a matrix across the bands of a leaf": (mixing_matrix, "would mix the groups"),
+    "whitened maps without `unwhiten_updates`": (
+        forgotten_link,
+        "put unwhiten_updates() behind it",
+    ),
     "a sum of slack given to a chain that scores": (
         slack_for_scores,
         "score is 'slack' in clipped_grad, but 'l2' in the chain",

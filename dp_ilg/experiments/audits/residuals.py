@@ -144,8 +144,7 @@ class Observer:
         plan, release = self.trainer.plan, release_of(after)
         geometry = known.geometry
         leaves = [x.astype(jnp.float32) for x in jax.tree.leaves(release)]
-        if geometry.coordinates is not None:
-            leaves = geometry.coordinates.entered(leaves)
+        leaves = geometry.unrestored(leaves)
         sums = jax.tree.leaves(known.gradients)
         gaps = [r * plan.batch_size - s for r, s in zip(leaves, sums, strict=True)]
         gradient = self._whitened(geometry, gaps, self._time(before))

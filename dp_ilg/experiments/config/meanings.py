@@ -36,6 +36,8 @@ MEANINGS: dict[str, str] = {
     "model.depth": "blocks of a transformer",
     "model.heads": "heads of its attention",
     "model.length": "tokens read of a text",
+    "model.scales": "of `additive`: of each column, of the numbers and of the bias",
+    "model.slopes": "of `additive`: scale of each column's own lines on the numbers",
     "privacy.epsilon": "the most privacy to spend; smaller protects more",
     "privacy.delta": "the delta of the guarantee, best below 1 / examples",
     "privacy.batch_size": "expected size of a Poisson batch, in examples",

@@ -17,7 +17,8 @@ import numpy as np
 
 from dp_ilg.base import PrivateTransformation
 from dp_ilg.experiments.runs.evaluation import (
-    accuracy_fn,
+    answer_fn,
+    answered,
     perplexity_fn,
     unprotected_loss_fn,
 )
@@ -291,14 +292,14 @@ def _followed(
 def _evaluator(
     job: Job, tx: PrivateTransformation
 ) -> Callable[[Position], dict[str, Any]]:
-    accuracy, perplexity = accuracy_fn(job), perplexity_fn(job)
+    answer, perplexity = answer_fn(job), perplexity_fn(job)
     loss = unprotected_loss_fn(job) if job.config.run.unprotected_train_loss else None
 
     def evaluate(position: Position) -> dict[str, Any]:
         record = {
             "step": position.step,
             "epsilon": job.plan.epsilon(position.step),
-            "test_accuracy": accuracy(position.kept),
+            **answered(job, answer(position.kept)),
             "seconds": round(position.seconds, 3),
             "noise_multiplier": float(job.plan.noise_multipliers[position.step - 1]),
             "layers": _layers(job, tx, position),
