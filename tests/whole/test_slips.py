@@ -26,6 +26,7 @@ from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 
 import dp_ilg
+from dp_ilg.baselines.table import BASELINES
 from dp_ilg.sampling.batch import UNREAD
 from tests.helpers.mapped import fixed
 from tests.helpers.models import plan
@@ -300,6 +301,21 @@ def old_geometry(tmp_path):
     tx.update(old, later, PARAMS)
 
 
+def slack_for_scores(tmp_path):
+    free = plan(score_budget=0.0, num_steps=3)
+    other = BASELINES["slack_clipping"](0.1, free, key=jax.random.key(1))
+    theirs = GRAD_FN(PARAMS, ROWS, geometry=other.geometry(other.init(PARAMS)))
+    tx = optimizer()
+    tx.update(theirs, tx.init(PARAMS), PARAMS)
+
+
+def zeros_of_a_dropping_rule(tmp_path):
+    tx = optimizer(importance="top_k:1", layers="leaf")
+    state = jax.tree.map(jnp.zeros_like, tx.init(PARAMS))
+    if is_nan(tx.update(ROWS, state, PARAMS)[0]):
+        raise ArithmeticError("NaN was released")
+
+
 def mapped(*scales, whitened=False):
     """A chain for each scale of all entries, and gradients clipped by the first."""
     shapes = {"/".join(path): x.shape for path, x in dp_ilg.layers.paths(PARAMS)}
@@ -512,6 +528,10 @@ SLIPS = {
         forgotten_link,
         "put unwhiten_updates() behind it",
     ),
+    "a sum of slack given to a chain that scores": (
+        slack_for_scores,
+        "score is 'slack' in clipped_grad, but 'l2' in the chain",
+    ),
     "one step past the plan": (past_the_plan, "has taken 4 steps, but its plan has 3"),
     "a release handed to a second private optimizer": (
         second_release,
@@ -556,6 +576,10 @@ SLIPS = {
     "`jax.vmap(tx.init)` for an ensemble": (ensemble, "all members one noise key"),
     "`jax.tree.map(jnp.zeros_like, state)`": (
         from_state(lambda s: jax.tree.map(jnp.zeros_like, s)),
+        "NaN was released",
+    ),
+    "the same of a rule that drops groups": (
+        zeros_of_a_dropping_rule,
         "NaN was released",
     ),
     "`optax.incremental_update` of two states": (

@@ -5,6 +5,7 @@ exists, and batch and noise are functions of (key, step), so that a run that sto
 repeats what it had begun.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -318,8 +319,8 @@ def _layers(job: Job, tx: PrivateTransformation, position: Position) -> dict[str
     """What was released about the layers; the noise is that on the mean gradient."""
     geometry = tx.geometry(position.state)
     last = jnp.int32(position.step - 1)
-    stddev = noise_stddev(job.plan, last, geometry, jnp.float32(job.plan.l2_clip_norm))
-    stddev = stddev * geometry.noise_scale() / geometry.weights
+    shown = dataclasses.replace(geometry, weights=geometry.noise_scale())
+    stddev = noise_stddev(job.plan, last, shown, jnp.float32(job.plan.l2_clip_norm))
     return {
         "names": list(geometry.groups.names),
         "sizes": list(geometry.groups.sizes),
