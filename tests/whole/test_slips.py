@@ -26,6 +26,7 @@ from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 
 import dp_ilg
+from dp_ilg.baselines.table import BASELINES
 from dp_ilg.sampling.batch import UNREAD
 from tests.helpers.mapped import fixed
 from tests.helpers.models import plan
@@ -300,6 +301,21 @@ def old_geometry(tmp_path):
     tx.update(old, later, PARAMS)
 
 
+def slack_for_scores(tmp_path):
+    free = plan(score_budget=0.0, num_steps=3)
+    other = BASELINES["slack_clipping"](0.1, free, key=jax.random.key(1))
+    theirs = GRAD_FN(PARAMS, ROWS, geometry=other.geometry(other.init(PARAMS)))
+    tx = optimizer()
+    tx.update(theirs, tx.init(PARAMS), PARAMS)
+
+
+def zeros_of_a_dropping_rule(tmp_path):
+    tx = optimizer(importance="top_k:1", layers="leaf")
+    state = jax.tree.map(jnp.zeros_like, tx.init(PARAMS))
+    if is_nan(tx.update(ROWS, state, PARAMS)[0]):
+        raise ArithmeticError("NaN was released")
+
+
 def mapped(*scales, whitened=False):
     """A chain for each scale of all entries, and gradients clipped by the first."""
     shapes = {"/".join(path): x.shape for path, x in dp_ilg.layers.paths(PARAMS)}
@@ -467,7 +483,36 @@ DOOR = {
         "The optimizer is private already",
     ),
 }
+
+
+def shaped(vector):
+    """A chain whose noise follows a prior over the rows of `a`."""
+    still = plan(score_budget=0.0, num_steps=3)
+    prior = dp_ilg.Prior({"a": vector})
+    return dp_ilg.dp_adam_ilg(0.1, still, key=jax.random.key(0), source=prior)
+
+
+def other_vocabulary(tmp_path):
+    shaped(dp_ilg.priors.zipf(4)).init(PARAMS)
+
+
+def counted_rows(tmp_path):
+    shaped(dp_ilg.priors.private_counts([[0, 1], [2, 2]], 3)).init(PARAMS)
+
+
+def other_prior(tmp_path):
+    one, other = shaped([1.0, 2.0, 3.0]), shaped([3.0, 2.0, 1.0])
+    total = GRAD_FN(PARAMS, ROWS, geometry=one.geometry(one.init(PARAMS)))
+    other.update(total, other.init(PARAMS), PARAMS)
+
+
 SLIPS = {
+    "a prior for another vocabulary": (other_vocabulary, "has 4 entries, but axis 0"),
+    "counts of the private rows as a prior": (counted_rows, "made from the training"),
+    "gradients clipped in another prior": (
+        other_prior,
+        "other weights than this chain",
+    ),
     "a ledger opened again": (ledger_again, "pass resume=True to go on"),
     "a repeated step at another learning rate": (other_rate, "the same noise on"),
     "a repeated step that does not say what it is": (silent_repeat, "nobody can tell"),
@@ -482,6 +527,10 @@ SLIPS = {
     "whitened maps without `unwhiten_updates`": (
         forgotten_link,
         "put unwhiten_updates() behind it",
+    ),
+    "a sum of slack given to a chain that scores": (
+        slack_for_scores,
+        "score is 'slack' in clipped_grad, but 'l2' in the chain",
     ),
     "one step past the plan": (past_the_plan, "has taken 4 steps, but its plan has 3"),
     "a release handed to a second private optimizer": (
@@ -527,6 +576,10 @@ SLIPS = {
     "`jax.vmap(tx.init)` for an ensemble": (ensemble, "all members one noise key"),
     "`jax.tree.map(jnp.zeros_like, state)`": (
         from_state(lambda s: jax.tree.map(jnp.zeros_like, s)),
+        "NaN was released",
+    ),
+    "the same of a rule that drops groups": (
+        zeros_of_a_dropping_rule,
         "NaN was released",
     ),
     "`optax.incremental_update` of two states": (
