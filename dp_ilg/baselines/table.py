@@ -23,6 +23,7 @@ from dp_ilg.baselines.adaptive import (
     scale_then_privatize,
 )
 from dp_ilg.baselines.made_of import checked, clip_mode_of, spends_scores
+from dp_ilg.baselines.momentum import dp_sgd_ilg
 from dp_ilg.baselines.plain import (
     automatic_clipping,
     dp_adam,
@@ -49,6 +50,7 @@ __all__ = [
     "dp_adam_ilg",
     "dp_sgd",
     "dp_sgd_decay",
+    "dp_sgd_ilg",
     "quantile_clipping",
     "quantile_clipping_per_layer",
     "scale_then_privatize",
@@ -200,14 +202,16 @@ def _row(
     return Baseline(name or make.__name__, make, lambda options: scores, mode)
 
 
-def _importance_row(name: str, **fixed: Any) -> Baseline:
-    """DP-AdamILG, with a rule fixed or left to the options."""
+def _importance_row(
+    name: str, made: Callable[..., PrivateTransformation] = dp_adam_ilg, **fixed: Any
+) -> Baseline:
+    """DP-AdamILG or its kin, with a rule fixed or left to the options."""
 
     def spends(options: Options) -> bool:
         given = {"importance": "min_noise_energy", "source": "scores"} | options | fixed
         return given["source"] == "scores" and given["importance"] != "uniform"
 
-    make = functools.partial(dp_adam_ilg, **fixed) if fixed else dp_adam_ilg
+    make = functools.partial(made, **fixed) if fixed else made
     return Baseline(name, make, spends, lambda o: o.get("clip_mode", "joint"))
 
 
@@ -221,6 +225,7 @@ _ROWS = [
     *[_importance_row(f"dp_adam_ilg_{rule}", importance=rule) for rule in RULES],
     _row(dp_sgd),
     _row(dp_sgd_decay),
+    _importance_row("dp_sgd_ilg", dp_sgd_ilg),
     _row(quantile_clipping, scores=True),
     _row(quantile_clipping_per_layer, scores=True, clip="per_layer"),
     _row(scale_then_privatize),

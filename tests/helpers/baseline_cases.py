@@ -45,6 +45,7 @@ CASES = {
     "dp_adam_ilg_uniform": Case(_SMALL, _ADAM),
     "dp_sgd": Case({"momentum": 0.5}, _SGD),
     "dp_sgd_decay": Case({}, optax.sgd(1e-2), falling=True),
+    "dp_sgd_ilg": Case({"momentum": 0.5}, _SGD, "shares"),
     "quantile_clipping": Case(_SMALL, _ADAM, "count"),
     "quantile_clipping_per_layer": Case(_SMALL, _ADAM, "counts"),
     "scale_then_privatize": Case(_SMALL, _ADAM),
