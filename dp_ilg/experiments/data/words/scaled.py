@@ -6,7 +6,7 @@ row is brought to one length. Noise of one size then falls on words by what they
 likely to say, although the scale has not seen a single text.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -42,13 +42,35 @@ def log_rank(most: int) -> np.ndarray:
     return np.log1p(np.arange(1, most + 1) / STOP_WORDS).astype(np.float32)
 
 
-def scaled_words(texts: np.ndarray, words: Sequence[str], most: int) -> np.ndarray:
+def even(most: int) -> np.ndarray:
+    """One scale for all words: what a scale by rank is compared with.
+
+    Args:
+        most: how many words.
+
+    Returns:
+        float32 ``[most]`` of ones.
+
+    Example:
+        >>> even(2).tolist()
+        [1.0, 1.0]
+    """
+    return np.ones(most, np.float32)
+
+
+def scaled_words(
+    texts: np.ndarray,
+    words: Sequence[str],
+    most: int,
+    scale: Callable[[int], np.ndarray] = log_rank,
+) -> np.ndarray:
     """Rows of scaled words, one a text.
 
     Args:
         texts: ``[N, length]`` places in `words`; 0 is padding.
         words: by falling frequency, after three marks.
         most: how many of the most frequent words are kept.
+        scale: what their number is turned into, a public scale of each.
 
     Returns:
         float32 ``[N, most]`` of norm `ROW_LENGTH`; zero for a text without such words.
@@ -64,6 +86,6 @@ def scaled_words(texts: np.ndarray, words: Sequence[str], most: int) -> np.ndarr
     """
     counts = word_counts(texts, max(len(words), most + _MARKS))
     counts = counts[:, _MARKS : most + _MARKS].astype(np.float32)
-    rows = np.sqrt(counts) * log_rank(most)
+    rows = np.sqrt(counts) * scale(most)
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     return (ROW_LENGTH / np.maximum(norms, 1e-6)) * rows
