@@ -23,7 +23,6 @@ from dp_ilg.baselines.adaptive import (
     scale_then_privatize,
 )
 from dp_ilg.baselines.made_of import checked, clip_mode_of, spends_scores
-from dp_ilg.baselines.momentum import dp_sgd_ilg
 from dp_ilg.baselines.plain import (
     automatic_clipping,
     dp_adam,
@@ -31,11 +30,13 @@ from dp_ilg.baselines.plain import (
     dp_sgd,
     dp_sgd_decay,
 )
+from dp_ilg.baselines.shaped import dp_sgd_ilg
 from dp_ilg.clipping.adding.metric_sums import Metric
 from dp_ilg.clipping.clip import ClipMode, as_clip_mode, normalize
 from dp_ilg.geometry.rules import RULES
 from dp_ilg.optimizers.chains import chain, dp_adam_ilg
 from dp_ilg.optimizers.metric_links import metric_links
+from dp_ilg.optimizers.sources import charges
 from dp_ilg.registry.lookup import resolve, table
 
 __all__ = [
@@ -202,16 +203,14 @@ def _row(
     return Baseline(name or make.__name__, make, lambda options: scores, mode)
 
 
-def _importance_row(
-    name: str, made: Callable[..., PrivateTransformation] = dp_adam_ilg, **fixed: Any
-) -> Baseline:
+def _importance_row(name: str, make: Any = dp_adam_ilg, **fixed: Any) -> Baseline:
     """DP-AdamILG or its kin, with a rule fixed or left to the options."""
 
     def spends(options: Options) -> bool:
         given = {"importance": "min_noise_energy", "source": "scores"} | options | fixed
-        return given["source"] == "scores" and given["importance"] != "uniform"
+        return charges(given["source"]) and given["importance"] != "uniform"
 
-    make = functools.partial(made, **fixed) if fixed else made
+    make = functools.partial(make, **fixed) if fixed else make
     return Baseline(name, make, spends, lambda o: o.get("clip_mode", "joint"))
 
 

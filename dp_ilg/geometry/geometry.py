@@ -136,6 +136,18 @@ class Geometry:
             return self.weights
         return self.weights * jnp.sqrt(self.coordinates.noise_squares(self.groups))
 
+    def noise_energies(self) -> Float[Array, " groups"]:
+        """Expected squared length of each group's noise on the gradient, at weight 1.
+
+        Returns:
+            The number of entries, times the mean square of the coordinates' scale: what
+            a rule calls the size of a group.
+        """
+        sizes = jnp.array(self.groups.sizes, jnp.float32)
+        if self.coordinates is None:
+            return sizes
+        return sizes * self.coordinates.noise_squares(self.groups)
+
 
 def public_values(name: str, values: Any, groups: Groups) -> Float[Array, " groups"]:
     """Reads one positive public number a group from a mapping or a sequence.

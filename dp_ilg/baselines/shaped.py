@@ -1,8 +1,7 @@
-"""Gradient descent on a release whose noise follows importance."""
+"""DP-SGD whose noise is shaped by importance."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import optax
@@ -10,7 +9,6 @@ import optax
 from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.base import PrivateTransformation
 from dp_ilg.baselines.plain import descend, heavy_ball
-from dp_ilg.clipping.adding.metric_sums import Metric
 from dp_ilg.optimizers.behind_noise import behind_noise
 
 
@@ -27,19 +25,15 @@ def dp_sgd_ilg(
     ema_decay: Any = 0.9,
     floor: Any = 0.01,
     public_importance: Any = None,
-    noise: str | None = None,
-    metrics: Mapping[str, Metric] | None = None,
     score: Any = "l2",
 ) -> PrivateTransformation:
-    """DP-SGD with momentum, its noise shaped by layer importance.
-
-    A linear model gains nothing from Adam: what Adam divides by is mostly noise.
+    """DP-SGD with noise shaped by importance: `dp_sgd`, and `dp_adam_ilg`'s geometry.
 
     Args:
-        learning_rate: a number or an Optax schedule.
-        plan: from `plan_privacy`.
+        learning_rate: as in `dp_sgd`.
+        plan: from `dp_ilg.plan_privacy`.
         key: PRNG key, secret.
-        importance: as in `dp_ilg.dp_adam_ilg`; "uniform" is DP-SGD.
+        importance: as in `dp_ilg.dp_adam_ilg`.
         source: as in `dp_ilg.dp_adam_ilg`.
         layers: as in `dp_ilg.dp_adam_ilg`.
         clip_mode: as in `dp_ilg.dp_adam_ilg`.
@@ -47,8 +41,6 @@ def dp_sgd_ilg(
         ema_decay: as in `dp_ilg.dp_adam_ilg`.
         floor: as in `dp_ilg.dp_adam_ilg`.
         public_importance: as in `dp_ilg.dp_adam_ilg`.
-        noise: as in `dp_ilg.dp_adam_ilg`.
-        metrics: as in `dp_ilg.dp_adam_ilg`.
         score: as in `dp_ilg.dp_adam_ilg`.
 
     Returns:
@@ -58,21 +50,22 @@ def dp_sgd_ilg(
         ValueError: for a bad number, rule, source, layering, mode or score.
         TypeError: for a bad key or plan.
 
-    Privacy: (epsilon, delta) of the plan, under its neighbouring relation, as
-    `dp_ilg.dp_adam_ilg`; momentum is post-processing.
+    Privacy: (epsilon, delta) of the plan; momentum is post-processing.
 
     Example:
         >>> import dp_ilg, jax
         >>> plan = dp_ilg.plan_privacy(noise_multiplier=1.0, delta=1e-5, num_steps=9,
-        ...     num_examples=1000, batch_size=100)
-        >>> tx = dp_sgd_ilg(0.1, plan, key=jax.random.key(0), momentum=0.9)
-        >>> tx.geometry(tx.init({"w": jax.numpy.zeros(2)})).weights.tolist()
-        [1.0]
+        ...     num_examples=1000, batch_size=100, score_budget=0)
+        >>> prior = dp_ilg.Prior({"w": [1.0, 16.0]}, steps="whitened")
+        >>> tx = dp_sgd_ilg(0.1, plan, key=jax.random.key(0), source=prior)
+        >>> state = tx.init({"w": jax.numpy.zeros(2)})
+        >>> [round(float(b), 2) for b in tx.geometry(state).coordinates.into[0][0]]
+        [1.89, 0.94]
 
     Reference: Abadi et al. 2016, Algorithm 1, in the geometry of docs/idea.md.
     """
-    behind = optax.chain(*heavy_ball(momentum), descend(learning_rate))
-    shaped = dict(importance=importance, source=source, layers=layers, score=score)
-    shaped |= dict(clip_mode=clip_mode, ema_decay=ema_decay, floor=floor, noise=noise)
-    shaped |= dict(public_importance=public_importance, metrics=metrics)
-    return behind_noise(behind, plan, key=key, **shaped)
+    shaped = dict(importance=importance, source=source, layers=layers)
+    shaped |= dict(clip_mode=clip_mode, ema_decay=ema_decay, floor=floor)
+    shaped |= dict(public_importance=public_importance, score=score)
+    links = [*heavy_ball(momentum), descend(learning_rate)]
+    return behind_noise(optax.chain(*links), plan, key=key, **shaped)
