@@ -60,7 +60,7 @@ def dp_sgd_ilg(
         >>> tx = dp_sgd_ilg(0.1, plan, key=jax.random.key(0), source=prior)
         >>> state = tx.init({"w": jax.numpy.zeros(2)})
         >>> [round(float(b), 2) for b in tx.geometry(state).coordinates.into[0][0]]
-        [1.89, 0.94]
+        [1.84, 0.92]
 
     Reference: Abadi et al. 2016, Algorithm 1, in the geometry of docs/idea.md.
     """

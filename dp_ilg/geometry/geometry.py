@@ -79,6 +79,11 @@ class Geometry:
         return cls(jnp.ones(len(groups.names), jnp.float32), groups)
 
     @classmethod
+    def given(cls, params: PyTree, layers: Any) -> Geometry:
+        """`layers` itself where it is a geometry, else all weights 1 in its groups."""
+        return layers if isinstance(layers, cls) else cls.uniform(params, layers)
+
+    @classmethod
     def of(cls, params: PyTree, weights: Any, layers: Any = "module") -> Geometry:
         """Public constants as weights.
 

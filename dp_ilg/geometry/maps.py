@@ -127,8 +127,17 @@ class AxisMaps:
     @own_promotion
     def entered(self, leaves: Sequence[Any]) -> list[Array]:
         """Per-example gradients, or one gradient, in these coordinates."""
-        pairs = zip(leaves, self.into, strict=True)
-        return [multiplied(wide(x), own) for x, own in pairs]
+        pairs = enumerate(leaves)
+        return [self.entered_leaf(k, x) for k, x in pairs]
+
+    @own_promotion
+    def entered_leaf(self, index: int, value: Any) -> Array:
+        """The same of one leaf."""
+        return multiplied(wide(value), self.into[index])
+
+    def axis_kinds(self) -> list[tuple[int, ...]]:
+        """For each leaf's axes 0 (it stays), 1 (a scale) or 2 (a matrix)."""
+        return [tuple(0 if f is None else f.ndim for f in own) for own in self.into]
 
     @own_promotion
     def restored(self, leaves: Sequence[Array]) -> list[Array]:

@@ -321,7 +321,7 @@ def _check_classes(public: Public) -> None:
 
 def _labels(key: Any, size: int, dtype: Any, public: Public) -> Array:
     if jnp.issubdtype(dtype, jnp.integer):
-        return jax.random.randint(key, (size,), 0, public.classes).astype(dtype)
+        return jax.random.randint(key, (size,), 0, public.classes or 1).astype(dtype)
     if jnp.issubdtype(dtype, jnp.bool_):
         return jax.random.bernoulli(key, shape=(size,))
     return gaussian(key, (size,), dtype, public)
