@@ -75,8 +75,8 @@ def with_features(data: Dataset, name: str, cache: Path | None = None) -> Datase
             "word_counts" is for texts, "public_words" numbers their words by a public
             list, "public_words_counts" counts those; "scaled_words_4000" scales the
             most frequent words by their rank, "even_words_4000" does not,
-            "public_words_scaled" scales those of the public list; "word_vectors" and "sentence_encoder" have weights that come inside
-            packages of their own.
+            "public_words_scaled" scales those of the public list; "word_vectors" and
+            "sentence_encoder" have weights that come inside packages of their own.
         cache: the folder for results; by default `cache_folder()`. One that cannot be
             written to is done without.
 

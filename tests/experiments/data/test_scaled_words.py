@@ -35,7 +35,8 @@ def by_hand(text, most, scale):
 
 
 @pytest.mark.parametrize(
-    "scale, one", [(log_rank, lambda r: np.log(1 + r / STOP_WORDS)), (even, lambda r: 1)]
+    "scale, one",
+    [(log_rank, lambda r: np.log(1 + r / STOP_WORDS)), (even, lambda r: 1)],
 )
 @pytest.mark.parametrize("most", [7, 29, 40])
 def test_rows_are_those_of_a_loop(scale, one, most):
@@ -60,8 +61,8 @@ def test_a_row_is_of_its_own_text_alone():
 
 def dataset():
     y = np.arange(8, dtype=np.int32) % 2
-    facts = dict(num_tokens=len(WORDS), words=WORDS)
-    return Dataset("t", texts(8), y, texts(4, seed=2), y[:4], 2, "", **facts)
+    parts = (texts(8), y, texts(4, seed=2), y[:4])
+    return Dataset("t", *parts, 2, "", num_tokens=len(WORDS), words=WORDS)
 
 
 def test_features_are_a_row_of_the_table_and_kept(tmp_path):
