@@ -147,10 +147,15 @@ def best(lines: Lines) -> str:
         cells = [row.words, f"{epsilon:g}", _before(lines, row, epsilon)]
         cells += [spread(m.by_seed.values()) if m else _NONE for m in (plain, shaped)]
         cells += [f"{shaped.source}: {shaped.name}" if shaped else _NONE]
-        both = plain and shaped
-        cells += [or_tie(gap(shaped.by_seed, plain.by_seed)) if both else _NONE]
-        rows.append(cells)
+        rows.append([*cells, _won(shaped, plain)])
     return markdown(head, rows)
+
+
+def _won(shaped: Method | None, plain: Method | None) -> str:
+    """What the best with importance is better by than the best without."""
+    if shaped is None or plain is None:
+        return _NONE
+    return or_tie(gap(shaped.by_seed, plain.by_seed))
 
 
 def by_source(lines: Lines) -> str:
