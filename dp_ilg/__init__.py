@@ -37,6 +37,7 @@ from dp_ilg.optimizers.importance import (
     score_released_gradients,
     set_layer_importance,
 )
+from dp_ilg.optimizers.kept_rows.keep import keep_rows
 from dp_ilg.optimizers.metrics import Released, release_metrics
 from dp_ilg.projection.pca import private_pca
 from dp_ilg.sampling.poisson import PoissonSampler
@@ -70,6 +71,7 @@ __all__ = [
     "clipped_lot",
     "differentially_private_aggregate",
     "dp_adam_ilg",
+    "keep_rows",
     "layers",
     "plan_privacy",
     "private_pca",

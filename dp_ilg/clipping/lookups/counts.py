@@ -60,8 +60,9 @@ class RowCounts:
             )
         high, rest = two_sum(self.total, other.total)
         high, low = two_sum(high, self.remainder + other.remainder + rest)
-        pairs = zip(self.seal, other.seal, strict=True)
-        seal = tuple(jnp.where(one == two, one, 0) for one, two in pairs)
+        kinds, *marks = zip(self.seal, other.seal, strict=True)
+        others = [jnp.where(one == two, one, 0) for one, two in marks]
+        seal = (jnp.minimum(*kinds), *others)
         return RowCounts(high, low, self.tables, seal)
 
     def sound(self) -> Array:

@@ -39,9 +39,7 @@ class _View(NamedTuple):
     dtypes: tuple[Any, ...] = ()
 
 
-def looked_up(
-    loss_fn: LossFn, params: Params, batch: Example, tables: Tables
-) -> Array:
+def looked_up(loss_fn: LossFn, params: Params, batch: Example, tables: Tables) -> Array:
     """Which rows every example looks up.
 
     Args:

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int32
 
@@ -17,7 +16,7 @@ from dp_ilg.clipping.lookups.counts import RowCounts
 from dp_ilg.clipping.lookups.tables import Table, Tables, count_of
 from dp_ilg.noise.add_noise import multiplier_at
 from dp_ilg.noise.normal import array_steps
-from dp_ilg.noise.release import check_multiplier, grid_of, noised
+from dp_ilg.noise.release import Grid, check_multiplier, grid_of, noised
 from dp_ilg.noise.secure import check_draws, given_rows
 
 ROW_TAG = 0x0F0175
@@ -93,10 +92,38 @@ def released_rows(
         >>> import dp_ilg
         >>> plan = dp_ilg.plan_privacy(noise_multiplier=0.01, delta=1e-5, row_budget=.2,
         ...     num_examples=100, batch_size=10, num_steps=3)
-        >>> counts = RowCounts(
-        ...     jnp.array([0.0, 5.0, 0.0, 2.0]), jnp.zeros(4), (Table("t", 0, 4, 3, 0),))
+        >>> tables = (Table("t", 0, 4, 3, 0),)
+        >>> total = jnp.array([0.0, 5.0, 0.0, 2.0])
+        >>> counts = RowCounts(total, jnp.zeros(4), tables)
         >>> released_rows(counts, plan, jax.random.key(0), 0, 4.0).ids[0].tolist()
         [1, 3, 6]
+    """
+    found, grid = noisy_counts(counts, plan, key, step, noise)
+    least = jnp.where(grid.bare, 0, threshold * grid.stddev)
+    parts = [found[t.start : t.start + t.rows] for t in counts.tables]
+    kept = [
+        _largest(part, part > least, table, grid.valid)
+        for part, table in zip(parts, counts.tables, strict=True)
+    ]
+    return KeptRows(tuple(kept), jnp.asarray(step), grid.valid, counts.tables)
+
+
+def noisy_counts(
+    counts: RowCounts, plan: PrivacyPlan, key: Any, step: Any, noise: Any = None
+) -> tuple[Float[Array, " rows"], Grid]:
+    """The counts with this step's noise, and that noise.
+
+    Args:
+        counts: of the whole step.
+        plan: as in `released_rows`.
+        key: as in `released_rows`.
+        step: as in `released_rows`.
+        noise: as in `released_rows`.
+
+    Returns:
+        The release, float32; all NaN where `Grid.valid` is False.
+
+    Privacy: as `released_rows`.
     """
     size = count_of(counts.tables)
     sigma = multiplier_at(plan.row_noise_multipliers, step)
@@ -108,14 +135,7 @@ def released_rows(
         sigma = jnp.where(right, sigma, jnp.nan)
     sigma = jnp.where(counts.sound(), sigma, jnp.nan)
     grid = grid_of(1.0, sigma, size)
-    found = noised(counts.total, counts.remainder, grid, draw)
-    least = jnp.where(grid.bare, 0, threshold * grid.stddev)
-    parts = [found[t.start : t.start + t.rows] for t in counts.tables]
-    kept = [
-        _largest(part, part > least, table, grid.valid)
-        for part, table in zip(parts, counts.tables, strict=True)
-    ]
-    return KeptRows(tuple(kept), jnp.asarray(step), grid.valid, counts.tables)
+    return noised(counts.total, counts.remainder, grid, draw), grid
 
 
 def _largest(
@@ -156,7 +176,7 @@ def scattered(leaf: Any, ids: Array, rows: Any) -> Array:
         >>> scattered(table, jnp.array([1, 3]), jnp.full((2, 1), 9.0)).tolist()
         [[0.0], [9.0], [2.0]]
     """
-    how = dict(mode="drop", unique_indices=True, indices_are_sorted=True)
+    how: Any = dict(mode="drop", unique_indices=True, indices_are_sorted=True)
     return jnp.asarray(leaf).at[ids].set(rows, **how)
 
 
@@ -186,7 +206,8 @@ def widen(
 
     Example:
         >>> rows = [jnp.array([2])]
-        >>> widen([jnp.zeros((3, 1))], [jnp.ones((1, 1))], [0], rows)[0].ravel().tolist()
+        >>> (table,) = widen([jnp.zeros((3, 1))], [jnp.ones((1, 1))], [0], rows)
+        >>> table.ravel().tolist()
         [0.0, 0.0, 1.0]
     """
     return [
