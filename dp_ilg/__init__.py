@@ -23,8 +23,9 @@ from dp_ilg.clipping.clip import clip_per_example
 from dp_ilg.clipping.clip_schedule import clip_by_schedule
 from dp_ilg.clipping.clipped_grad import clipped_grad
 from dp_ilg.clipping.lots import clipped_lot, sum_lot
-from dp_ilg.geometry import layers
+from dp_ilg.geometry import layers, priors
 from dp_ilg.geometry.geometry import Geometry
+from dp_ilg.geometry.maps import AxisMaps
 from dp_ilg.noise.add_noise import add_importance_noise
 from dp_ilg.noise.repeats import release_digest
 from dp_ilg.optimizers.adam import scale_by_noise_corrected_adam
@@ -39,6 +40,10 @@ from dp_ilg.optimizers.importance import (
 )
 from dp_ilg.optimizers.kept_rows.keep import keep_rows
 from dp_ilg.optimizers.metrics import Released, release_metrics
+from dp_ilg.optimizers.public.link import probe_importance
+from dp_ilg.optimizers.public.prior import Prior, set_prior
+from dp_ilg.optimizers.public.probe import Probe
+from dp_ilg.optimizers.whitened import unwhiten_updates
 from dp_ilg.projection.pca import private_pca
 from dp_ilg.sampling.poisson import PoissonSampler
 from dp_ilg.training.loop.front import private_training
@@ -46,6 +51,7 @@ from dp_ilg.training.loop.front import private_training
 __version__ = "0.1.0"
 
 __all__ = [
+    "AxisMaps",
     "BudgetExhausted",
     "ClippedGrad",
     "FilterExhausted",
@@ -53,9 +59,11 @@ __all__ = [
     "Metric",
     "PerExampleGrads",
     "PoissonSampler",
+    "Prior",
     "PrivacyFilter",
     "PrivacyLedger",
     "PrivacyPlan",
+    "Probe",
     "Released",
     "accounting",
     "add_importance_noise",
@@ -74,8 +82,10 @@ __all__ = [
     "keep_rows",
     "layers",
     "plan_privacy",
+    "priors",
     "private_pca",
     "private_training",
+    "probe_importance",
     "release_digest",
     "release_metrics",
     "scale_by_balanced_adam",
@@ -84,6 +94,8 @@ __all__ = [
     "score_layer_importance",
     "score_released_gradients",
     "set_layer_importance",
+    "set_prior",
     "steps_for_epsilon",
     "sum_lot",
+    "unwhiten_updates",
 ]

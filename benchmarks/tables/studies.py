@@ -81,6 +81,7 @@ def exponents(lines: Lines) -> str:
         (0.0, 0.0): "`uniform`",
         (0.5, 0.25): "`min_noise_energy`",
         (1.0, 0.5): "`equal_snr`",
+        (0.5, 0.0): "`sqrt_share`",
     }
     rows = []
     for (p, q), of in found.items():

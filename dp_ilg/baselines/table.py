@@ -30,11 +30,13 @@ from dp_ilg.baselines.plain import (
     dp_sgd,
     dp_sgd_decay,
 )
+from dp_ilg.baselines.shaped import dp_sgd_ilg
 from dp_ilg.clipping.adding.metric_sums import Metric
 from dp_ilg.clipping.clip import ClipMode, as_clip_mode, normalize
 from dp_ilg.geometry.rules import RULES
 from dp_ilg.optimizers.chains import chain, dp_adam_ilg
 from dp_ilg.optimizers.metric_links import metric_links
+from dp_ilg.optimizers.sources import charges
 from dp_ilg.registry.lookup import resolve, table
 
 __all__ = [
@@ -49,6 +51,7 @@ __all__ = [
     "dp_adam_ilg",
     "dp_sgd",
     "dp_sgd_decay",
+    "dp_sgd_ilg",
     "quantile_clipping",
     "quantile_clipping_per_layer",
     "scale_then_privatize",
@@ -200,14 +203,14 @@ def _row(
     return Baseline(name or make.__name__, make, lambda options: scores, mode)
 
 
-def _importance_row(name: str, **fixed: Any) -> Baseline:
-    """DP-AdamILG, with a rule fixed or left to the options."""
+def _importance_row(name: str, make: Any = dp_adam_ilg, **fixed: Any) -> Baseline:
+    """DP-AdamILG or its kin, with a rule fixed or left to the options."""
 
     def spends(options: Options) -> bool:
         given = {"importance": "min_noise_energy", "source": "scores"} | options | fixed
-        return given["source"] == "scores" and given["importance"] != "uniform"
+        return charges(given["source"]) and given["importance"] != "uniform"
 
-    make = functools.partial(dp_adam_ilg, **fixed) if fixed else dp_adam_ilg
+    make = functools.partial(make, **fixed) if fixed else make
     return Baseline(name, make, spends, lambda o: o.get("clip_mode", "joint"))
 
 
@@ -221,6 +224,7 @@ _ROWS = [
     *[_importance_row(f"dp_adam_ilg_{rule}", importance=rule) for rule in RULES],
     _row(dp_sgd),
     _row(dp_sgd_decay),
+    _importance_row("dp_sgd_ilg", dp_sgd_ilg),
     _row(quantile_clipping, scores=True),
     _row(quantile_clipping_per_layer, scores=True, clip="per_layer"),
     _row(scale_then_privatize),

@@ -188,6 +188,7 @@ def clip_per_example(
                 "it, or pass geometry=dp_ilg.Geometry.uniform(params) to update."
             )
         if geometry.coordinates is not None:
+            geometry.coordinates.check(geometry.groups)
             updates = enter_gradients(geometry.coordinates, updates, geometry.groups)
         per_example = from_gradients(updates, geometry.groups)._replace(params=params)
         mask = opened(updates, is_padding_example)[1]

@@ -45,10 +45,8 @@ from dp_ilg.clipping.modes import ClipMode, agreed_mode, as_clip_mode
 from dp_ilg.clipping.purity import check_loss
 from dp_ilg.clipping.scores.table import Score, agreed_score, as_score
 from dp_ilg.clipping.sparse import plain
-from dp_ilg.geometry.coordinates import enter_loss
 from dp_ilg.geometry.facts import ClipFacts
 from dp_ilg.geometry.geometry import Geometry
-from dp_ilg.geometry.groups import Groups
 from dp_ilg.geometry.layers import group
 from dp_ilg.sampling.batch import examples_of, opened
 
@@ -138,7 +136,7 @@ class ClippedGradFn:
         if not eager.is_eager(inputs):
             return self._sum(*inputs)
         closed = eager.traced(self.loss_fn, params, batch)
-        chunk, _ = self._prepared(self.loss_fn, params, batch, geometry.groups)
+        chunk, _ = self._prepared(self.loss_fn, params, batch, geometry)
         fits = size <= chunk and geometry.coordinates is None
         if not eager.is_eager(closed.consts) or (fits and not eager.has_loops(closed)):
             return self._sum(*inputs)
@@ -161,15 +159,14 @@ class ClippedGradFn:
         l2_clip_norm: Any,
     ) -> ClippedGrad:
         """The sum itself, micro-batch by micro-batch."""
-        loss_fn, point = self.loss_fn, params
-        if geometry.coordinates is not None:
-            loss_fn, point = enter_loss(geometry.coordinates, loss_fn, params)
-        chunk, run = self._prepared(loss_fn, point, batch, geometry.groups)
+        chunk, run = self._prepared(self.loss_fn, params, batch, geometry)
         mode: Any = self.clip_mode
         facts, how = facts_of(self.metrics), (geometry, l2_clip_norm, mode)
 
         def one(rows: Example, mask: Array) -> ClippedGrad:
-            return clip_sum(run(point, rows)._replace(params=params), *how, mask, facts)
+            return clip_sum(
+                run(params, rows)._replace(params=params), *how, mask, facts
+            )
 
         if len(padding) <= chunk:
             return one(batch, padding)
@@ -184,18 +181,20 @@ class ClippedGradFn:
         Args:
             params: as in a call.
             batch: as in a call; only shapes are read.
-            layers: how the geometry groups the leaves, see `dp_ilg.layers`.
+            layers: how the geometry groups the leaves, see `dp_ilg.layers`, or the
+                `Geometry` itself, whose maps may decide about paths.
 
         Returns:
             An `Explanation`: one `LeafPlan` a leaf; ``print`` shows a table.
         """
         own, batch = self._settled(examples_of(batch))
-        groups = group(params, layers)
+        geometry = Geometry.given(params, layers)
         batch_length(batch)
-        own._check(params, batch, Geometry.uniform(params, layers))
-        held, _ = own._prepared(own.loss_fn, params, batch, groups)
+        own._check(params, batch, geometry)
+        held, _ = own._prepared(own.loss_fn, params, batch, geometry)
         explain = own_promotion(ENGINES[self.engine].explain)
-        found: Explanation = explain(own.loss_fn, params, batch, groups, held)
+        how = geometry.groups, geometry.coordinates, held
+        found: Explanation = explain(own.loss_fn, params, batch, *how)
         found.microbatch = held
         return found
 
@@ -207,7 +206,7 @@ class ClippedGradFn:
         Args:
             params: as in a call; only shapes are read.
             batch: as in a call; only shapes are read.
-            layers: how the geometry groups the leaves, see `dp_ilg.layers`.
+            layers: as in `explain`.
 
         Returns:
             The `SumError`: b, of what it consists, and the argument for every leaf. The
@@ -215,7 +214,7 @@ class ClippedGradFn:
         """
         rows = self.explain(params, batch, layers)
         arguments = [(row.leaf, row.added) for row in rows]
-        return sum_error(arguments, group(params, layers))
+        return sum_error(arguments, Geometry.given(params, layers).groups)
 
     def microbatch(self, params: Params, batch: Example) -> int:
         """Says how many examples of a batch a call differentiates at once.
@@ -229,16 +228,16 @@ class ClippedGradFn:
             and at most 2,048.
         """
         own, rows = self._settled(examples_of(batch))
-        return own._prepared(own.loss_fn, params, rows, group(params))[0]
+        return own._prepared(own.loss_fn, params, rows, Geometry.uniform(params))[0]
 
     @own_promotion
     def _prepared(
-        self, loss_fn: LossFn, params: Params, batch: Example, groups: Groups
+        self, loss_fn: LossFn, params: Params, batch: Example, geometry: Geometry
     ) -> tuple[int, Callable[..., Any]]:
         """The micro-batch, asked for or picked by the engine, and the engine."""
         size = batch_length(batch)
-        prepare = ENGINES[self.engine].prepare
-        picked, run = prepare(loss_fn, params, batch, groups)
+        how = geometry.groups, geometry.coordinates
+        picked, run = ENGINES[self.engine].prepare(loss_fn, params, batch, *how)
         return min(size, self.microbatch_size or picked or size, MOST_ROWS), run
 
     def _many(
@@ -265,6 +264,8 @@ class ClippedGradFn:
                 "params) where nothing releases one."
             )
         geometry.groups.check(jax.tree.leaves(params))
+        if geometry.coordinates is not None:
+            geometry.coordinates.check(geometry.groups)
         example = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch
         )

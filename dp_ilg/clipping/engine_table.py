@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -20,7 +20,9 @@ class Engine(NamedTuple):
     """What `dp_ilg.clipped_grad` asks of an engine.
 
     Attributes:
-        per_example: ``(loss_fn, params, batch, groups) -> PerExampleGrads``.
+        per_example: ``(loss_fn, params, batch, groups, coordinates) ->
+            PerExampleGrads``; the last is None, or the coordinates of a `Geometry` in
+            which gradients are given.
         prepare: the same arguments, to the micro-batch it picks (None: all) and the
             engine as a function of parameters and micro-batch.
         explain: the same arguments and a micro-batch size, to an `Explanation`.
@@ -28,40 +30,55 @@ class Engine(NamedTuple):
             loop over them, and whether the caller asked for their size.
     """
 
-    per_example: Callable[[LossFn, Params, Example, Groups], PerExampleGrads]
-    prepare: Callable[[LossFn, Params, Example, Groups], tuple[int | None, Run]]
-    explain: Callable[[LossFn, Params, Example, Groups, int], Explanation]
+    per_example: Callable[[LossFn, Params, Example, Groups, Any], PerExampleGrads]
+    prepare: Callable[[LossFn, Params, Example, Groups, Any], tuple[int | None, Run]]
+    explain: Callable[[LossFn, Params, Example, Groups, Any, int], Explanation]
     unroll: Callable[[int, bool], int]
 
     def __call__(
-        self, loss_fn: LossFn, params: Params, batch: Example, groups: Groups
+        self,
+        loss_fn: LossFn,
+        params: Params,
+        batch: Example,
+        groups: Groups,
+        coordinates: Any = None,
     ) -> PerExampleGrads:
         """Norms and weighted sums of a whole batch at once."""
-        return self.per_example(loss_fn, params, batch, groups)
+        return self.per_example(loss_fn, params, batch, groups, coordinates)
 
 
-def _prepare_vmap(
-    loss_fn: LossFn, params: Params, batch: Example, groups: Groups
-) -> tuple[None, Run]:
-    return None, lambda params, batch: vmap_engine(loss_fn, params, batch, groups)
+def _prepare_plain(engine: Callable[..., PerExampleGrads]) -> Callable[..., Any]:
+    """How an engine is prepared that has nothing to prepare."""
 
+    def prepare(
+        loss_fn: LossFn, params: Params, batch: Example, groups: Groups, there: Any
+    ) -> tuple[None, Run]:
+        return None, lambda params, batch: engine(loss_fn, params, batch, groups, there)
 
-def _prepare_exact(
-    loss_fn: LossFn, params: Params, batch: Example, groups: Groups
-) -> tuple[None, Run]:
-    return None, lambda params, batch: exact_engine(loss_fn, params, batch, groups)
+    return prepare
 
 
 def _explain_exact(
-    loss_fn: LossFn, params: Params, batch: Example, groups: Groups, held: int
+    loss_fn: LossFn,
+    params: Params,
+    batch: Example,
+    groups: Groups,
+    coordinates: Any,
+    held: int,
 ) -> Explanation:
-    rows = _explain_vmap(loss_fn, params, batch, groups, held)
+    rows = _explain_vmap(loss_fn, params, batch, groups, coordinates, held)
     return Explanation(row._replace(added="exact") for row in rows)
 
 
 def _explain_vmap(
-    loss_fn: LossFn, params: Params, batch: Example, groups: Groups, held: int
+    loss_fn: LossFn,
+    params: Params,
+    batch: Example,
+    groups: Groups,
+    coordinates: Any,
+    held: int,
 ) -> Explanation:
+    del coordinates
     why = "the vmap engine forms every example's gradient"
     rows = []
     for leaf, value in zip(groups.leaves, jax.tree.leaves(params), strict=True):
@@ -88,6 +105,10 @@ def _unroll_few(count: int, asked: bool) -> int:
 
 ENGINES = {
     "bookkeeping": Engine(bookkeeping_engine, prepare, explain, _unroll_pairs),
-    "exact": Engine(exact_engine, _prepare_exact, _explain_exact, _unroll_few),
-    "vmap": Engine(vmap_engine, _prepare_vmap, _explain_vmap, _unroll_few),
+    "exact": Engine(
+        exact_engine, _prepare_plain(exact_engine), _explain_exact, _unroll_few
+    ),
+    "vmap": Engine(
+        vmap_engine, _prepare_plain(vmap_engine), _explain_vmap, _unroll_few
+    ),
 }

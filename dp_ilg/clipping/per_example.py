@@ -20,7 +20,11 @@ from dp_ilg.geometry.groups import Groups, LeafGroups, check_batch_axis
 
 
 def vmap_engine(
-    loss_fn: LossFn, params: Params, batch: Example, groups: Groups
+    loss_fn: LossFn,
+    params: Params,
+    batch: Example,
+    groups: Groups,
+    coordinates: Any = None,
 ) -> PerExampleGrads:
     """Instantiates every example's gradient with ``jax.vmap(jax.grad(loss_fn))``.
 
@@ -29,6 +33,7 @@ def vmap_engine(
         params: any tree of floating-point arrays.
         batch: the same tree as an example, with a leading batch axis.
         groups: the groups of `params`.
+        coordinates: None, or what gradients are mapped by, as in a `Geometry`.
 
     Returns:
         Norms and the weighted sum; memory is batch times parameters.
@@ -45,12 +50,16 @@ def vmap_engine(
         >>> found.norms.round(3).tolist()
         [[5.0], [1.0]]
     """
-    gradients, values = _differentiated(loss_fn, params, batch)
+    gradients, values = _differentiated(loss_fn, params, batch, coordinates)
     return from_gradients(gradients, groups)._replace(metrics=values)
 
 
 def exact_engine(
-    loss_fn: LossFn, params: Params, batch: Example, groups: Groups
+    loss_fn: LossFn,
+    params: Params,
+    batch: Example,
+    groups: Groups,
+    coordinates: Any = None,
 ) -> PerExampleGrads:
     """As `vmap_engine`, with every clipped example rounded onto the public grid.
 
@@ -63,6 +72,7 @@ def exact_engine(
         params: any tree of floating-point arrays.
         batch: the same tree as an example, with a leading batch axis.
         groups: the groups of `params`.
+        coordinates: None, or what gradients are mapped by, as in a `Geometry`.
 
     Returns:
         Norms and the weighted sum; memory is batch times parameters.
@@ -79,12 +89,12 @@ def exact_engine(
         >>> found.weighted_sum(jnp.ones(1), jnp.ones(1))["w"].tolist()
         [3.0, 4.0]
     """
-    gradients, values = _differentiated(loss_fn, params, batch)
+    gradients, values = _differentiated(loss_fn, params, batch, coordinates)
     return from_gradients(gradients, groups, True)._replace(metrics=values)
 
 
 def _differentiated(
-    loss_fn: LossFn, params: Params, batch: Example
+    loss_fn: LossFn, params: Params, batch: Example, coordinates: Any
 ) -> tuple[PyTree, Any]:
     """Every example's gradient, and what its loss gives beside the value, or None."""
 
@@ -94,6 +104,9 @@ def _differentiated(
 
     graded = jax.vmap(jax.grad(parts, has_aux=True), (None, 0))
     gradients, values = graded(params, batch)
+    if coordinates is not None:
+        leaves, treedef = jax.tree.flatten(gradients)
+        gradients = jax.tree.unflatten(treedef, coordinates.entered(leaves))
     return gradients, values[0] if values else None
 
 

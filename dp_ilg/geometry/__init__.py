@@ -2,5 +2,5 @@
 
 Floor 1: imports `base` and `validation` only.
 Enter by `geometry.Geometry`, `layers.blocks` and its kin, `rules.RULES` (importance to
-weights) and `coordinates.Coordinates` (scales of single entries).
+weights) and `maps.AxisMaps` (one linear map a leaf).
 """

@@ -10,15 +10,14 @@ geometry).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
-from dp_ilg.base import Example, LossFn, Params
-from dp_ilg.geometry.groups import Groups, accumulator, check_batch_axis
+from dp_ilg.geometry.groups import Groups, check_batch_axis
 
 
 @jax.tree_util.register_dataclass
@@ -49,14 +48,23 @@ class Coordinates:
 
     scale: Any
     centre: Any = None
+    whitened: ClassVar[bool] = False
 
     def entered(self, leaves: Sequence[Any]) -> list[Array]:
         """Per-example gradients, or one gradient, in these coordinates."""
-        pairs = zip(leaves, self.scale, strict=True)
-        wide = [jnp.asarray(x).astype(b.dtype) for x, b in pairs]
+        return [self.entered_leaf(k, x) for k, x in enumerate(leaves)]
+
+    def entered_leaf(self, index: int, value: Any) -> Array:
+        """The same of one leaf."""
+        scale = self.scale[index]
+        wide = jnp.asarray(value).astype(scale.dtype)
         if self.centre is not None:
-            wide = [x - a for x, a in zip(wide, self.centre, strict=True)]
-        return [x / b for x, b in zip(wide, self.scale, strict=True)]
+            wide = wide - self.centre[index]
+        return wide / scale
+
+    def axis_kinds(self) -> list[None]:
+        """None for each leaf: its map is none by axes."""
+        return [None] * len(self.scale)
 
     def restored(self, leaves: Sequence[Array]) -> list[Array]:
         """A released mean in these coordinates, as an ordinary gradient."""
@@ -65,8 +73,17 @@ class Coordinates:
             return plain
         return [x + a for x, a in zip(plain, self.centre, strict=True)]
 
+    def noise_squares(self, groups: Groups) -> Float[Array, " groups"]:
+        """Mean square of the noise of each group on the release, at weights 1."""
+        squares = jnp.square(groups.norms(self.scale))
+        return squares / jnp.array(groups.sizes, float)
 
-def enter_gradients(coordinates: Coordinates, gradients: Any, groups: Groups) -> Any:
+    def check(self, groups: Groups) -> None:
+        """Raises unless there is a scale of every leaf, in its shape."""
+        groups.check(self.scale)
+
+
+def enter_gradients(coordinates: Any, gradients: Any, groups: Groups) -> Any:
     """Per-example gradients, a tree with leading batch axes, in the coordinates.
 
     Args:
@@ -91,48 +108,3 @@ def enter_gradients(coordinates: Coordinates, gradients: Any, groups: Groups) ->
     leaves, treedef = jax.tree.flatten(gradients)
     check_batch_axis(leaves, groups)
     return jax.tree.unflatten(treedef, coordinates.entered(leaves))
-
-
-def enter_loss(
-    coordinates: Coordinates, loss_fn: LossFn, params: Params
-) -> tuple[Callable[[Params, Example], Any], Params]:
-    """A loss whose gradient at zero is the loss's gradient in the coordinates.
-
-    ``L(z) = loss(params + z / b) - <a / b, z>`` has the gradient ``(g - a) / b`` at
-    ``z = 0``. Any engine may differentiate it.
-
-    Args:
-        coordinates: scale and centre.
-        loss_fn: ``(params, example) -> scalar``.
-        params: where the gradient is asked for.
-
-    Returns:
-        The loss of z, and z = 0, a tree like the parameters in float32 or wider.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> there = Coordinates((jnp.array([2.0, 4.0]),), (jnp.ones(2),))
-        >>> loss, zero = enter_loss(there, lambda w, x: w @ x, jnp.zeros(2))
-        >>> jax.grad(loss)(zero, jnp.array([5.0, 5.0])).tolist()
-        [2.0, 1.0]
-    """
-    leaves, treedef = jax.tree.flatten(params)
-    zero = [jnp.zeros(x.shape, accumulator(x.dtype)) for x in leaves]
-    pairs = list(zip(leaves, coordinates.scale, strict=True))
-
-    def loss(z: Params, example: Example) -> Any:
-        steps = jax.tree.leaves(z)
-        moved = [
-            (x + (step / b).astype(x.dtype)).astype(x.dtype)
-            for step, (x, b) in zip(steps, pairs, strict=True)
-        ]
-        found = loss_fn(jax.tree.unflatten(treedef, moved), example)
-        if coordinates.centre is None:
-            return found
-        value, *rest = jax.tree.leaves(found)
-        shifts = zip(steps, coordinates.scale, coordinates.centre, strict=True)
-        shift = sum(jnp.sum(step * (a / b)) for step, b, a in shifts)
-        value = value.astype(accumulator(value.dtype)) - shift
-        return (value, *rest) if rest else value
-
-    return loss, jax.tree.unflatten(treedef, zero)

@@ -34,8 +34,9 @@ class Geometry:
     Attributes:
         weights: positive float32 ``[groups]``.
         groups: static facts, part of the tree structure.
-        coordinates: None, or the `dp_ilg.geometry.coordinates.Coordinates` of single
-            entries in which the norm is taken.
+        coordinates: None, or in which coordinates the norm is taken: one linear map a
+            leaf, `dp_ilg.geometry.maps.AxisMaps`, or a scale and centre an entry,
+            `dp_ilg.geometry.coordinates.Coordinates`.
         facts: None, or the `dp_ilg.geometry.facts.ClipFacts` of the chain, or of the
             clip, that this geometry comes from.
         release: None, or the last released gradient, where the chain's score reads it.
@@ -78,6 +79,11 @@ class Geometry:
         return cls(jnp.ones(len(groups.names), jnp.float32), groups)
 
     @classmethod
+    def given(cls, params: PyTree, layers: Any) -> Geometry:
+        """`layers` itself where it is a geometry, else all weights 1 in its groups."""
+        return layers if isinstance(layers, cls) else cls.uniform(params, layers)
+
+    @classmethod
     def of(cls, params: PyTree, weights: Any, layers: Any = "module") -> Geometry:
         """Public constants as weights.
 
@@ -118,22 +124,34 @@ class Geometry:
 
     def check_plain(self, reader: str) -> None:
         """Raises where a `reader` that knows only groups meets scaled entries."""
-        if self.coordinates is not None:
+        if self.coordinates is not None and not self.coordinates.whitened:
             raise ValueError(
                 f"{reader} knows the noise by layer, but the gradients were clipped in "
-                "coordinates of their own; leave it out or scale_coordinates."
+                "coordinates of their own; leave out it or what scales coordinates."
             )
 
     def noise_scale(self) -> Float[Array, " groups"]:
         """How much larger the noise of a group is on the gradient, root mean square.
 
         Returns:
-            The weights, times the root mean square of the coordinates' scale.
+            The weights, times the root mean square of the coordinates' scale, or of
+            the lengths of their maps' rows.
         """
         if self.coordinates is None:
             return self.weights
-        norms = self.groups.norms(self.coordinates.scale)
-        return self.weights * norms / jnp.sqrt(jnp.array(self.groups.sizes, float))
+        return self.weights * jnp.sqrt(self.coordinates.noise_squares(self.groups))
+
+    def noise_energies(self) -> Float[Array, " groups"]:
+        """Expected squared length of each group's noise on the gradient, at weight 1.
+
+        Returns:
+            The number of entries, times the mean square of the coordinates' scale: what
+            a rule calls the size of a group.
+        """
+        sizes = jnp.array(self.groups.sizes, jnp.float32)
+        if self.coordinates is None:
+            return sizes
+        return sizes * self.coordinates.noise_squares(self.groups)
 
 
 def public_values(name: str, values: Any, groups: Groups) -> Float[Array, " groups"]:

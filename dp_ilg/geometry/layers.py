@@ -237,7 +237,7 @@ def _leaf_groups(
 ) -> LeafGroups:
     text, shape, dtype = "/".join(path), tuple(value.shape), str(value.dtype)
     own = None if _frozen(path, layering) else layering.name_of(path)
-    cut = next((c for c in layering.blocks if _matches(c.path, path)), None)
+    cut = next((c for c in layering.blocks if matches(c.path, path)), None)
     if own is None:
         return LeafGroups(text, shape, dtype, 0, (), ())
     if cut is None:
@@ -275,11 +275,16 @@ def _edges(cut: Blocks, text: str, shape: tuple[int, ...]) -> tuple[int, tuple]:
 
 
 def _frozen(path: Path, layering: Layering) -> bool:
-    return any(_matches(pattern, path) for pattern in layering.frozen)
+    return any(matches(pattern, path) for pattern in layering.frozen)
 
 
-def _matches(pattern: str, path: Path) -> bool:
-    """Whether the pattern's segments match consecutive segments of the path."""
+def matches(pattern: str, path: Path) -> bool:
+    """Whether the pattern's segments match consecutive segments of the path.
+
+    Example:
+        >>> matches("Embed_*/embedding", ("Embed_0", "embedding"))
+        True
+    """
     parts = pattern.strip("/").split("/")
     for start in range(len(path) - len(parts) + 1):
         segments = path[start : start + len(parts)]
@@ -307,7 +312,7 @@ def _path_strings(path: tuple[Any, ...]) -> Path:
 
 def _check_patterns(layering: Layering, found: list[Path]) -> None:
     for pattern in [c.path for c in layering.blocks] + list(layering.frozen):
-        if not any(_matches(pattern, path) for path in found):
+        if not any(matches(pattern, path) for path in found):
             known = ", ".join("/".join(p) for p in found[:8])
             raise ValueError(
                 f"No parameter matches {pattern!r}; the parameters are {known}."

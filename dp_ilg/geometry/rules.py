@@ -40,6 +40,7 @@ RULES: dict[str, Rule] = table(
         "paper": power_rule(1, 0),
         "min_noise_energy": power_rule(1 / 2, 1 / 4),
         "equal_snr": power_rule(1, 1 / 2),
+        "sqrt_share": power_rule(1 / 2, 0),
     },
 )
 

@@ -29,8 +29,10 @@ from dp_ilg.optimizers.metric_links import (
     metrics_place,
     metrics_reader,
 )
-from dp_ilg.optimizers.sources import release_links, row_of
+from dp_ilg.optimizers.public.reader import maps_reader
+from dp_ilg.optimizers.sources import release_links, row_of, steps_of
 from dp_ilg.optimizers.types import apart, like_before, like_parameters
+from dp_ilg.optimizers.whitened import check_unwhitened
 from dp_ilg.optimizers.wrappers import refuse_wrappers, tell_hidden
 
 
@@ -89,6 +91,7 @@ def chain(*transformations: optax.GradientTransformation) -> PrivateTransformati
     said = said_by(transformations)
     told = metrics_place(transformations)
     knowing = release_reader(transformations, said.facts)
+    mapped = maps_reader(transformations, holder)
 
     def init(params: Params) -> tuple[Any, ...]:
         check_budget_spent(transformations, told)
@@ -102,6 +105,7 @@ def chain(*transformations: optax.GradientTransformation) -> PrivateTransformati
         refuse_wrappers(updates, own.groups, extra.get("clipped_grad"))
         updates, extra = checked(updates, extra, own, said.clip_norm(state))
         extra.setdefault("geometry", own)
+        check_unwhitened(transformations, extra["geometry"])
         new = []
         for link, part in zip(links, state, strict=True):
             updates, after = link.update(updates, part, params, **extra)
@@ -115,7 +119,8 @@ def chain(*transformations: optax.GradientTransformation) -> PrivateTransformati
     def geometry(state: Any) -> Geometry:
         check_state(state, len(links))
         said.check_end(state)
-        return knowing(source.geometry(state[holder]).saying(said.facts), state)
+        own = mapped(source.geometry(state[holder]), state)
+        return knowing(own.saying(said.facts), state)
 
     def importance(state: tuple[Any, ...]) -> Any:
         return source.importance(state[holder])
@@ -133,7 +138,7 @@ def dp_adam_ilg(
     *,
     key: Any,
     importance: str | Rule = "min_noise_energy",
-    source: str = "scores",
+    source: Any = "scores",
     layers: Any = "module",
     clip_mode: str | ClipMode = "joint",
     adam: str = "plain",
@@ -154,10 +159,12 @@ def dp_adam_ilg(
         learning_rate: a number or an Optax schedule.
         plan: from `plan_privacy`.
         key: PRNG key, secret; scores and noise use different keys made from it.
-        importance: "min_noise_energy", "equal_snr", "paper", "uniform" (which is
-            DP-Adam), or a function ``(importance, sizes) -> weights``.
+        importance: "min_noise_energy", "equal_snr", "paper", "sqrt_share", "uniform"
+            (which is DP-Adam), or a function ``(importance, sizes) -> weights``.
         source: "scores" (charged to the plan's score budget), "released" (past noisy
-            gradients, free) or "public" (constants, free).
+            gradients, free), "public" (constants, free), a `dp_ilg.Prior` (public
+            vectors over the entries of leaves) or a `dp_ilg.Probe` (synthetic
+            examples, free).
         layers: "module", "leaf", `dp_ilg.layers.blocks`, a function of the path, or a
             `dp_ilg.layers.Layering`, which can also freeze parameters.
         clip_mode: "joint", "normalize" or "per_layer".
@@ -220,9 +227,12 @@ def dp_adam_ilg(
         clip_per_example(plan.l2_clip_norm, clip_mode=as_clip_mode(clip_mode)),
         *metric_links(plan, metrics, key),
         *release,
-        _adam(adam, plan, layers, moments),
-        *_decay(weight_decay, layers),
-        optax.scale_by_learning_rate(learning_rate),
+        *steps_of(
+            source,
+            _adam(adam, plan, layers, moments),
+            *_decay(weight_decay, layers),
+            optax.scale_by_learning_rate(learning_rate),
+        ),
     )
 
 

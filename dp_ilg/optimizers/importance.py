@@ -126,7 +126,7 @@ def score_layer_importance(
         state = _averaged(state, released, variance, decay)
         level, unexplained = _unbiased(state, decay)
         squares = jnp.square(jnp.maximum(level, 0)) - unexplained
-        return updates, _weighted(state, squares, chosen, floor)
+        return updates, _weighted(state, squares, chosen, floor, updates.geometry)
 
     return _scorer(init, update, key, plan, facts)
 
@@ -308,15 +308,23 @@ def _unbiased(state: ScoreLayerImportanceState, decay: Any) -> tuple[Array, Arra
 
 
 def _weighted(
-    state: ScoreLayerImportanceState, squares: Array, rule: Rule, floor: Any
+    state: ScoreLayerImportanceState,
+    squares: Array,
+    rule: Rule,
+    floor: Any,
+    geometry: Geometry | None = None,
 ) -> ScoreLayerImportanceState:
-    """Floors and normalises the squared importance and applies the rule."""
+    """Floors and normalises the squared importance and applies the rule.
+
+    Where `geometry`, that of the clip, has maps, the size of a group is its noise
+    energy.
+    """
     total = jnp.sum(jnp.maximum(squares, 0))
     known = jnp.isfinite(total) & (total > 0)
     shares = jnp.where(known, jnp.maximum(squares, 0) / total, state.shares)
     shares = jnp.maximum(shares, floor**2)
     shares = shares / jnp.sum(shares)
-    sizes = jnp.array(state.geometry.groups.sizes, jnp.float32)
+    sizes = (geometry or state.geometry).noise_energies()
     weights = scaled_to_profile(rule(jnp.sqrt(shares), sizes), shares)
     geometry = Geometry(weights.astype(jnp.float32), state.geometry.groups)
     return state._replace(shares=shares.astype(jnp.float32), geometry=geometry)

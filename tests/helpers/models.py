@@ -8,7 +8,7 @@ import numpy as np
 
 import dp_ilg
 
-RULES = ["uniform", "paper", "min_noise_energy", "equal_snr"]
+RULES = ["uniform", "paper", "min_noise_energy", "equal_snr", "sqrt_share"]
 CLIP_MODES = ["joint", "normalize", "per_layer"]
 LAYERINGS = {
     "module": "module",

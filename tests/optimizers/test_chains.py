@@ -177,6 +177,7 @@ def test_weights_follow_the_rule_exactly():
     profile = (norms / np.linalg.norm(norms, axis=1, keepdims=True)).mean(0)
     sizes = np.array(groups.sizes, float)
     powers = {"paper": (1, 0), "min_noise_energy": (0.5, 0.25), "equal_snr": (1, 0.5)}
+    powers["sqrt_share"] = (0.5, 0)
     for rule, (p, q) in powers.items():
         tx = spelt_out(the_plan, rule=rule)
         _, state = tx.update(grads, tx.init(params), params)

@@ -18,19 +18,20 @@ from jaxtyping import Array
 
 from dp_ilg.base import Example, LossFn, Params, PerExampleGrads
 from dp_ilg.clipping.adding import part_sums
-from dp_ilg.clipping.adding.sums import looked_up_unit, over_examples, wide, widened
+from dp_ilg.clipping.adding.sums import looked_up_unit, wide, widened
 from dp_ilg.clipping.bookkeeping import cost, factors, magnitudes, parts, pool, tape
 from dp_ilg.clipping.bookkeeping.program import flat
 from dp_ilg.clipping.bookkeeping.rules import Direct
 from dp_ilg.clipping.bookkeeping.views import Digits, whole
-from dp_ilg.clipping.per_example import leaf_terms
+from dp_ilg.clipping.mapping import acting
+from dp_ilg.clipping.mapping.placement import Placement, placements
 from dp_ilg.geometry.groups import (
     Groups,
-    cut_batch,
     join_norms,
-    pieces_of,
-    scaled_norms,
 )
+from dp_ilg.geometry.rounding import upwards
+
+_DENSE = "its entries are scaled one by one"
 
 
 class Paths(NamedTuple):
@@ -41,21 +42,30 @@ class Paths(NamedTuple):
         level: its uses.
         parts: the parts of leaves with a fast path.
         spoiled: why a leaf takes the general path, by leaf.
+        maps: where the coordinates' maps act on a part, by part.
     """
 
     closed: ClosedJaxpr
     level: tape.Level
     parts: list[parts.Part]
     spoiled: tape.Spoiled
+    maps: dict[int, Placement]
 
 
 def find_paths(
-    loss_fn: LossFn, params: Params, batch: Example, groups: Groups
+    loss_fn: LossFn,
+    params: Params,
+    batch: Example,
+    groups: Groups,
+    coordinates: Any = None,
 ) -> Paths:
     """Traces the loss of one example and finds the path of every leaf."""
     example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch)
     closed = flat(jax.make_jaxpr(loss_fn)(params, example))
-    spoiled: tape.Spoiled = {}
+    kinds = [()] * len(groups.leaves)
+    if coordinates is not None:
+        kinds = coordinates.axis_kinds()
+    spoiled = {k: _DENSE for k, own in enumerate(kinds) if own is None}
     inputs = len(closed.jaxpr.invars)
     while True:
         before = len(spoiled)
@@ -66,12 +76,17 @@ def find_paths(
         padded = [*views, *[None] * (inputs - len(views))]
         level = tape.survey(closed, padded, spoiled)
         found = parts.find_parts(level, groups.leaves, spoiled)
+        maps = placements(found, kinds, groups.leaves, spoiled)
         if len(spoiled) == before:
-            return Paths(closed, level, found, spoiled)
+            return Paths(closed, level, found, spoiled, maps)
 
 
 def bookkeeping_engine(
-    loss_fn: LossFn, params: Params, batch: Example, groups: Groups
+    loss_fn: LossFn,
+    params: Params,
+    batch: Example,
+    groups: Groups,
+    coordinates: Any = None,
 ) -> PerExampleGrads:
     """Norms and weighted sums for any pure loss, mostly without forming gradients.
 
@@ -80,6 +95,7 @@ def bookkeeping_engine(
         params: any tree of floating-point arrays.
         batch: the same tree as an example, with a leading batch axis.
         groups: the groups of `params`.
+        coordinates: None, or what gradients are mapped by, as in a `Geometry`.
 
     Returns:
         What `vmap_engine` gives, to rounding.
@@ -100,19 +116,26 @@ def bookkeeping_engine(
     Reference: Bu et al. 2023 (book-keeping) and Lee and Kifer 2021 (norms from
     factors), here on traced programs.
     """
-    paths = find_paths(loss_fn, params, batch, groups)
-    return follow(paths, params, batch, groups)
+    paths = find_paths(loss_fn, params, batch, groups, coordinates)
+    return follow(paths, params, batch, groups, coordinates)
 
 
 def follow(
-    paths: Paths, params: Params, batch: Example, groups: Groups
+    paths: Paths,
+    params: Params,
+    batch: Example,
+    groups: Groups,
+    coordinates: Any = None,
 ) -> PerExampleGrads:
     """The engine once its paths are known, for any batch of the same shapes."""
     leaves, treedef = jax.tree.flatten(jax.tree.map(jnp.asarray, params))
     batch = jax.tree.map(jnp.asarray, batch)
     formed, derivatives, records, values = _differentiate(paths, leaves, batch, groups)
-    general = _General.of(groups, formed)
-    fast, scale = _fast(paths, derivatives, records)
+    if coordinates is not None:
+        formed = {k: coordinates.entered_leaf(k, x) for k, x in formed.items()}
+    general = pool.General.of(groups, formed)
+    acts = acting.of_parts(paths.parts, paths.maps, coordinates)
+    fast, scale = _fast(paths, derivatives, records, acts)
     columns, owners = general.norms()
     sizes = list(columns)
     if fast:
@@ -120,6 +143,8 @@ def follow(
         counts = [len(item.part.side.groups) for item in fast]
         spread = scale[:, np.repeat(np.arange(len(fast)), counts)]
         found, rough = factors.norms(squares, spread)
+        if paths.maps:
+            found, rough = (upwards(x, acting.ROUNDINGS) for x in (found, rough))
         columns.append(found)
         sizes.append(rough)
         owners += [group for item in fast for group in item.part.side.groups]
@@ -216,7 +241,9 @@ class _Fast(NamedTuple):
         return parts.place(self.part, value, shape, self.digits)
 
 
-def _fast(paths: Paths, derivatives: Any, records: Any) -> tuple[list[_Fast], Any]:
+def _fast(
+    paths: Paths, derivatives: Any, records: Any, acts: acting.Acts
+) -> tuple[list[_Fast], Any]:
     if not paths.parts:
         return [], None
     pairs = [
@@ -224,8 +251,10 @@ def _fast(paths: Paths, derivatives: Any, records: Any) -> tuple[list[_Fast], An
         for part in paths.parts
     ]
     found, scale = magnitudes.scaled(pairs)
+    if acts:
+        scale = acting.enlarged(scale, acts)
     items = [
-        _Fast(part, *_held(part, own), scale[:, k])
+        _Fast(part, *_held(part, own, acts.get(k)), scale[:, k])
         for k, (part, own) in enumerate(zip(paths.parts, found, strict=True))
     ]
     return items, scale
@@ -238,13 +267,13 @@ def _pair(part_use: parts.PartUse, derivatives: Any, records: Any) -> magnitudes
 
 
 def _held(
-    part: parts.Part, pairs: list[magnitudes.Pair]
+    part: parts.Part, pairs: list[magnitudes.Pair], act: acting.Acting | None
 ) -> tuple[factors.Factors | Array, Digits | None]:
     """A part's gradients if it is cheaper to form them, else its factors."""
     forms = cost.forms_gradient(part)
     direct = _direct(part)
     if forms and direct is not None:
-        return _directly(part, direct, pairs[0])
+        return _directly(part, direct, pairs[0], act)
     made = []
     for part_use, pair in zip(part.uses, pairs, strict=True):
         make = part_use.use.linear.factors
@@ -252,6 +281,10 @@ def _held(
             make = jax.vmap(make)
         made.append(parts.arrange(part_use, *make(*pair)))
     own = factors.joined(made)
+    if act is not None:
+        return (
+            acting.formed(act, part, own) if forms else acting.on_factors(act, own)
+        ), None
     return (factors.gradients(own) if forms else own), None
 
 
@@ -262,48 +295,16 @@ def _direct(part: parts.Part) -> Direct | None:
 
 
 def _directly(
-    part: parts.Part, direct: Direct, pair: magnitudes.Pair
+    part: parts.Part, direct: Direct, pair: magnitudes.Pair, act: acting.Acting | None
 ) -> tuple[Array, Digits | None]:
     """The gradients as they are made; in the part's layout only where it is cut."""
     value = jax.vmap(direct.make)(*pair)
     scale = part.uses[0].use.view.scale
     if scale != 1:
         value = value * np.asarray(scale, value.dtype)
+    if act is not None:
+        value = acting.on_formed(act, parts.arrange_formed(part, direct.digits, value))
+        return value, None
     if part.side.name:
         return parts.arrange_formed(part, direct.digits, value), None
     return value, direct.digits
-
-
-class _General(NamedTuple):
-    """Leaves whose per-example gradients were formed: small ones pooled, the rest."""
-
-    groups: Groups
-    small: pool.Pool | None
-    large: dict[int, Array]
-
-    @classmethod
-    def of(cls, groups: Groups, formed: dict[int, Array]) -> _General:
-        small = pool.pool(groups, formed)
-        taken = small.leaves if small else ()
-        return cls(groups, small, {k: v for k, v in formed.items() if k not in taken})
-
-    def norms(self) -> tuple[list[Array], list[int]]:
-        columns: list[Array] = []
-        owners: list[int] = []
-        if self.small is not None:
-            found, owners = self.small.norms()
-            columns.append(found)
-        pieces: list[Array] = []
-        for k, value in self.large.items():
-            pieces += cut_batch(self.groups.leaves[k], value)
-            owners += [group for _, _, group in pieces_of(self.groups.leaves[k])]
-        return columns + ([scaled_norms(pieces)] if pieces else []), owners
-
-    def sums(self, coefficients: Array) -> dict[int, Array]:
-        small = self.small.sums(coefficients, self.groups) if self.small else {}
-        leaves = self.groups.leaves
-        terms = [
-            leaf_terms(leaves[k], value, coefficients)
-            for k, value in self.large.items()
-        ]
-        return small | dict(zip(self.large, over_examples(*terms), strict=True))

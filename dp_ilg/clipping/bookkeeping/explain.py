@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
@@ -33,7 +34,12 @@ _ELSE = "multiply, convolve or look up with the parameter as it is"
 
 
 def explain(
-    loss_fn: LossFn, params: Params, batch: Example, groups: Groups, held: int
+    loss_fn: LossFn,
+    params: Params,
+    batch: Example,
+    groups: Groups,
+    coordinates: Any,
+    held: int,
 ) -> Explanation:
     """One row a leaf; only shapes of `batch` are read.
 
@@ -42,19 +48,21 @@ def explain(
         params: the parameters.
         batch: a batch.
         groups: the groups of `params`.
+        coordinates: None, or those of the geometry.
         held: examples in a micro-batch.
 
     Returns:
         The rows, in the order of the leaves.
     """
-    paths = find_paths(loss_fn, params, batch, groups)
+    paths = find_paths(loss_fn, params, batch, groups, coordinates)
     return Explanation(
         _row(paths, k, leaf, held) for k, leaf in enumerate(groups.leaves)
     )
 
 
 def _row(paths: Paths, index: int, leaf: LeafGroups, held: int) -> LeafPlan:
-    own = [part for part in paths.parts if part.leaf == index]
+    places = [k for k, part in enumerate(paths.parts) if part.leaf == index]
+    own = [paths.parts[k] for k in places]
     size = math.prod(leaf.shape)
     if not leaf.groups:
         return LeafPlan(leaf.path, "none", "it is frozen", 0, 0, "", "none")
@@ -66,8 +74,11 @@ def _row(paths: Paths, index: int, leaf: LeafGroups, held: int) -> LeafPlan:
     formed = any(cost.forms_gradient(part) for part in own)
     added = max(map(_added, own), key=ARGUMENTS.index)
     flops = sum(map(cost.part_flops, own))
+    maps = [paths.maps[k] for k in places if k in paths.maps]
+    flops += sum(k.flops(part) for k, part in zip(maps, own, strict=False))
     memory = held * sum(map(cost.part_bytes, own))
     why = "; ".join(map(_terms, own[:2])) + (" ..." if len(own) > 2 else "")
+    why += f"; {maps[0]}" if maps else ""
     path = "formed" if formed else "gram"
     return LeafPlan(leaf.path, path, why, flops, memory, "", added)
 
@@ -103,7 +114,11 @@ def _general(path: str, reason: str, size: int, held: int) -> LeafPlan:
 
 
 def prepare(
-    loss_fn: LossFn, params: Params, batch: Example, groups: Groups
+    loss_fn: LossFn,
+    params: Params,
+    batch: Example,
+    groups: Groups,
+    coordinates: Any = None,
 ) -> tuple[int, Run]:
     """Traces a loss once, for all micro-batches of a step.
 
@@ -112,15 +127,20 @@ def prepare(
         params: the parameters.
         batch: the batch; only shapes are read.
         groups: the groups of `params`.
+        coordinates: None, or those of the geometry.
 
     Returns:
         The micro-batch that `cost.microbatch` picks, and the engine as a function of
         parameters and micro-batch.
     """
-    paths = find_paths(loss_fn, params, batch, groups)
+    paths = find_paths(loss_fn, params, batch, groups, coordinates)
     held = cost.footprint(paths.closed) + sum(map(cost.part_bytes, paths.parts))
     sizes = [math.prod(leaf.shape) for leaf in groups.leaves]
     formed = sum(4 * sizes[k] for k in paths.spoiled)
     count = jax.tree.leaves(batch)[0].shape[0]
     picked = cost.microbatch(held + formed, formed, 4 * sum(sizes), count)
-    return picked, lambda params, batch: follow(paths, params, batch, groups)
+
+    def run(params: Params, batch: Example) -> PerExampleGrads:
+        return follow(paths, params, batch, groups, coordinates)
+
+    return picked, run

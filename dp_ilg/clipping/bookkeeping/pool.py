@@ -15,7 +15,15 @@ import numpy as np
 from jaxtyping import Array
 
 from dp_ilg.clipping.adding.sums import Weighted, over_examples, widened
-from dp_ilg.geometry.groups import Groups, LeafGroups, accumulator, pieces_of
+from dp_ilg.clipping.per_example import leaf_terms
+from dp_ilg.geometry.groups import (
+    Groups,
+    LeafGroups,
+    accumulator,
+    cut_batch,
+    pieces_of,
+    scaled_norms,
+)
 from dp_ilg.geometry.rounding import power_of_two, upwards
 
 LARGEST = 8192
@@ -141,3 +149,41 @@ def _owners(leaf: LeafGroups) -> np.ndarray:
     shape = [1] * len(leaf.shape)
     shape[leaf.axis] = leaf.shape[leaf.axis]
     return np.broadcast_to(along.reshape(shape), leaf.shape).reshape(-1)
+
+
+class General(NamedTuple):
+    """Leaves whose per-example gradients were formed: small ones pooled, the rest."""
+
+    groups: Groups
+    small: Pool | None
+    large: dict[int, Array]
+
+    @classmethod
+    def of(cls, groups: Groups, formed: dict[int, Array]) -> General:
+        """Sorts formed gradients, by leaf, into small and large ones."""
+        small = pool(groups, formed)
+        taken = small.leaves if small else ()
+        return cls(groups, small, {k: v for k, v in formed.items() if k not in taken})
+
+    def norms(self) -> tuple[list[Array], list[int]]:
+        """Norms of all pieces, and the group of each."""
+        columns: list[Array] = []
+        owners: list[int] = []
+        if self.small is not None:
+            found, owners = self.small.norms()
+            columns.append(found)
+        pieces: list[Array] = []
+        for k, value in self.large.items():
+            pieces += cut_batch(self.groups.leaves[k], value)
+            owners += [group for _, _, group in pieces_of(self.groups.leaves[k])]
+        return columns + ([scaled_norms(pieces)] if pieces else []), owners
+
+    def sums(self, coefficients: Array) -> dict[int, Array]:
+        """Weighted sum of every leaf."""
+        small = self.small.sums(coefficients, self.groups) if self.small else {}
+        leaves = self.groups.leaves
+        terms = [
+            leaf_terms(leaves[k], value, coefficients)
+            for k, value in self.large.items()
+        ]
+        return small | dict(zip(self.large, over_examples(*terms), strict=True))

@@ -199,6 +199,7 @@ TRAIN_ROWS: Rows = {
     "method": ("Method", "{}"),
     "made_of": ("Made of", "{}"),
     "test_accuracy": ("Test accuracy", "{:.2%}"),
+    "iterates_in_words": ("Over the last iterates", "{}"),
     "test_perplexity": ("Test perplexity", "{:.1f}"),
     "released_in_words": ("Released, with standard error", "{}"),
     "epsilon": ("Privacy spent: epsilon", "{:.4f}"),

@@ -3,7 +3,8 @@
 import html
 
 from dp_ilg.experiments.reports.guarantee import bullets
-from dp_ilg.experiments.reports.record import RunRecord
+from dp_ilg.experiments.reports.iterates import last_iterates
+from dp_ilg.experiments.reports.record import History, RunRecord
 from dp_ilg.experiments.reports.settings import as_text
 from dp_ilg.experiments.reports.svg import printable
 from dp_ilg.experiments.reports.words import short, shown_epsilon
@@ -58,11 +59,17 @@ def _facts(record: RunRecord) -> dict[str, str]:
         **origin.named,
         "Training examples": f"{plan.num_examples:,}",
         "Test accuracy": accuracy,
+        **_error_bar(history),
         "ε": shown_epsilon(record.epsilon_charged()),
         "δ": short(plan.delta),
         "Steps": f"{record.steps_charged:,} of {plan.num_steps:,}",
         **{f"SHA-256 of the {name}": value for name, value in origin.digests.items()},
     }
+
+
+def _error_bar(history: History | None) -> dict[str, str]:
+    found = last_iterates(history.steps, history.accuracies) if history else None
+    return {"Over the last iterates": found.in_words()} if found else {}
 
 
 def _table(facts: dict[str, str]) -> str:

@@ -20,6 +20,7 @@ from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.experiments.reports import figures
 from dp_ilg.experiments.reports.card import render_card
 from dp_ilg.experiments.reports.guarantee import bullets
+from dp_ilg.experiments.reports.iterates import last_iterates
 from dp_ilg.experiments.reports.record import History, RunRecord, read_run
 from dp_ilg.experiments.reports.released import released_figure
 from dp_ilg.experiments.reports.rendering import template, write_page
@@ -113,6 +114,7 @@ def render_report(record: RunRecord) -> str:
         budget=_budget(record),
         versions=_versions(record.summary),
         notes=_notes(record.summary),
+        iterates=_iterates(record.history),
         warning=_warning(record),
         certificate=_certified(record.certificate),
     )
@@ -157,6 +159,12 @@ def _notes(summary: Mapping[str, Any] | None) -> list[str]:
     """Returns what the run itself says about its data and its seed."""
     found = [(summary or {}).get(name) for name in ("data_note", "seed_note")]
     return [str(note) for note in found if note]
+
+
+def _iterates(history: History | None) -> str:
+    """Returns how much accuracy varied over the last evaluations, or nothing."""
+    found = last_iterates(history.steps, history.accuracies) if history else None
+    return found.in_words() if found else ""
 
 
 def _warning(record: RunRecord) -> str:

@@ -55,7 +55,7 @@ class Job:
         plan: every number that decides the guarantee.
         model: the network.
         grad_fn: the clipped gradient of a batch.
-        make_optimizer: key -> the private optimizer.
+        make_optimizer: key -> the private optimizer; ``peak=`` is its learning rate.
         outside: which code the parts from outside are, see `outside.parts`.
 
     Example:
@@ -69,7 +69,7 @@ class Job:
     plan: PrivacyPlan
     model: Model
     grad_fn: Any
-    make_optimizer: Callable[[Any], PrivateTransformation]
+    make_optimizer: Callable[..., PrivateTransformation]
     raw: Dataset | None = None
     outside: Mapping[str, str] = field(default_factory=dict)
 
@@ -197,7 +197,8 @@ def build_job(
     model = _model(config, data)
     grad_fn = _grad_fn(config, plan, model, data)
     metrics = run_metrics(config.metrics, data)
-    make = lambda key: make_optimizer(config, plan, key, metrics=metrics)  # noqa: E731
+    known = _known(model, data)
+    make = functools.partial(_optimizer, config, plan, metrics=metrics, known=known)
     job = Job(config, data, plan, model, grad_fn, make, raw, sources(config))
     _rehearse(job)
     return job
@@ -241,6 +242,19 @@ def _grad_fn(config: Config, plan: PrivacyPlan, model: Model, data: Dataset) -> 
         return grad_fn
     params = jax.eval_shape(model.init, jax.random.key(0))
     return budgeted(grad_fn, params, (data.x_train, data.y_train), plan, run)
+
+
+def _optimizer(config: Config, plan: PrivacyPlan, key: Any, **facts: Any) -> Any:
+    return make_optimizer(config, plan, key, **facts)
+
+
+def _known(model: Model, data: Dataset) -> dict[str, Any]:
+    """What a probe must know of a run: all of it public."""
+    shape = lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype)  # noqa: E731
+    example = jax.tree.map(shape, (data.x_train, data.y_train))
+    facts = dict(num_classes=data.num_classes or None)
+    facts["num_tokens"] = data.num_tokens or None
+    return dict(loss_fn=model.loss_fn, example=example) | facts
 
 
 def _measured(config: Config, model: Model) -> Any:

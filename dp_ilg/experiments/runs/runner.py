@@ -19,6 +19,7 @@ from dp_ilg.experiments.config.schema import Config
 from dp_ilg.experiments.data.locks import locked
 from dp_ilg.experiments.models.networks import MODELS
 from dp_ilg.experiments.reports.event_files import event_file
+from dp_ilg.experiments.reports.iterates import error_bar
 from dp_ilg.experiments.reports.origin import file_sha256, now
 from dp_ilg.experiments.reports.page import write_report
 from dp_ilg.experiments.runs.distributed import (
@@ -215,6 +216,7 @@ def _go_on(
                 f"with --resume --run-dir {folder.path}."
             )
         summary = _summary(job, position, ledger, bool(facts["seed_fixed"]))
+        summary |= error_bar(folder.metrics)
     write_atomically(folder.summary, json.dumps(summary, indent=1) + "\n")
     write_report(folder.path)
     return summary

@@ -26,7 +26,7 @@ from dp_ilg.experiments.runs.evaluation import (
 )
 from dp_ilg.experiments.runs.job import Job, build_job, load_data, ready
 from dp_ilg.experiments.runs.keys import RunKeys, derived_keys, identity
-from dp_ilg.experiments.runs.recipe import make_optimizer, make_plan
+from dp_ilg.experiments.runs.recipe import make_plan
 from dp_ilg.experiments.runs.trainer import Position, Tools, Watch, start, train
 from dp_ilg.training.environment import code_digest
 from dp_ilg.training.step import Chunks, make_train_step
@@ -185,7 +185,7 @@ def _step_fn(job: Job) -> Callable[..., Any]:
     """Compiles ``(rate, params, state, chunks) -> (params, state)``."""
 
     def step(rate: Any, params: Any, state: Any, chunks: Chunks) -> Any:
-        tx = make_optimizer(job.config, job.plan, jax.random.key(0), rate)
+        tx = job.make_optimizer(jax.random.key(0), peak=rate)
         return make_train_step(job.grad_fn, tx)(params, state, chunks)
 
     return jax.jit(step, donate_argnums=(1, 2))

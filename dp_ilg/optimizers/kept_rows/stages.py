@@ -33,6 +33,7 @@ from dp_ilg.optimizers.kept_rows.gradient import (
     RowGradient,
     check_geometry,
     check_size,
+    said_rows,
     where_sound,
 )
 from dp_ilg.optimizers.kept_rows.release import KeptRows, released_rows

@@ -235,7 +235,7 @@ def test_no_example_exceeds_the_clip_norm_in_brief(layer):
 
 @pytest.mark.parametrize("factor", [1.0, 1 - 1e-5])
 def test_the_search_accepts_vmap_and_rejects_too_small_norms(factor, monkeypatch):
-    def prepare(loss_fn, params, batch, groups):
+    def prepare(loss_fn, params, batch, groups, coordinates):
         def run(params, batch):
             found = vmap_engine(loss_fn, params, batch, groups)
             return found._replace(norms=found.norms * factor)

@@ -18,6 +18,7 @@ from dp_ilg.experiments.data.features import FEATURE_ROWS
 from dp_ilg.experiments.data.own.named import is_data_path
 from dp_ilg.experiments.models.networks import MODELS
 from dp_ilg.geometry.rules import RULES
+from dp_ilg.optimizers.public.generators import GENERATORS
 from dp_ilg.registry.lookup import find, is_of_this_process, resolve
 
 
@@ -47,6 +48,7 @@ PARTS = (
     Part("optimizer.method", "method", BASELINES),
     Part("optimizer.importance", "rule", RULES),
     Part("optimizer.score", "score", SCORES),
+    Part("probe.batch", "generator", GENERATORS),
 )
 
 
