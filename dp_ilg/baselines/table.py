@@ -23,6 +23,7 @@ from dp_ilg.baselines.adaptive import (
     scale_then_privatize,
 )
 from dp_ilg.baselines.made_of import checked, clip_mode_of, spends_scores
+from dp_ilg.baselines.muon import dp_muon
 from dp_ilg.baselines.plain import (
     automatic_clipping,
     dp_adam,
@@ -31,6 +32,7 @@ from dp_ilg.baselines.plain import (
     dp_sgd_decay,
 )
 from dp_ilg.baselines.shaped import dp_sgd_ilg
+from dp_ilg.baselines.slack import slack_clipping
 from dp_ilg.clipping.adding.metric_sums import Metric
 from dp_ilg.clipping.clip import ClipMode, as_clip_mode, normalize
 from dp_ilg.geometry.rules import RULES
@@ -49,12 +51,14 @@ __all__ = [
     "dp_adam",
     "dp_adam_bc",
     "dp_adam_ilg",
+    "dp_muon",
     "dp_sgd",
     "dp_sgd_decay",
     "dp_sgd_ilg",
     "quantile_clipping",
     "quantile_clipping_per_layer",
     "scale_then_privatize",
+    "slack_clipping",
 ]
 
 Options = dict[str, Any]
@@ -222,11 +226,13 @@ _ROWS = [
     _row(dp_adam_bc),
     _importance_row("dp_adam_ilg"),
     *[_importance_row(f"dp_adam_ilg_{rule}", importance=rule) for rule in RULES],
+    _row(dp_muon),
     _row(dp_sgd),
     _row(dp_sgd_decay),
     _importance_row("dp_sgd_ilg", dp_sgd_ilg),
     _row(quantile_clipping, scores=True),
     _row(quantile_clipping_per_layer, scores=True, clip="per_layer"),
     _row(scale_then_privatize),
+    _row(slack_clipping),
 ]
 BASELINES: dict[str, Baseline] = table("method", {row.name: row for row in _ROWS})

@@ -36,6 +36,8 @@ MEANINGS: dict[str, str] = {
     "model.depth": "blocks of a transformer",
     "model.heads": "heads of its attention",
     "model.length": "tokens read of a text",
+    "model.scales": "of `additive`: of each column, of the numbers and of the bias",
+    "model.slopes": "of `additive`: scale of each column's own lines on the numbers",
     "privacy.epsilon": "the most privacy to spend; smaller protects more",
     "privacy.delta": "the delta of the guarantee, best below 1 / examples",
     "privacy.batch_size": "expected size of a Poisson batch, in examples",
@@ -59,7 +61,7 @@ MEANINGS: dict[str, str] = {
     "optimizer.learning_rate_schedule.warmup_steps": "steps of linear warm-up",
     "optimizer.learning_rate_schedule.end": "share of the rate left at the end",
     "optimizer.method": "a row of the table of methods (`dp_sgd`), or `module:name`",
-    "optimizer.importance": "the rule: how noise follows importance, or `module:name`",
+    "optimizer.importance": "the rule (`top_k:4` drops groups), or `module:name`",
     "optimizer.source": "`scores`, `released` gradients, `public` sizes alone, a "
     "`prior` over entries, or a `probe` of synthetic examples",
     "optimizer.score": "what is scored: `l2`, `l1`, `weight`, `signal`, `module:name`",

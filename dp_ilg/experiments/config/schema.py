@@ -23,7 +23,7 @@ from dp_ilg.experiments.config.metrics import MetricsConfig
 from dp_ilg.experiments.config.report import ReportConfig
 from dp_ilg.experiments.config.run import RunConfig, flag
 from dp_ilg.experiments.config.sources import PriorConfig, ProbeConfig
-from dp_ilg.validation import fraction, positive, whole
+from dp_ilg.validation import fraction, positive, rate, whole
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,14 @@ class ModelConfig:
     depth: int | None = None
     heads: int | None = None
     length: int | None = None
+    scales: tuple[float, ...] | None = None
+    slopes: tuple[float, ...] | None = None
 
     def __post_init__(self):
+        checks = dict.fromkeys(("embed_scale", "embed_init", "scales"), positive)
+        checks["slopes"] = rate
         for name, value in given(self, "name", "framework", "activation").items():
-            check = positive if name in ("embed_scale", "embed_init") else whole
+            check = checks.get(name, whole)
             for size in value if isinstance(value, tuple) else (value,):
                 check(f"model.{name}", size)
 

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from dp_ilg.experiments.data.datasets import Dataset
+from dp_ilg.experiments.data.container import Dataset
 from dp_ilg.experiments.data.own.features import outside_features
 from dp_ilg.experiments.data.scattering import (
     NUM_COEFFICIENTS,

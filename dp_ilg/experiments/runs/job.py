@@ -20,7 +20,7 @@ from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.base import PrivateTransformation
 from dp_ilg.baselines.table import baseline
 from dp_ilg.experiments.config.schema import Config
-from dp_ilg.experiments.data.datasets import Dataset
+from dp_ilg.experiments.data.container import Dataset
 from dp_ilg.experiments.data.features import with_features
 from dp_ilg.experiments.data.holdout import hold_out
 from dp_ilg.experiments.data.own.named import load_named
@@ -213,7 +213,8 @@ def _check_names(config: Config) -> None:
 
 def _model(config: Config, data: Dataset) -> Model:
     example = jax.tree.map(lambda a: np.zeros(a.shape[1:], a.dtype), data.x_train)
-    facts = Facts(example, data.num_classes, data.num_tokens, data.num_categories)
+    sizes = data.num_classes, data.num_tokens, data.num_categories
+    facts = Facts(example, *sizes, data.target_range)
     chosen = config.model
     return build_model(
         chosen.name, facts, framework=chosen.framework, **chosen.options()
@@ -258,7 +259,7 @@ def _known(model: Model, data: Dataset) -> dict[str, Any]:
 
 
 def _measured(config: Config, model: Model) -> Any:
-    """The loss that also says whether a guess is right; some models have none."""
+    """The loss that also says how right a guess is; some models say nothing."""
     if model.loss_and_right is None:
         raise ValueError(
             f"metrics.release is on, but model.name is {config.model.name!r}, whose "

@@ -14,7 +14,7 @@ from dp_ilg.base import Params, PrivateTransformation
 from dp_ilg.geometry.geometry import Geometry
 from dp_ilg.geometry.groups import Groups
 from dp_ilg.geometry.layers import group
-from dp_ilg.geometry.rules import Rule, as_rule, check_rule
+from dp_ilg.geometry.rules import Rule, as_rule, check_rule, of_entries
 from dp_ilg.optimizers.public.prior import weighed
 from dp_ilg.optimizers.public.probe import Probe, probe_key
 from dp_ilg.optimizers.public.readings import as_reading
@@ -130,7 +130,7 @@ def _refreshed(
     found = _found(probe, params, batch, groups, None)
     if probe.depth == "group":
         return weighed(floored(found.norms, floor), rule, groups, None)
-    own = rule if probe.rule is None else as_rule(probe.rule)
+    own = of_entries(rule if probe.rule is None else as_rule(probe.rule))
     whitened = as_reading(probe.steps).whitened
     maps = maps_of(found, groups, own, probe.damping, whitened)
     if probe.spends_scores():

@@ -17,7 +17,7 @@ from dp_ilg.geometry.geometry import Geometry, public_values, scaled_to_profile
 from dp_ilg.geometry.groups import Groups
 from dp_ilg.geometry.layers import group, matches, paths
 from dp_ilg.geometry.maps import AxisMaps
-from dp_ilg.geometry.rules import Rule, as_rule, check_rule
+from dp_ilg.geometry.rules import Rule, as_rule, check_rule, drops, of_entries
 from dp_ilg.optimizers.public.axis_scale import GIVEN, axis_scale
 from dp_ilg.optimizers.public.readings import as_reading
 
@@ -127,7 +127,7 @@ class Prior:
                 f"{validation.nearest(lost[0], known)}"
             )
         own = rule if self.rule is None else self.rule
-        own = own if own == GIVEN else as_rule(own)
+        own = own if own == GIVEN else of_entries(as_rule(own))
         with jax.ensure_compile_time_eval():  # constants, also within a trace
             scales = self._scales(own, leaves)
             whitened = as_reading(self.steps).whitened
@@ -257,5 +257,7 @@ def weighed(
     """
     shares = squares / jnp.sum(squares)
     sizes = Geometry(jnp.ones_like(shares), groups, maps).noise_energies()
-    weights = scaled_to_profile(rule(jnp.sqrt(shares), sizes), shares)
-    return Geometry(weights.astype(jnp.float32), groups, maps), shares
+    dropping = drops(rule)
+    weights = scaled_to_profile(rule(jnp.sqrt(shares), sizes), shares, dropping)
+    weights = weights.astype(jnp.float32)
+    return Geometry(weights, groups, maps, drops=dropping), shares
