@@ -5,6 +5,7 @@ lines. `pages` finds the markers and puts the tables there.
 """
 
 from tables import (
+    best,
     commands,
     costs,
     front,
@@ -20,6 +21,8 @@ from tables.lines import Table
 TABLES: dict[str, Table] = {
     "why": front.why,
     # docs/results.md
+    "best": best.best,
+    "by-source": best.by_source,
     "imdb": utility.imdb,
     "embeddings": utility.embeddings,
     "flight-rules": utility.flight_rules,
@@ -50,6 +53,7 @@ TABLES: dict[str, Table] = {
     "lots": costs.lots,
     "fine-tuning": costs.fine_tuning,
     "noise-cost": costs.noise_cost,
+    "maps": costs.maps,
     "noise-density": costs.noise_density,
     "exactness-time": costs.exactness_time,
     "exactness-accuracy": costs.exactness_accuracy,

@@ -483,7 +483,78 @@ DOOR = {
         "The optimizer is private already",
     ),
 }
+
+
+def of_rows(slip):
+    """A slip with `keep_rows`, on a table of parameters."""
+
+    def run(tmp_path):
+        key = jax.random.key(0)
+        params, ids = {"t": jnp.zeros((9, 2))}, jnp.zeros((3, 2), jnp.int32)
+        own = plan(row_budget=0.2, score_budget=0.0)
+        rows = dp_ilg.keep_rows(optimizer(the_plan=own), {"t": 4}, key=key)
+        slip(rows, params, rows.init(params), ids)
+
+    return run
+
+
+def halved_rows(rows, params, state, ids):
+    grad_fn = dp_ilg.clipped_grad(lambda p, i: p["t"][i].sum(), l2_clip_norm=1.0)
+    kept = rows.kept(rows.counts(grad_fn, params, ids), state)
+    found = rows.gradient(grad_fn, params, state, kept, ids)
+    rows.update(params, state, jax.tree.map(lambda x: x / 2, found))
+
+
+def unpaid_rows(rows, params, state, ids):
+    dp_ilg.keep_rows(optimizer(), {"t": 4}, key=jax.random.key(0))
+
+
+def rows_of_a_whole_table(rows, params, state, ids):
+    loss = lambda p, i: p["t"][i].sum() + jnp.sum(p["t"] ** 2)  # noqa: E731
+    rows.counts(dp_ilg.clipped_grad(loss, l2_clip_norm=1.0), params, ids)
+
+
+ROW_SLIPS = {
+    "arithmetic on a `RowGradient`": (of_rows(halved_rows), "Arithmetic was done on a"),
+    "`keep_rows` with a plan that pays for no rows": (
+        of_rows(unpaid_rows),
+        "make the plan with row_budget=0.1",
+    ),
+    "a table that the loss also reads whole, in `keep_rows`": (
+        of_rows(rows_of_a_whole_table),
+        "rows are kept only of a table that is looked up in",
+    ),
+}
+
+
+def shaped(vector):
+    """A chain whose noise follows a prior over the rows of `a`."""
+    still = plan(score_budget=0.0, num_steps=3)
+    prior = dp_ilg.Prior({"a": vector})
+    return dp_ilg.dp_adam_ilg(0.1, still, key=jax.random.key(0), source=prior)
+
+
+def other_vocabulary(tmp_path):
+    shaped(dp_ilg.priors.zipf(4)).init(PARAMS)
+
+
+def counted_rows(tmp_path):
+    shaped(dp_ilg.priors.private_counts([[0, 1], [2, 2]], 3)).init(PARAMS)
+
+
+def other_prior(tmp_path):
+    one, other = shaped([1.0, 2.0, 3.0]), shaped([3.0, 2.0, 1.0])
+    total = GRAD_FN(PARAMS, ROWS, geometry=one.geometry(one.init(PARAMS)))
+    other.update(total, other.init(PARAMS), PARAMS)
+
+
 SLIPS = {
+    "a prior for another vocabulary": (other_vocabulary, "has 4 entries, but axis 0"),
+    "counts of the private rows as a prior": (counted_rows, "made from the training"),
+    "gradients clipped in another prior": (
+        other_prior,
+        "other weights than this chain",
+    ),
     "a ledger opened again": (ledger_again, "pass resume=True to go on"),
     "a repeated step at another learning rate": (other_rate, "the same noise on"),
     "a repeated step that does not say what it is": (silent_repeat, "nobody can tell"),
@@ -575,6 +646,7 @@ SLIPS = {
     ),
     "batch norm on a batch of one row": (batch_norm, "replace BatchNorm by Group"),
     **DOOR,
+    **ROW_SLIPS,
 }
 
 

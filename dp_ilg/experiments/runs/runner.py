@@ -305,6 +305,7 @@ def _summary(
         "framework": config.model.framework if own_model else "its own",
         "num_params": sum(np.size(p) for p in jax.tree.leaves(position.params)),
         "importance": config.optimizer.importance,
+        "source": config.optimizer.source,
         "clip_mode": config.privacy.clip_mode,
         "batch_size": plan.batch_size,
         "noise_multipliers": [z for _, z in plan.stages],
