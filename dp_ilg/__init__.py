@@ -23,7 +23,7 @@ from dp_ilg.clipping.clip import clip_per_example
 from dp_ilg.clipping.clip_schedule import clip_by_schedule
 from dp_ilg.clipping.clipped_grad import clipped_grad
 from dp_ilg.clipping.lots import clipped_lot, sum_lot
-from dp_ilg.geometry import layers
+from dp_ilg.geometry import layers, priors
 from dp_ilg.geometry.geometry import Geometry
 from dp_ilg.geometry.maps import AxisMaps
 from dp_ilg.noise.add_noise import add_importance_noise
@@ -39,6 +39,9 @@ from dp_ilg.optimizers.importance import (
     set_layer_importance,
 )
 from dp_ilg.optimizers.metrics import Released, release_metrics
+from dp_ilg.optimizers.public.link import probe_importance
+from dp_ilg.optimizers.public.prior import Prior, set_prior
+from dp_ilg.optimizers.public.probe import Probe
 from dp_ilg.optimizers.whitened import unwhiten_updates
 from dp_ilg.projection.pca import private_pca
 from dp_ilg.sampling.poisson import PoissonSampler
@@ -55,9 +58,11 @@ __all__ = [
     "Metric",
     "PerExampleGrads",
     "PoissonSampler",
+    "Prior",
     "PrivacyFilter",
     "PrivacyLedger",
     "PrivacyPlan",
+    "Probe",
     "Released",
     "accounting",
     "add_importance_noise",
@@ -75,8 +80,10 @@ __all__ = [
     "dp_adam_ilg",
     "layers",
     "plan_privacy",
+    "priors",
     "private_pca",
     "private_training",
+    "probe_importance",
     "release_digest",
     "release_metrics",
     "scale_by_balanced_adam",
@@ -85,6 +92,7 @@ __all__ = [
     "score_layer_importance",
     "score_released_gradients",
     "set_layer_importance",
+    "set_prior",
     "steps_for_epsilon",
     "sum_lot",
     "unwhiten_updates",

@@ -305,7 +305,7 @@ class PrivateTransformation(optax.GradientTransformationExtraArgs):
     """An Optax transformation that also says what `dp_ilg.chain` must know.
 
     Attributes:
-        role: "clip", "score", "metric", "noise", "private" (a whole chain) or "".
+        role: "clip", "score", "map", "metric", "noise", "private" (whole chain) or "".
         key: the PRNG key given to the factory, or None.
         plan: the `PrivacyPlan` given to the factory, or None.
         geometry: maps the transformation's state to its `Geometry`, or None.
@@ -315,6 +315,7 @@ class PrivateTransformation(optax.GradientTransformationExtraArgs):
         facts: what it says of the clip (`dp_ilg.geometry.facts.ClipFacts`), or None.
         release: maps the state to the last released gradient it keeps, or None.
         clip_norm: of a clip, maps its state to the clip norm of the step; or None.
+        maps: maps the state to the `AxisMaps` of leaves that it holds, or None.
     """
 
     init: Callable[[Params], Any]
@@ -329,6 +330,7 @@ class PrivateTransformation(optax.GradientTransformationExtraArgs):
     facts: Any
     clip_norm: Any
     release: Any
+    maps: Any
 
     def __new__(
         cls,
@@ -345,6 +347,7 @@ class PrivateTransformation(optax.GradientTransformationExtraArgs):
         facts: Any = None,
         clip_norm: Callable[..., Any] | None = None,
         release: Callable[..., Any] | None = None,
+        maps: Callable[..., Any] | None = None,
     ) -> PrivateTransformation:
         """Makes the (init, update) pair and hangs the facts on it."""
         self = super().__new__(cls, own_promotion(init), own_promotion(update))
@@ -352,4 +355,5 @@ class PrivateTransformation(optax.GradientTransformationExtraArgs):
         self.geometry, self.importance = geometry, importance
         self.metrics, self.links = metrics, links
         self.facts, self.clip_norm, self.release = facts, clip_norm, release
+        self.maps = maps
         return self

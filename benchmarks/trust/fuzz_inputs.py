@@ -32,7 +32,7 @@ from tests.helpers import fuzz_arguments, fuzz_inputs  # noqa: E402
 LINES = RESULTS / "fuzz_inputs.jsonl"
 READERS = (  # whose code atheris follows
     "dp_ilg.experiments.data.files",
-    "dp_ilg.experiments.data.adult",
+    "dp_ilg.experiments.data.tabular.adult",
     "dp_ilg.experiments.config.fields",
     "dp_ilg.experiments.reports.record",
     "dp_ilg.accounting.plan",

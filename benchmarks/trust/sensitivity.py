@@ -5,9 +5,10 @@
 
 A case is a batch, a geometry, a clip norm and a mode: the batch is clipped with and
 without its last example, and how far the sum moved is taken in float64, over C. Seven
-ways of making batches, three dtypes, all clip modes, groups cut and whole. The largest
-ratio must be at most 1 + 1e-6. Beside it stands what rounding alone does to sums of
-many aligned examples: a float32 sum of n clipped gradients is as coarse as n C / 2^24.
+ways of making batches, three dtypes, all clip modes, groups cut and whole, with and
+without maps. The largest ratio must be at most 1 + 1e-6. Beside it stands what rounding
+alone does to sums of many aligned examples: a float32 sum of n clipped gradients is as
+coarse as n C / 2^24.
 """
 
 import argparse
@@ -25,6 +26,7 @@ import dp_ilg
 from dp_ilg.clipping.clip import CLIP_MODES, as_clip_mode, clip_sum
 from dp_ilg.clipping.per_example import from_gradients
 from dp_ilg.experiments.papers.reproduce import machine
+from dp_ilg.geometry.coordinates import enter_gradients
 from dp_ilg.geometry.geometry import LARGEST_RATIO
 from dp_ilg.geometry.groups import Groups, pieces_of
 
@@ -43,12 +45,13 @@ Rng = np.random.Generator
 
 
 class Setting(NamedTuple):
-    """What is compiled once: shapes, dtype, mode, and whether a leaf is cut."""
+    """What is compiled once: shapes, dtype, mode, is a leaf cut, are leaves mapped."""
 
     shape: str
     dtype: str
     mode: str
     cut: bool
+    mapped: bool = False
 
 
 class Batch(NamedTuple):
@@ -69,9 +72,12 @@ def clippers(setting: Setting) -> tuple[Any, Groups, Callable, Callable]:
     groups = dp_ilg.layers.group(params, cut if setting.cut else "leaf")
     mode = as_clip_mode(setting.mode)
     last = jnp.arange(EXAMPLES) == EXAMPLES - 1
+    maps = maps_of(params, setting)
 
     def pair(gradients: Any, weights: Any, bound: Any) -> tuple:
-        geometry = dp_ilg.Geometry(weights, groups)
+        geometry = dp_ilg.Geometry(weights, groups, maps)
+        if maps is not None:
+            gradients = enter_gradients(maps, gradients, groups)
         engine = from_gradients(gradients, groups)
         run = lambda mask: clip_sum(engine, geometry, bound, mode, mask)  # noqa: E731
         return run(jnp.zeros(EXAMPLES, bool)), run(last)
@@ -94,6 +100,19 @@ def clippers(setting: Setting) -> tuple[Any, Groups, Callable, Callable]:
         return jax.tree.map(step, gradients, slope)
 
     return params, groups, jax.jit(jax.vmap(pair)), jax.jit(jax.vmap(climb))
+
+
+def maps_of(params: Any, setting: Setting) -> Any:
+    """A matrix along the last axis of every leaf and scales along the others."""
+    if not setting.mapped:
+        return None
+    rng, axes = np.random.default_rng(0), {}
+    for name, value in params.items():
+        axes[name] = [10.0 ** rng.uniform(-2, 2, size) for size in value.shape]
+        if value.ndim and name != CUTS[setting.shape]:
+            root = rng.normal(size=(value.shape[-1],) * 2)
+            axes[name][-1] = root @ root.T / len(root) + 0.01 * np.eye(len(root))
+    return dp_ilg.AxisMaps.of(params, axes)
 
 
 def random_batch(rng: Rng, params: Any, groups: Groups) -> Batch:
@@ -284,11 +303,12 @@ def _largest(values: np.ndarray) -> float:
 def _settings(rng: Rng) -> list[Setting]:
     """Some of all combinations, every value of each among them."""
     whole = [
-        Setting(shape, dtype, mode, cut)
+        Setting(shape, dtype, mode, cut, mapped)
         for shape in SHAPES
         for dtype in DTYPES
         for mode in CLIP_MODES
         for cut in (False, True)
+        for mapped in (False, True)
     ]
     return [whole[i] for i in rng.permutation(len(whole))[:24]]
 

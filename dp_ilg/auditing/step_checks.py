@@ -178,6 +178,15 @@ def one_example(evidence: Evidence) -> StepFinding:
         if share > worst:
             worst = share
             words = f"{share:.4g} of it (step {time}, '{canary}', limit {most:.4g})"
+    unread = [
+        name
+        for noise in evidence.noises
+        for name in [_named(noise.moves, [k for k, r in noise.mixed.items() if not r])]
+        if name
+    ]
+    if unread:
+        words += f"; the noise of {unread[0]} is correlated: the best direction tells"
+        return StepFinding("one example", words, "at most what z covers", None)
     if worst < _WEAK:
         words += "; a weak canary: noise that is too small may go unseen"
     return StepFinding("one example", words, "at most what z covers", holds)

@@ -7,6 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
+from dp_ilg.auditing import step_mixing
 from dp_ilg.auditing.step_moves import Moves
 
 _SAMPLED = 4096  # entries of a part whose noise is kept
@@ -70,6 +71,15 @@ class NoiseSeen:
             found[k] = bool(off > spread + 8 * error + 0.3 * spread)
         return found
 
+    @cached_property
+    def mixed(self) -> dict[int, bool]:
+        """The parts whose entries have correlated noise: can its covariance be read."""
+        return {
+            k: step_mixing.is_readable(draws, self.variances[k].size)
+            for k, draws in self.draws.items()
+            if step_mixing.is_mixed(draws)
+        }
+
     def covered(self, canary: str) -> tuple[float, float]:
         """How far a canary is, in standard deviations of the noise, all parts together.
 
@@ -85,6 +95,10 @@ class NoiseSeen:
         for k, moved in self.moves.moved[canary].items():
             floor = self.moves.parts[k].floor
             real = np.where(np.abs(moved) > floor, moved, 0.0)
+            if self.mixed.get(k):
+                inner = np.sum(real * step_mixing.solved(self.draws[k], real))
+                terms.append((float(inner), keys - moved.size + 1))
+                continue
             own = np.square(real)
             ratio = np.divide(
                 own, self.variances[k], out=np.zeros_like(own), where=own > 0
@@ -110,6 +124,9 @@ class NoiseSeen:
         """Weights by which releases are added up to see the strongest canary best."""
         found = {}
         for k, moved in self.moves.moved[self.strongest].items():
+            if self.mixed.get(k):
+                found[k] = np.nan_to_num(step_mixing.solved(self.draws[k], moved))
+                continue
             least = max(self.moves.parts[k].floor ** 2, np.finfo(float).tiny)
             found[k] = moved / np.maximum(self.variances[k], least)
         return found

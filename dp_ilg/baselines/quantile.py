@@ -121,7 +121,7 @@ def adapt_clip_norm(
         released = jnp.where(sound(updates), released, jnp.nan)
         fitting = 0.5 + released / plan.batch_size
         factor = jnp.exp(-step_size * (fitting - quantile))
-        geometry = _moved(state.geometry, updates.geometry.weights * factor)
+        geometry = moved(state.geometry, updates.geometry.weights * factor)
         return updates, AdaptClipNormState(state.key, state.step + 1, fitting, geometry)
 
     return PrivateTransformation(
@@ -131,7 +131,7 @@ def adapt_clip_norm(
         key=key,
         plan=plan,
         geometry=lambda state: state.geometry,
-        importance=_importance,
+        importance=lambda state: shares_of(state.geometry),
     )
 
 
@@ -160,8 +160,15 @@ def _released(
     return noisy_counts(counts, tau, key, draw)
 
 
-def _moved(geometry: Geometry, weights: Array) -> Geometry:
-    """Other weights within bounds; one that is not finite stays as it is."""
+def moved(geometry: Geometry, weights: Array) -> Geometry:
+    """Other weights within bounds; one that is not finite stays as it is.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> there = Geometry.uniform({"w": jnp.ones(2)})
+        >>> moved(there, jnp.array([jnp.nan])).weights.tolist()
+        [1.0]
+    """
     weights = jnp.clip(weights, 1 / LARGEST_RATIO, LARGEST_RATIO)
     weights = jnp.where(jnp.isfinite(weights), weights, geometry.weights)
     return Geometry(weights, geometry.groups)
@@ -220,7 +227,14 @@ def _counts(updates: Any, state: AdaptClipNormState, each_group: bool) -> Array:
     return updates.fits[1:] if each_group else updates.fits[0]
 
 
-def _importance(state: AdaptClipNormState) -> Float[Array, " groups"]:
-    """Shares of the squared thresholds."""
-    squares = jnp.square(state.geometry.weights)
+def shares_of(geometry: Geometry) -> Float[Array, " groups"]:
+    """Shares of the squared thresholds, which stand for importance.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> there = Geometry.of({"a": jnp.ones(2), "b": jnp.ones(1)}, [2.0, 1.0])
+        >>> [round(float(x), 2) for x in shares_of(there)]
+        [0.8, 0.2]
+    """
+    squares = jnp.square(geometry.weights)
     return squares / jnp.sum(squares)

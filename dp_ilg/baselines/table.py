@@ -23,6 +23,7 @@ from dp_ilg.baselines.adaptive import (
     scale_then_privatize,
 )
 from dp_ilg.baselines.made_of import checked, clip_mode_of, spends_scores
+from dp_ilg.baselines.muon import dp_muon
 from dp_ilg.baselines.plain import (
     automatic_clipping,
     dp_adam,
@@ -30,11 +31,14 @@ from dp_ilg.baselines.plain import (
     dp_sgd,
     dp_sgd_decay,
 )
+from dp_ilg.baselines.shaped import dp_sgd_ilg
+from dp_ilg.baselines.slack import slack_clipping
 from dp_ilg.clipping.adding.metric_sums import Metric
 from dp_ilg.clipping.clip import ClipMode, as_clip_mode, normalize
 from dp_ilg.geometry.rules import RULES
 from dp_ilg.optimizers.chains import chain, dp_adam_ilg
 from dp_ilg.optimizers.metric_links import metric_links
+from dp_ilg.optimizers.sources import charges
 from dp_ilg.registry.lookup import resolve, table
 
 __all__ = [
@@ -47,11 +51,14 @@ __all__ = [
     "dp_adam",
     "dp_adam_bc",
     "dp_adam_ilg",
+    "dp_muon",
     "dp_sgd",
     "dp_sgd_decay",
+    "dp_sgd_ilg",
     "quantile_clipping",
     "quantile_clipping_per_layer",
     "scale_then_privatize",
+    "slack_clipping",
 ]
 
 Options = dict[str, Any]
@@ -200,14 +207,14 @@ def _row(
     return Baseline(name or make.__name__, make, lambda options: scores, mode)
 
 
-def _importance_row(name: str, **fixed: Any) -> Baseline:
-    """DP-AdamILG, with a rule fixed or left to the options."""
+def _importance_row(name: str, make: Any = dp_adam_ilg, **fixed: Any) -> Baseline:
+    """DP-AdamILG or its kin, with a rule fixed or left to the options."""
 
     def spends(options: Options) -> bool:
         given = {"importance": "min_noise_energy", "source": "scores"} | options | fixed
-        return given["source"] == "scores" and given["importance"] != "uniform"
+        return charges(given["source"]) and given["importance"] != "uniform"
 
-    make = functools.partial(dp_adam_ilg, **fixed) if fixed else dp_adam_ilg
+    make = functools.partial(make, **fixed) if fixed else make
     return Baseline(name, make, spends, lambda o: o.get("clip_mode", "joint"))
 
 
@@ -219,10 +226,13 @@ _ROWS = [
     _row(dp_adam_bc),
     _importance_row("dp_adam_ilg"),
     *[_importance_row(f"dp_adam_ilg_{rule}", importance=rule) for rule in RULES],
+    _row(dp_muon),
     _row(dp_sgd),
     _row(dp_sgd_decay),
+    _importance_row("dp_sgd_ilg", dp_sgd_ilg),
     _row(quantile_clipping, scores=True),
     _row(quantile_clipping_per_layer, scores=True, clip="per_layer"),
     _row(scale_then_privatize),
+    _row(slack_clipping),
 ]
 BASELINES: dict[str, Baseline] = table("method", {row.name: row for row in _ROWS})

@@ -16,12 +16,13 @@ from dp_ilg.clipping.adding.metric_sums import Facts, sum_metrics
 from dp_ilg.clipping.adding.sum_error import COEFFICIENT_ERROR, SUM_ERROR
 from dp_ilg.clipping.adding.sums import CANCELLATION, wide, widened
 from dp_ilg.clipping.modes import CLIP_MODES as CLIP_MODES
-from dp_ilg.clipping.modes import ClipMode, as_clip_mode, group_bounds
+from dp_ilg.clipping.modes import ClipMode, as_clip_mode, group_bounds, room
 from dp_ilg.clipping.modes import joint as joint
 from dp_ilg.clipping.modes import normalize as normalize
 from dp_ilg.clipping.modes import per_layer as per_layer
 from dp_ilg.clipping.per_example import from_gradients
 from dp_ilg.clipping.scores.bounding import sum_scores
+from dp_ilg.clipping.scores.slack import sum_slack
 from dp_ilg.clipping.scores.table import agreed_score
 from dp_ilg.geometry import grid
 from dp_ilg.geometry.coordinates import enter_gradients
@@ -58,6 +59,9 @@ def clip_sum(
     Raises:
         ValueError: if the mask does not fit the batch.
 
+    Groups that the geometry drops count for neither norm nor sum, but are scored; under
+    "bookkeeping" their gradients are still computed, since the weights are traced.
+
     Privacy: sensitivity ``l2_clip_norm`` for the sum, 1 for scores and metrics and 1/2
     for each count, for adding or removing one example; nothing here is private before
     noise.
@@ -68,19 +72,27 @@ def clip_sum(
     norms = jnp.maximum(per_example.norms, rough.astype(per_example.norms.dtype))
     present = _present(norms, is_padding_example)
     norms = jnp.where(present[:, None], norms, 0)
-    length = weighted_norm(norms, geometry.weights)
+    seen, weights = geometry.seen(norms), geometry.divisors()
+    length = weighted_norm(seen, weights)
     present = present & jnp.isfinite(length)
     bound = jnp.asarray(l2_clip_norm, norms.dtype)
     bound = jnp.where(jnp.isfinite(bound) & (bound > 0), bound, jnp.nan)
     rounding = weighted_norm_rounding(norms.shape[-1], norms.dtype)
     slack = COEFFICIENT_ERROR + rounding + SUM_ERROR
-    raw = mode.coefficients(norms, geometry.weights, bound * np.float32(1 - slack))
+    most = room(mode, geometry.kept(), bound * np.float32(1 - slack))
+    raw = mode.coefficients(seen, weights, most)
     keep = present.reshape(-1, *[1] * (raw.ndim - 1))
     coefficients = jnp.where(keep, raw, 0)
     fields = _exact_sums(per_example, coefficients, geometry, bound)
-    shares = sum_scores(score, per_example, norms, present, geometry)
+    if score.of_slack:
+        used = seen * coefficients.reshape(len(present), -1)
+        shares = sum_slack(
+            weighted_norm(used, weights) / bound, present, norms.shape[-1]
+        )
+    else:
+        shares = sum_scores(score, per_example, norms, present, geometry)
     within = jnp.concatenate(
-        [length[:, None] <= bound, norms <= group_bounds(geometry.weights, bound)], 1
+        [length[:, None] <= bound, norms <= group_bounds(weights, bound)], 1
     )
     fits = jnp.sum(jnp.where(present[:, None], within - 0.5, 0), 0, jnp.float32)
     metrics = None
@@ -113,6 +125,7 @@ def _exact_sums(
     leaves, treedef = jax.tree.flatten(sums)
     facts = geometry.groups.leaves
     with wide():
+        leaves = geometry.of_kept(leaves)
         exact = [
             grid.limbs(widened(x), step, accumulator(leaf.dtype))
             for leaf, x, step in zip(

@@ -36,11 +36,14 @@ class ClipMode:
             ``[batch]`` or ``[batch, groups]`` coefficients.
         settings: numbers it was made with, for its name in messages; None where they
             are not known yet (traced).
+        boxed: whether it bounds every group by ``C w_j / sqrt(groups)``. Where groups
+            are dropped, a box of the kept ones has room for larger bounds.
     """
 
     name: str
     coefficients: Callable[[Array, Array, Any], Array]
     settings: tuple[tuple[str, float], ...] | None = ()
+    boxed: bool = False
 
     def __str__(self) -> str:
         """The name, and the settings that are not the usual ones."""
@@ -133,7 +136,7 @@ def per_layer() -> ClipMode:
 
     Reference: He et al. 2023 (group-wise clipping); McMahan et al. 2018.
     """
-    return ClipMode("per_layer", _per_layer)
+    return ClipMode("per_layer", _per_layer, boxed=True)
 
 
 def _per_layer(norms: Array, weights: Array, bound: Any) -> Array:
@@ -178,6 +181,33 @@ def group_bounds(weights: Float[Array, " groups"], bound: Any) -> Array:
         [1.0, 3.0, 1.0, 1.0]
     """
     return bound * weights / jnp.sqrt(weights.shape[-1])
+
+
+def room(mode: ClipMode, kept: Any, bound: Any) -> Any:
+    """The bound that a mode is given where some groups may be dropped.
+
+    A dropped group is shown to a mode as one of norm 0 and weight 1. In a box of J
+    groups of which K are kept, every side may be longer by ``sqrt(J / K)``: the squares
+    of the K that are left still add up to C's. Four roundings more are taken off it.
+
+    Args:
+        mode: of the clip.
+        kept: bool ``[groups]``, or None where none can be dropped.
+        bound: C.
+
+    Returns:
+        C, or for a box of fewer groups more.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> kept = jnp.array([True, False, False, False])
+        >>> round(float(room(per_layer(), kept, 1.0)), 4), room(joint(), kept, 1.0)
+        (2.0, 1.0)
+    """
+    if kept is None or not mode.boxed:
+        return bound
+    count = jnp.maximum(jnp.sum(kept), 1).astype(jnp.float32)
+    return bound * (jnp.sqrt(kept.shape[-1] / count) * np.float32(1 - 2.0**-22))
 
 
 def agreed_mode(geometry: Any, given: ClipMode | None, l2_clip_norm: Any) -> ClipMode:

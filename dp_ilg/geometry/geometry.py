@@ -32,7 +32,8 @@ class Geometry:
     """Weights of the groups, and which groups they are.
 
     Attributes:
-        weights: positive float32 ``[groups]``.
+        weights: positive float32 ``[groups]``; exactly 0 for a dropped group, where
+            `drops` is True.
         groups: static facts, part of the tree structure.
         coordinates: None, or in which coordinates the norm is taken: one linear map a
             leaf, `dp_ilg.geometry.maps.AxisMaps`, or a scale and centre an entry,
@@ -40,6 +41,10 @@ class Geometry:
         facts: None, or the `dp_ilg.geometry.facts.ClipFacts` of the chain, or of the
             clip, that this geometry comes from.
         release: None, or the last released gradient, where the chain's score reads it.
+        drops: whether a weight of 0 means that the group is dropped for this step: its
+            gradients are left out of norm and sum, and what is released of it is
+            exactly 0, without noise. Where this is False, a weight of 0 is a mistake
+            and releases NaN. Static.
 
     Privacy: all must be functions of public facts and of earlier releases;
     then any step clipped and noised in them has the guarantee of its noise
@@ -63,6 +68,7 @@ class Geometry:
     coordinates: Any = None
     facts: Any = None  # `ClipFacts`; tools that map over fields put their own there
     release: Any = None
+    drops: bool = dataclasses.field(default=False, metadata={"static": True})
 
     @classmethod
     def uniform(cls, params: PyTree, layers: Any = "module") -> Geometry:
@@ -104,7 +110,41 @@ class Geometry:
     @own_promotion
     def norm(self, norms: Float[Array, "... groups"]) -> Float[Array, "..."]:
         """The geometry's norm of a gradient whose groups have these L2 norms."""
-        return weighted_norm(norms, self.weights)
+        return weighted_norm(self.seen(norms), self.divisors())
+
+    def kept(self) -> Any:
+        """Which groups take part, bool ``[groups]``; None where none can be dropped.
+
+        Where all weights are 0, none is dropped: that is no choice of a rule but a
+        state of zeros, say, and releases NaN as anywhere.
+        """
+        if not self.drops:
+            return None
+        positive = self.weights != 0
+        return positive | ~jnp.any(positive)
+
+    def divisors(self) -> Float[Array, " groups"]:
+        """What norms are divided by: the weights, and 1 for a dropped group."""
+        return jnp.where(self.kept(), self.weights, 1) if self.drops else self.weights
+
+    def seen(self, norms: Float[Array, "... groups"]) -> Float[Array, "... groups"]:
+        """L2 norms of an example's groups, 0 for the dropped ones."""
+        return jnp.where(self.kept(), norms, 0) if self.drops else norms
+
+    def of_kept(self, leaves: list[Array]) -> list[Array]:
+        """Leaves shaped like the parameters, exactly 0 in dropped groups.
+
+        Whatever stands there is replaced, NaN among it.
+        """
+        if not self.drops:
+            return leaves
+        pairs = zip(leaves, self.kept_leaves(), strict=True)
+        return [jnp.where(kept, x, jnp.zeros_like(x)) for x, kept in pairs]
+
+    def kept_leaves(self) -> list[Array]:
+        """Where each leaf is kept, bool and broadcastable; False where it is frozen."""
+        there: Any = self.kept()
+        return [x > 0 for x in self.groups.expand(there.astype(jnp.float32))]
 
     def saying(self, facts: ClipFacts | None) -> Geometry:
         """The same geometry with these facts, and its own where they say nothing."""
@@ -120,7 +160,15 @@ class Geometry:
 
     def restored(self, leaves: list[Array]) -> list[Array]:
         """A released mean, given its leaves, out of the geometry's coordinates."""
-        return leaves if self.coordinates is None else self.coordinates.restored(leaves)
+        if self.coordinates is None:
+            return leaves
+        return self.of_kept(self.coordinates.restored(leaves))
+
+    def unrestored(self, leaves: list[Array]) -> list[Array]:
+        """A released mean as it was before `restored`, to rounding."""
+        if self.coordinates is None or self.coordinates.whitened:
+            return leaves
+        return self.coordinates.entered(leaves)
 
     def check_plain(self, reader: str) -> None:
         """Raises where a `reader` that knows only groups meets scaled entries."""
@@ -128,6 +176,14 @@ class Geometry:
             raise ValueError(
                 f"{reader} knows the noise by layer, but the gradients were clipped in "
                 "coordinates of their own; leave out it or what scales coordinates."
+            )
+
+    def check_whole(self, reader: str) -> None:
+        """Raises where a `reader` that follows every group meets dropped ones."""
+        if self.drops:
+            raise ValueError(
+                f"{reader} follows every layer at every step, but the rule top_k drops "
+                "some; take adam='plain', or another rule."
             )
 
     def noise_scale(self) -> Float[Array, " groups"]:
@@ -140,6 +196,18 @@ class Geometry:
         if self.coordinates is None:
             return self.weights
         return self.weights * jnp.sqrt(self.coordinates.noise_squares(self.groups))
+
+    def noise_energies(self) -> Float[Array, " groups"]:
+        """Expected squared length of each group's noise on the gradient, at weight 1.
+
+        Returns:
+            The number of entries, times the mean square of the coordinates' scale: what
+            a rule calls the size of a group.
+        """
+        sizes = jnp.array(self.groups.sizes, jnp.float32)
+        if self.coordinates is None:
+            return sizes
+        return sizes * self.coordinates.noise_squares(self.groups)
 
 
 def public_values(name: str, values: Any, groups: Groups) -> Float[Array, " groups"]:
@@ -183,7 +251,9 @@ def public_values(name: str, values: Any, groups: Groups) -> Float[Array, " grou
 
 
 def scaled_to_profile(
-    raw: Float[Array, " groups"], shares: Float[Array, " groups"]
+    raw: Float[Array, " groups"],
+    shares: Float[Array, " groups"],
+    drops: bool = False,
 ) -> Float[Array, " groups"]:
     """Scales weights so that an example of average profile keeps its L2 norm.
 
@@ -194,6 +264,8 @@ def scaled_to_profile(
     Args:
         raw: positive weights up to a factor.
         shares: importance shares, summing to 1.
+        drops: whether a raw weight of 0 stays 0; the average example then keeps the
+            L2 norm of its kept groups. If False, it is raised like any small one.
 
     Returns:
         The scaled weights.
@@ -206,4 +278,9 @@ def scaled_to_profile(
     usable = jnp.where(jnp.isfinite(raw) & (raw > 0), raw, 0.0)
     usable = jnp.where(jnp.max(usable) > 0, usable, jnp.ones_like(usable))
     relative = jnp.maximum(usable / jnp.max(usable), 1 / LARGEST_RATIO)
-    return relative * jnp.sqrt(jnp.sum(shares / jnp.square(relative)))
+    if not drops:
+        return relative * jnp.sqrt(jnp.sum(shares / jnp.square(relative)))
+    kept = raw != 0
+    own = jnp.where(kept, shares, 0)
+    scale = jnp.sum(own / jnp.square(relative)) / jnp.sum(own)
+    return jnp.where(kept, relative * jnp.sqrt(scale), 0)

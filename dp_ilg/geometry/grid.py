@@ -68,7 +68,7 @@ def grid_steps(geometry: Any, l2_clip_norm: Any) -> Float[Array, " groups"]:
     count = max(1, sum(geometry.groups.sizes))
     share = 2.0**-STEP_BITS / math.sqrt(count) * _BELOW
     bound = jnp.asarray(l2_clip_norm, jnp.float32)
-    reach = bound * jnp.asarray(geometry.weights, jnp.float32)
+    reach = bound * jnp.asarray(geometry.divisors(), jnp.float32)
     step = power_of_two(reach * np.float32(share))
     smallest = jnp.finfo(jnp.float32).tiny * 2.0**FINE_BITS
     usable = jnp.isfinite(step) & (step >= np.float32(smallest))

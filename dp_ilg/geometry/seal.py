@@ -80,6 +80,6 @@ def sound(clipped: ClippedGrad) -> Any:
         ...     clipped, l2_clip_norm=0.0)))
         (True, False)
     """
-    facts = (clipped.geometry.weights, clipped.l2_clip_norm)
+    facts = (clipped.geometry.divisors(), clipped.l2_clip_norm)
     good = [jnp.all(jnp.isfinite(x) & (jnp.asarray(x) > 0)) for x in facts]
     return sealed(clipped) & good[0] & good[1]

@@ -97,7 +97,8 @@ def gaussian_noise(
             drawing under the key.
 
     Returns:
-        The noised sum, in float32 or wider; frozen leaves stay exactly 0. All NaN where
+        The noised sum, in float32 or wider; frozen leaves stay exactly 0, and so do
+        dropped groups (`dp_ilg.Geometry.kept`). All NaN where
         multiplier, clip norm or a weight is not positive and finite: whatever came
         before, no sum without noise is released (`dp_ilg.geometry.seal`).
 
@@ -113,7 +114,7 @@ def gaussian_noise(
     count = sum(x.size for x in wanted if x is not None)
     if not isinstance(noise_multiplier, Tracer):
         check_multiplier(float(noise_multiplier), count)
-    reach = jnp.float32(clipped.l2_clip_norm) * geometry.weights
+    reach = jnp.float32(clipped.l2_clip_norm) * geometry.divisors()
     grid = grid_of(reach, noise_multiplier, count)
     valid = jnp.all(grid.valid) & whole
     if draws is None:
@@ -127,7 +128,7 @@ def gaussian_noise(
             leaves, _remainders(clipped), draws, *parts, strict=True
         )
     ]
-    return jax.tree.unflatten(treedef, noise)
+    return jax.tree.unflatten(treedef, geometry.of_kept(noise))
 
 
 def _remainders(clipped: ClippedGrad) -> list[Any]:

@@ -203,6 +203,7 @@ def _checked(
             "it behind add_importance_noise in a dp_ilg.chain."
         )
     geometry.check_plain("scale_by_noise_corrected_adam")
+    geometry.check_whole("scale_by_noise_corrected_adam")
     count = len(geometry.groups.names)
     if state.variance.shape != (count,):
         raise ValueError(

@@ -180,6 +180,7 @@ def _groups(
             "scale_by_balanced_adam does not know the layers of the release; put it "
             "behind add_importance_noise in a dp_ilg.chain."
         )
+    geometry.check_whole("scale_by_balanced_adam")
     count = len(geometry.groups.names)
     if state.product.shape != (count,):
         raise ValueError(

@@ -17,7 +17,7 @@ from dp_ilg.geometry.rules import as_rule
 from dp_ilg.noise.add_noise import add_importance_noise, fresh_key
 from dp_ilg.optimizers.chains import chain
 from dp_ilg.optimizers.metric_links import metric_links
-from dp_ilg.optimizers.sources import release_links
+from dp_ilg.optimizers.sources import release_links, steps_of
 
 
 def behind_noise(
@@ -26,7 +26,7 @@ def behind_noise(
     *,
     key: Any,
     importance: Any = "min_noise_energy",
-    source: str = "scores",
+    source: Any = "scores",
     layers: Any = "module",
     clip_mode: Any = "joint",
     ema_decay: Any = 0.9,
@@ -86,5 +86,5 @@ def behind_noise(
         clip_per_example(plan.l2_clip_norm, clip_mode=mode),
         *metric_links(plan, metrics, key),
         *release,
-        optimizer,
+        *steps_of(source, optimizer),
     )

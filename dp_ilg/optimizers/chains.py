@@ -16,11 +16,13 @@ from dp_ilg.clipping.adding.metric_sums import Metric
 from dp_ilg.clipping.clip import ClipMode, as_clip_mode, clip_per_example
 from dp_ilg.geometry.geometry import Geometry
 from dp_ilg.geometry.layers import as_layering, group
-from dp_ilg.geometry.rules import Rule, as_rule
+from dp_ilg.geometry.rules import Rule, as_rule, drops
 from dp_ilg.noise.add_noise import add_importance_noise, fresh_key
 from dp_ilg.optimizers.adam import scale_by_noise_corrected_adam, scale_by_wide_adam
 from dp_ilg.optimizers.arriving import check_state, checked, said_by
 from dp_ilg.optimizers.balance import scale_by_balanced_adam
+from dp_ilg.optimizers.dropped.adam import scale_by_adam_of_kept
+from dp_ilg.optimizers.dropped.still import hold_still
 from dp_ilg.optimizers.kept_release import release_reader
 from dp_ilg.optimizers.metric_links import (
     check_all_told,
@@ -29,7 +31,8 @@ from dp_ilg.optimizers.metric_links import (
     metrics_place,
     metrics_reader,
 )
-from dp_ilg.optimizers.sources import release_links, row_of
+from dp_ilg.optimizers.public.reader import maps_reader
+from dp_ilg.optimizers.sources import release_links, row_of, steps_of
 from dp_ilg.optimizers.types import apart, like_before, like_parameters
 from dp_ilg.optimizers.whitened import check_unwhitened
 from dp_ilg.optimizers.wrappers import refuse_wrappers, tell_hidden
@@ -89,7 +92,9 @@ def chain(*transformations: optax.GradientTransformation) -> PrivateTransformati
     links: list[Any] = [optax.with_extra_args_support(t) for t in transformations]
     said = said_by(transformations)
     told = metrics_place(transformations)
+    released = release_place(transformations)
     knowing = release_reader(transformations, said.facts)
+    mapped = maps_reader(transformations, holder)
 
     def init(params: Params) -> tuple[Any, ...]:
         check_budget_spent(transformations, told)
@@ -105,8 +110,10 @@ def chain(*transformations: optax.GradientTransformation) -> PrivateTransformati
         extra.setdefault("geometry", own)
         check_unwhitened(transformations, extra["geometry"])
         new = []
-        for link, part in zip(links, state, strict=True):
+        for place, (link, part) in enumerate(zip(links, state, strict=True)):
             updates, after = link.update(updates, part, params, **extra)
+            if place > released:
+                updates, after = hold_still(extra["geometry"], updates, after, part)
             new.append(like_before(after, part))
             if isinstance(updates, ClippedGrad):
                 check_all_told(updates, told)
@@ -117,7 +124,8 @@ def chain(*transformations: optax.GradientTransformation) -> PrivateTransformati
     def geometry(state: Any) -> Geometry:
         check_state(state, len(links))
         said.check_end(state)
-        return knowing(source.geometry(state[holder]).saying(said.facts), state)
+        own = mapped(source.geometry(state[holder]), state)
+        return knowing(own.saying(said.facts), state)
 
     def importance(state: tuple[Any, ...]) -> Any:
         return source.importance(state[holder])
@@ -135,7 +143,7 @@ def dp_adam_ilg(
     *,
     key: Any,
     importance: str | Rule = "min_noise_energy",
-    source: str = "scores",
+    source: Any = "scores",
     layers: Any = "module",
     clip_mode: str | ClipMode = "joint",
     adam: str = "plain",
@@ -157,9 +165,13 @@ def dp_adam_ilg(
         plan: from `plan_privacy`.
         key: PRNG key, secret; scores and noise use different keys made from it.
         importance: "min_noise_energy", "equal_snr", "paper", "sqrt_share", "uniform"
-            (which is DP-Adam), or a function ``(importance, sizes) -> weights``.
+            (which is DP-Adam), "top_k:4" (the four most important groups, the rest
+            dropped for the step, see `dp_ilg.geometry.rules.top_k`), or a function
+            ``(importance, sizes) -> weights``.
         source: "scores" (charged to the plan's score budget), "released" (past noisy
-            gradients, free) or "public" (constants, free).
+            gradients, free), "public" (constants, free), a `dp_ilg.Prior` (public
+            vectors over the entries of leaves) or a `dp_ilg.Probe` (synthetic
+            examples, free).
         layers: "module", "leaf", `dp_ilg.layers.blocks`, a function of the path, or a
             `dp_ilg.layers.Layering`, which can also freeze parameters.
         clip_mode: "joint", "normalize" or "per_layer".
@@ -215,16 +227,18 @@ def dp_adam_ilg(
     scored = dict(layers=layers, ema_decay=ema_decay, floor=floor, score=score)
     score_key, noise_key = jax.random.split(fresh_key(key))
     stage = add_importance_noise(plan, key=noise_key, noise=noise)
-    release = release_links(
-        source, as_rule(importance), score_key, stage, public_importance, **scored
-    )
+    rule = as_rule(importance)
+    release = release_links(source, rule, score_key, stage, public_importance, **scored)
     return chain(
         clip_per_example(plan.l2_clip_norm, clip_mode=as_clip_mode(clip_mode)),
         *metric_links(plan, metrics, key),
         *release,
-        _adam(adam, plan, layers, moments),
-        *_decay(weight_decay, layers),
-        optax.scale_by_learning_rate(learning_rate),
+        *steps_of(
+            source,
+            _adam(adam, plan, layers, moments, drops(rule)),
+            *_decay(weight_decay, layers),
+            optax.scale_by_learning_rate(learning_rate),
+        ),
     )
 
 
@@ -240,7 +254,11 @@ def _check_numbers(
         validation.rate("weight_decay", weight_decay)
 
 
-def _adam(adam: str, plan: PrivacyPlan, layers: Any, moments: dict[str, Any]) -> Any:
+def _adam(
+    adam: str, plan: PrivacyPlan, layers: Any, moments: dict[str, Any], drops: bool
+) -> Any:
+    if drops and adam == "plain":
+        return scale_by_adam_of_kept(layers=layers, **moments)
     rows: dict[str, Callable[[], Any]] = {
         "plain": lambda: scale_by_wide_adam(**moments),
         "noise_corrected": lambda: scale_by_noise_corrected_adam(
@@ -296,10 +314,15 @@ def _check_chain(transformations: tuple[Any, ...]) -> int:
     return holders[0]
 
 
+def release_place(transformations: tuple[Any, ...]) -> int:
+    """Which transformation of a chain releases: the noise, or a private chain."""
+    roles = [getattr(t, "role", "") for t in transformations]
+    return roles.index("noise" if "noise" in roles else "private")
+
+
 def _check_first(transformations: tuple[Any, ...], roles: list[str]) -> None:
     """Nothing but our own may touch gradients before the noise."""
-    last = roles.index("noise") if "noise" in roles else roles.index("private")
-    for place, role in enumerate(roles[:last]):
+    for place, role in enumerate(roles[: release_place(transformations)]):
         if not role:
             raise ValueError(
                 f"Transformation {place + 1} of the chain comes before the noise and "

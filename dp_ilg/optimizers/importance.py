@@ -8,6 +8,7 @@ noisy gradients.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from dp_ilg.geometry.facts import ClipFacts
 from dp_ilg.geometry.geometry import Geometry, public_values, scaled_to_profile
 from dp_ilg.geometry.groups import Groups, accumulator
 from dp_ilg.geometry.layers import group
-from dp_ilg.geometry.rules import Rule, as_rule, check_rule
+from dp_ilg.geometry.rules import Rule, as_rule, check_rule, drops
 from dp_ilg.noise.add_noise import fresh_key, noise_stddev
 from dp_ilg.optimizers.released_scores import check_clipped, released_scores
 
@@ -126,7 +127,7 @@ def score_layer_importance(
         state = _averaged(state, released, variance, decay)
         level, unexplained = _unbiased(state, decay)
         squares = jnp.square(jnp.maximum(level, 0)) - unexplained
-        return updates, _weighted(state, squares, chosen, floor)
+        return updates, _weighted(state, squares, chosen, floor, updates.geometry)
 
     return _scorer(init, update, key, plan, facts)
 
@@ -171,6 +172,11 @@ def score_released_gradients(
         [1.0]
     """
     chosen, decay, floor = _checked(rule, ema_decay, floor)
+    if drops(chosen):
+        raise ValueError(
+            "top_k drops layers, and a dropped layer releases nothing that could bring "
+            "it back; take source 'scores', which scores all layers at every step."
+        )
 
     def init(params: Params) -> ScoreLayerImportanceState:
         return _initial(group(params, layers), None, chosen)
@@ -284,7 +290,7 @@ def _initial(groups: Groups, key: Any, rule: Rule) -> ScoreLayerImportanceState:
         average=zeros(),
         variance=jnp.zeros((), jnp.float32),
         shares=zeros() + 1 / count,
-        geometry=Geometry(zeros() + 1, groups),
+        geometry=Geometry(zeros() + 1, groups, drops=drops(rule)),
     )
 
 
@@ -308,15 +314,24 @@ def _unbiased(state: ScoreLayerImportanceState, decay: Any) -> tuple[Array, Arra
 
 
 def _weighted(
-    state: ScoreLayerImportanceState, squares: Array, rule: Rule, floor: Any
+    state: ScoreLayerImportanceState,
+    squares: Array,
+    rule: Rule,
+    floor: Any,
+    geometry: Geometry | None = None,
 ) -> ScoreLayerImportanceState:
-    """Floors and normalises the squared importance and applies the rule."""
+    """Floors and normalises the squared importance and applies the rule.
+
+    Where `geometry`, that of the clip, has maps, the size of a group is its noise
+    energy.
+    """
     total = jnp.sum(jnp.maximum(squares, 0))
     known = jnp.isfinite(total) & (total > 0)
     shares = jnp.where(known, jnp.maximum(squares, 0) / total, state.shares)
     shares = jnp.maximum(shares, floor**2)
     shares = shares / jnp.sum(shares)
-    sizes = jnp.array(state.geometry.groups.sizes, jnp.float32)
-    weights = scaled_to_profile(rule(jnp.sqrt(shares), sizes), shares)
-    geometry = Geometry(weights.astype(jnp.float32), state.geometry.groups)
+    sizes = (geometry or state.geometry).noise_energies()
+    raw = rule(jnp.sqrt(shares), sizes)
+    weights = scaled_to_profile(raw, shares, drops(rule)).astype(jnp.float32)
+    geometry = dataclasses.replace(state.geometry, weights=weights)
     return state._replace(shares=shares.astype(jnp.float32), geometry=geometry)

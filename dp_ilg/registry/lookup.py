@@ -98,6 +98,11 @@ KINDS: dict[str, Kind] = {
         "y_test",
         takes(0),
     ),
+    "generator": Kind(
+        "dp_ilg.generators",
+        "a function (key, shape, dtype, public) -> array of made-up inputs",
+        takes(4),
+    ),
     "features": Kind(
         "dp_ilg.features", "a function of one batch of inputs -> features", takes(1)
     ),

@@ -42,7 +42,7 @@ def test_every_row_has_a_case_and_every_rule_a_row():
     assert sorted(CASES) == NAMES
     assert {f"dp_adam_ilg_{rule}" for rule in RULES} <= set(NAMES)
     for name in NAMES:
-        assert BASELINES[name].spends_scores() == bool(CASES[name].score)
+        assert BASELINES[name].spends_scores() == CASES[name].charged
 
 
 # --- 1. sensitivity, and 4. what is accounted ----------------------------------
@@ -149,7 +149,7 @@ def test_the_plan_accounts_the_step_that_is_released(name):
     the_plan = plan_for(name)
     z, s = the_plan.noise_multipliers, the_plan.gradient_noise_multipliers
     t = the_plan.score_noise_multipliers
-    assert np.all(np.isfinite(t)) == bool(CASES[name].score)
+    assert np.all(np.isfinite(t)) == CASES[name].charged
     np.testing.assert_allclose((s**-2.0 + t**-2.0) ** -0.5, z, rtol=1e-12)
 
 
@@ -328,7 +328,7 @@ def test_an_unknown_method_is_one_sentence():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_score_budget_that_would_be_wasted_or_is_missing_is_refused(name):
-    if not CASES[name].score:
+    if not CASES[name].charged:
         with pytest.raises(ValueError, match="would be wasted; make it with score_bu"):
             make(name, plan_for(name, score_budget=0.1))
     elif "quantile" in name:

@@ -34,7 +34,7 @@ WORST = {"ratio": 0.0, "share": 0.0, "cases": 0}
 
 
 @functools.cache
-def clipper(shape, dtype, mode, cut):
+def clipper(shape, dtype, mode, cut, drops):
     """Compiled: clipped sums with and without the last example, for PAIRS batches."""
     is_shape = lambda x: isinstance(x, tuple)  # noqa: E731
     params = jax.tree.map(
@@ -43,7 +43,7 @@ def clipper(shape, dtype, mode, cut):
     groups = dp_ilg.layers.group(params, CUTS[shape] if cut else "leaf")
 
     def both(gradients, weights, bound, padding):
-        geometry = dp_ilg.Geometry(weights, groups)
+        geometry = dp_ilg.Geometry(weights, groups, drops=drops)
         engine = from_gradients(gradients, groups)
         run = lambda mask: clip_sum(  # noqa: E731
             engine, geometry, bound, as_clip_mode(mode), mask
@@ -72,10 +72,11 @@ def extreme(rng, shape, dtype, spread):
     cut=st.booleans(),
     rule=st.sampled_from(sorted(RULES)),
     spread=st.sampled_from([0.5, 4.0, 15.0, 37.0]),
+    drops=st.booleans(),
 )
-def search(seed, shape, dtype, mode, cut, rule, spread):
+def search(seed, shape, dtype, mode, cut, rule, spread, drops):
     rng = np.random.default_rng(seed)
-    params, groups, both = clipper(shape, dtype, mode, cut)
+    params, groups, both = clipper(shape, dtype, mode, cut, drops)
     gradients = jax.tree.map(
         lambda p: extreme(rng, (PAIRS, 4, *p.shape), dtype, spread), params
     )
@@ -84,6 +85,8 @@ def search(seed, shape, dtype, mode, cut, rule, spread):
     weights = jax.vmap(lambda s: scaled_to_profile(RULES[rule](jnp.sqrt(s), sizes), s))(
         jnp.asarray(shares, jnp.float32)
     )
+    if drops:
+        weights = jnp.where(jnp.asarray(rng.random(weights.shape) < 0.4), 0, weights)
     bound = jnp.asarray(10.0 ** rng.uniform(-8, 8, PAIRS), jnp.float32)
     padding = jnp.asarray(rng.random((PAIRS, 4)) < 0.3).at[:, -1].set(False)
     with_it, without = both(gradients, weights, bound, padding)
@@ -108,7 +111,9 @@ def measure(groups, with_it, without, weights, bound):
                 index[facts.axis + 1] = slice(edges[place], edges[place + 1])
                 part = gap[tuple(index)]
             squares[:, owner] += np.sum(part.reshape(PAIRS, -1) ** 2, 1)
-    ratio = np.sqrt(np.sum(squares / weights**2, 1)) / np.asarray(bound, np.float64)
+    assert not np.any(squares[weights == 0]), "a dropped group has a sum"
+    divisors = np.where(weights == 0, 1, weights)
+    ratio = np.sqrt(np.sum(squares / divisors**2, 1)) / np.asarray(bound, np.float64)
     share = np.linalg.norm(
         np.asarray(with_it.layer_shares, np.float64)
         - np.asarray(without.layer_shares, np.float64),

@@ -7,9 +7,10 @@ import re
 import pytest
 
 from dp_ilg.experiments.config.run import RunConfig
-from dp_ilg.experiments.data import adult, flights, texts, word_counts
+from dp_ilg.experiments.data import texts, word_counts
 from dp_ilg.experiments.data.datasets import LOADERS, NUM_IMDB_TOKENS, load_dataset
 from dp_ilg.experiments.data.features import feature_names
+from dp_ilg.experiments.data.tabular import adult, flights
 
 PAGE = (pathlib.Path(__file__).parents[2] / "docs" / "public.md").read_text()
 ANSWERS = {"nothing", "charged", "not protected"}

@@ -11,10 +11,10 @@ import optax
 import pytest
 
 import dp_ilg
-from dp_ilg.base import PrivateTransformation
 from dp_ilg.geometry.coordinates import Coordinates
 from dp_ilg.geometry.maps import AxisMaps
 from dp_ilg.optimizers.whitened import unwhiten_updates
+from tests.helpers.mapped import fixed, matrix
 from tests.helpers.models import plan
 
 SHAPES = {"a": (3, 4), "b": (4,), "c": (2, 3, 2), "s": ()}
@@ -22,11 +22,6 @@ SHAPES = {"a": (3, 4), "b": (4,), "c": (2, 3, 2), "s": ()}
 
 def params_of(shapes=SHAPES):
     return {name: jnp.zeros(shape) for name, shape in shapes.items()}
-
-
-def matrix(rng, size):
-    root = rng.normal(size=(size, size))
-    return root @ root.T / size + 0.3 * np.eye(size)
 
 
 def some_maps(seed=0, whitened=False):
@@ -46,22 +41,6 @@ def dense(entries, shape):
         own = np.eye(size) if entry is None else np.asarray(entry)
         out = np.kron(out, np.diag(own) if own.ndim == 1 else own)
     return out
-
-
-def fixed(geometry):
-    """A link that holds a public geometry."""
-
-    def update(updates, state, params=None, **extra):
-        return updates, state
-
-    shares = jnp.ones(len(geometry.groups.names)) / len(geometry.groups.names)
-    return PrivateTransformation(
-        lambda params: optax.EmptyState(),
-        update,
-        role="score",
-        geometry=lambda state: geometry,
-        importance=lambda state: shares,
-    )
 
 
 def geometry_of(params, maps, weights=None, layers: Any = "leaf"):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from optax import contrib
 
 import dp_ilg
 import dp_ilg.noise.add_noise
@@ -19,7 +20,7 @@ class Case(NamedTuple):
     """Options that make a row an ordinary optimizer, and that optimizer.
 
     `score` names what is released beside the gradient: "" (nothing), "shares",
-    "count" or "counts".
+    "count", "counts", or "slack", which costs nothing.
     """
 
     options: dict[str, Any]
@@ -27,10 +28,16 @@ class Case(NamedTuple):
     score: str = ""
     falling: bool = False
 
+    @property
+    def charged(self) -> bool:
+        """Whether what is released beside the gradient spends the score budget."""
+        return self.score not in ("", "slack")
+
 
 _ADAM = optax.adam(1e-2, eps=1e-3)
 _SGD = optax.sgd(1e-2, momentum=0.5)
 _SMALL = {"eps": 1e-3}
+_MUON = contrib.muon(1e-2, beta=0.5, eps=1e-3, adam_learning_rate=1e-3)
 CASES = {
     "adaclip": Case({"momentum": 0.5}, _SGD),
     "adadp": Case(_SMALL, optax.rmsprop(1e-2, eps=1e-3)),
@@ -43,10 +50,13 @@ CASES = {
     "dp_adam_ilg_paper": Case(_SMALL, _ADAM, "shares"),
     "dp_adam_ilg_sqrt_share": Case(_SMALL, _ADAM, "shares"),
     "dp_adam_ilg_uniform": Case(_SMALL, _ADAM),
+    "dp_muon": Case(_SMALL | {"momentum": 0.5}, _MUON),
     "dp_sgd": Case({"momentum": 0.5}, _SGD),
     "dp_sgd_decay": Case({}, optax.sgd(1e-2), falling=True),
+    "dp_sgd_ilg": Case({"momentum": 0.5}, _SGD, "shares"),
     "quantile_clipping": Case(_SMALL, _ADAM, "count"),
     "quantile_clipping_per_layer": Case(_SMALL, _ADAM, "counts"),
+    "slack_clipping": Case(_SMALL, _ADAM, "slack"),
     "scale_then_privatize": Case(_SMALL, _ADAM),
 }
 NAMES = sorted(BASELINES)
@@ -90,7 +100,7 @@ def bowl(params: Any, example: Any) -> Any:
 
 def plan_for(name: str, **changes: Any) -> dp_ilg.PrivacyPlan:
     """A plan the row accepts, without calibration."""
-    facts: dict[str, Any] = dict(score_budget=0.2 if CASES[name].score else 0.0)
+    facts: dict[str, Any] = dict(score_budget=0.2 if CASES[name].charged else 0.0)
     if CASES[name].falling:
         facts["schedule"] = dp_ilg.schedules.linear(0.9)
     return plan(**(facts | changes))
@@ -103,7 +113,7 @@ def quiet_plan(name: str) -> dp_ilg.PrivacyPlan:
     with less, sums beyond 260 million deviations would be cut.
     """
     stages = ((1, 1e-12), (19, 0.0)) if CASES[name].falling else ((20, 0.0),)
-    return noiseless(score_budget=0.2 if CASES[name].score else 0.0, stages=stages)
+    return noiseless(score_budget=0.2 if CASES[name].charged else 0.0, stages=stages)
 
 
 def make(name: str, the_plan: Any = None, seed: int = 0, **options: Any) -> Any:
@@ -187,7 +197,9 @@ def loudness(name: str, the_plan: Any, one: Any, other: Any) -> float:
         "shares": lambda: one.layer_shares - other.layer_shares,
         "count": lambda: (one.fits[:1] - other.fits[:1]) * 2,
         "counts": lambda: (one.fits[1:] - other.fits[1:]) * 2 / np.sqrt(count),
+        "slack": lambda: one.layer_shares - other.layer_shares,
     }
     score = np.linalg.norm(np.asarray(parts[CASES[name].score](), np.float64))
     tau = the_plan.score_noise_multipliers[0]
+    tau = sigma if CASES[name].score == "slack" else tau
     return float(np.hypot(gradient, score / tau))

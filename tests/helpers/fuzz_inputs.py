@@ -24,8 +24,8 @@ from dp_ilg.accounting.ledger import PrivacyLedger
 from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.experiments.cli import main as cli
 from dp_ilg.experiments.config.schema import Config, config_to_toml, read_config
-from dp_ilg.experiments.data import adult
 from dp_ilg.experiments.data.files import DataError, read_idx, read_npz
+from dp_ilg.experiments.data.tabular import adult
 from dp_ilg.experiments.reports.record import read_run
 from dp_ilg.experiments.runs import runner
 

@@ -7,7 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
+from dp_ilg.base import PrivateTransformation
 from dp_ilg.clipping.engine_table import ENGINES
 from dp_ilg.geometry.layers import paths
 from dp_ilg.geometry.maps import AxisMaps
@@ -80,3 +82,19 @@ def compare_mapped(case: Case, maps: AxisMaps, tolerance: float = 1e-5) -> None:
     norms, sums = compiled(case.params, case.batch, given, maps)
     got = Outcome(norms, sums, want.layer_shares)
     assert_agree(want, got, tolerance, excess=max(2e-5, 2 * case.excess))
+
+
+def fixed(geometry: Any) -> PrivateTransformation:
+    """A link that holds a public geometry."""
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        return updates, state
+
+    shares = jnp.ones(len(geometry.groups.names)) / len(geometry.groups.names)
+    return PrivateTransformation(
+        lambda params: optax.EmptyState(),
+        update,
+        role="score",
+        geometry=lambda state: geometry,
+        importance=lambda state: shares,
+    )

@@ -26,7 +26,9 @@ from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 
 import dp_ilg
+from dp_ilg.baselines.table import BASELINES
 from dp_ilg.sampling.batch import UNREAD
+from tests.helpers.mapped import fixed
 from tests.helpers.models import plan
 from tests.training.loop import scene
 
@@ -299,6 +301,58 @@ def old_geometry(tmp_path):
     tx.update(old, later, PARAMS)
 
 
+def slack_for_scores(tmp_path):
+    free = plan(score_budget=0.0, num_steps=3)
+    other = BASELINES["slack_clipping"](0.1, free, key=jax.random.key(1))
+    theirs = GRAD_FN(PARAMS, ROWS, geometry=other.geometry(other.init(PARAMS)))
+    tx = optimizer()
+    tx.update(theirs, tx.init(PARAMS), PARAMS)
+
+
+def zeros_of_a_dropping_rule(tmp_path):
+    tx = optimizer(importance="top_k:1", layers="leaf")
+    state = jax.tree.map(jnp.zeros_like, tx.init(PARAMS))
+    if is_nan(tx.update(ROWS, state, PARAMS)[0]):
+        raise ArithmeticError("NaN was released")
+
+
+def mapped(*scales, whitened=False):
+    """A chain for each scale of all entries, and gradients clipped by the first."""
+    shapes = {"/".join(path): x.shape for path, x in dp_ilg.layers.paths(PARAMS)}
+    groups = dp_ilg.layers.group(PARAMS)
+    chains = []
+    for scale in scales:
+        axes = {n: [np.full(k, scale) for k in s] for n, s in shapes.items()}
+        maps = dp_ilg.AxisMaps.of(PARAMS, axes, whitened=whitened)
+        there = dp_ilg.Geometry(jnp.ones(len(groups.names)), groups, maps)
+        noise = dp_ilg.add_importance_noise(PLAN, key=jax.random.key(1))
+        clip = dp_ilg.clip_per_example(1.0)
+        chains.append(dp_ilg.chain(clip, fixed(there), noise, optax.sgd(0.1)))
+    first = chains[0].geometry(chains[0].init(PARAMS))
+    return chains, GRAD_FN(PARAMS, ROWS, geometry=first)
+
+
+def old_maps(tmp_path):
+    (_, other), theirs = mapped(1.0, 2.0)
+    start = other.init(PARAMS)
+    assert is_nan(jax.jit(other.update)(theirs, start, PARAMS)[0])
+    other.update(theirs, start, PARAMS)
+
+
+def forgotten_link(tmp_path):
+    (tx,), own = mapped(2.0, whitened=True)
+    tx.update(own, tx.init(PARAMS), PARAMS)
+
+
+def mixing_matrix(tmp_path):
+    params = {"w": jnp.zeros((4, 2))}
+    groups = dp_ilg.layers.group(params, dp_ilg.layers.blocks("w", edges=[2]))
+    maps = dp_ilg.AxisMaps.of(params, {"w": (np.eye(4) + 0.1, None)})
+    there = dp_ilg.Geometry(jnp.ones(2), groups, maps)
+    own = dp_ilg.clipped_grad(lambda p, x: jnp.sum(p["w"] * x), l2_clip_norm=1.0)
+    own(params, jnp.ones((3, 4, 2)), geometry=there)
+
+
 def past_the_plan(tmp_path):
     state = STATE
     for _ in range(4):
@@ -429,7 +483,36 @@ DOOR = {
         "The optimizer is private already",
     ),
 }
+
+
+def shaped(vector):
+    """A chain whose noise follows a prior over the rows of `a`."""
+    still = plan(score_budget=0.0, num_steps=3)
+    prior = dp_ilg.Prior({"a": vector})
+    return dp_ilg.dp_adam_ilg(0.1, still, key=jax.random.key(0), source=prior)
+
+
+def other_vocabulary(tmp_path):
+    shaped(dp_ilg.priors.zipf(4)).init(PARAMS)
+
+
+def counted_rows(tmp_path):
+    shaped(dp_ilg.priors.private_counts([[0, 1], [2, 2]], 3)).init(PARAMS)
+
+
+def other_prior(tmp_path):
+    one, other = shaped([1.0, 2.0, 3.0]), shaped([3.0, 2.0, 1.0])
+    total = GRAD_FN(PARAMS, ROWS, geometry=one.geometry(one.init(PARAMS)))
+    other.update(total, other.init(PARAMS), PARAMS)
+
+
 SLIPS = {
+    "a prior for another vocabulary": (other_vocabulary, "has 4 entries, but axis 0"),
+    "counts of the private rows as a prior": (counted_rows, "made from the training"),
+    "gradients clipped in another prior": (
+        other_prior,
+        "other weights than this chain",
+    ),
     "a ledger opened again": (ledger_again, "pass resume=True to go on"),
     "a repeated step at another learning rate": (other_rate, "the same noise on"),
     "a repeated step that does not say what it is": (silent_repeat, "nobody can tell"),
@@ -439,6 +522,16 @@ SLIPS = {
     "two clip modes": (two_modes, "clip_mode is 'normalize' in clipped_grad, but"),
     "another plan's gradients": (other_plan, "l2_clip_norm is 9 in clipped_grad, bu"),
     "the geometry of an earlier step": (old_geometry, "other weights than this chain"),
+    "maps of an earlier step, or of another chain": (old_maps, "other weights than"),
+    "a matrix across the bands of a leaf": (mixing_matrix, "would mix the groups"),
+    "whitened maps without `unwhiten_updates`": (
+        forgotten_link,
+        "put unwhiten_updates() behind it",
+    ),
+    "a sum of slack given to a chain that scores": (
+        slack_for_scores,
+        "score is 'slack' in clipped_grad, but 'l2' in the chain",
+    ),
     "one step past the plan": (past_the_plan, "has taken 4 steps, but its plan has 3"),
     "a release handed to a second private optimizer": (
         second_release,
@@ -483,6 +576,10 @@ SLIPS = {
     "`jax.vmap(tx.init)` for an ensemble": (ensemble, "all members one noise key"),
     "`jax.tree.map(jnp.zeros_like, state)`": (
         from_state(lambda s: jax.tree.map(jnp.zeros_like, s)),
+        "NaN was released",
+    ),
+    "the same of a rule that drops groups": (
+        zeros_of_a_dropping_rule,
         "NaN was released",
     ),
     "`optax.incremental_update` of two states": (

@@ -25,6 +25,8 @@ class Score:
         reads_release: whether it reads ``statistics.release``, the last released
             gradient, which the chain then keeps.
         name: for messages.
+        of_slack: whether `dp_ilg.clipping.scores.slack` sums what the clip leaves free
+            in place of the function.
 
     Privacy: one example moves the sum of scores by at most 1 in L2 whatever the
     function does, as long as it reads this example, constants and earlier releases
@@ -39,6 +41,7 @@ class Score:
     function: Callable[[Statistics], Any]
     reads_release: bool = False
     name: str = "a function"
+    of_slack: bool = False
 
     def __call__(self, statistics: Statistics) -> Any:
         """The score of one example."""

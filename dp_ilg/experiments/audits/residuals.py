@@ -16,6 +16,7 @@ from jaxtyping import Array
 
 from dp_ilg.base import ClippedGrad, Params
 from dp_ilg.baselines.quantile import AdaptClipNormState
+from dp_ilg.baselines.slack import AdaptBySlackState
 from dp_ilg.clipping.adding.metric_sums import reach_of
 from dp_ilg.experiments.audits.subject import (
     AuditedTrainer,
@@ -52,11 +53,13 @@ class ScoreRow(NamedTuple):
         released: ``(before, after, decay, batch_size)`` -> the noisy sum.
         statistic: ``(ClippedGrad, after)`` -> the sum before noise.
         unit: ``(ClippedGrad, after)`` -> how far one example moves it, in L2.
+        multipliers: plan -> the noise multipliers of the release, step by step.
     """
 
     released: Callable[..., Any]
     statistic: Callable[..., Any]
     unit: Callable[..., Any]
+    multipliers: Callable[[Any], Any] = lambda plan: plan.score_noise_multipliers
 
 
 def _count(clipped: ClippedGrad, state: AdaptClipNormState) -> Array:
@@ -74,6 +77,12 @@ SCORES: dict[type, ScoreRow] = {
         lambda a, b, decay, size: jnp.atleast_1d(b.fitting - 0.5) * size,
         _count,
         lambda clipped, state: jnp.sqrt(_count(clipped, state).size) / 2,
+    ),
+    AdaptBySlackState: ScoreRow(
+        lambda a, b, decay, size: jnp.atleast_1d(b.slack) * size,
+        lambda clipped, state: clipped.layer_shares[:1],
+        lambda clipped, state: 1.0,
+        lambda plan: plan.gradient_noise_multipliers,
     ),
 }
 
@@ -135,8 +144,7 @@ class Observer:
         plan, release = self.trainer.plan, release_of(after)
         geometry = known.geometry
         leaves = [x.astype(jnp.float32) for x in jax.tree.leaves(release)]
-        if geometry.coordinates is not None:
-            leaves = geometry.coordinates.entered(leaves)
+        leaves = geometry.unrestored(leaves)
         sums = jax.tree.leaves(known.gradients)
         gaps = [r * plan.batch_size - s for r, s in zip(leaves, sums, strict=True)]
         gradient = self._whitened(geometry, gaps, self._time(before))
@@ -179,9 +187,11 @@ class Observer:
 
     def tau(self, before: Any) -> Array:
         """The planned multiplier of the score's noise; infinite without a budget."""
-        return multiplier_at(
-            self.trainer.plan.score_noise_multipliers, self._time(before)
-        )
+        plan = self.trainer.plan
+        if self.place is None:
+            return multiplier_at(plan.score_noise_multipliers, self._time(before))
+        row = SCORES[type(before[self.place])]
+        return multiplier_at(row.multipliers(plan), self._time(before))
 
     def metrics_multiplier(self, before: Any) -> Array:
         """The planned multiplier of the metrics' noise; infinite without a budget."""

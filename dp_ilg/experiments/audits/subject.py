@@ -23,7 +23,7 @@ from dp_ilg.accounting.ledger import PrivacyLedger
 from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.base import ClippedGrad, LossFn, Params, PrivateTransformation
 from dp_ilg.experiments.config.schema import Config, LearningRateConfig
-from dp_ilg.experiments.data.datasets import Dataset
+from dp_ilg.experiments.data.container import Dataset
 from dp_ilg.experiments.runs import projection
 from dp_ilg.experiments.runs.job import Job, build_job, load_data, ready
 from dp_ilg.experiments.runs.keys import RunKeys, run_keys

@@ -199,6 +199,8 @@ TRAIN_ROWS: Rows = {
     "method": ("Method", "{}"),
     "made_of": ("Made of", "{}"),
     "test_accuracy": ("Test accuracy", "{:.2%}"),
+    "test_mse": ("Test MSE", "{:.4f}"),
+    "test_rmse": ("Test RMSE", "{:.4f}"),
     "iterates_in_words": ("Over the last iterates", "{}"),
     "test_perplexity": ("Test perplexity", "{:.1f}"),
     "released_in_words": ("Released, with standard error", "{}"),

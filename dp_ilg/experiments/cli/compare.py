@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import tyro
 
+from dp_ilg.experiments.config.kinds import MEASURES
+
 _SHOWN = 5  # cells that are not done
 
 
@@ -71,7 +73,9 @@ def _show(found: Mapping[str, Any], json: bool) -> None:
     if any(cell["status"] == "failed" for cell in found["cells"]):
         notes.append("--retry-failed runs again what failed.")
     notes.append(f"Report: {found['report']}")
-    title = f"{found['sweep']}: test accuracy (%)"
+    kinds = {MEASURES[cell["measure"]] for cell in found["cells"]}
+    names = " or ".join(sorted(kind.words + kind.in_units for kind in kinds))
+    title = f"{found['sweep']}: test {names}"
     show_rows({"title": title, "rows": rows, "notes": notes}, False)
 
 
@@ -87,15 +91,16 @@ def _not_done(missing: Sequence[str]) -> list[str]:
 
 def _row(cell: Mapping[str, Any]) -> dict[str, Any]:
     spread = cell["deviation"]
-    mean = cell["status"] if cell["mean"] is None else f"{cell['mean']:.2f}"
-    gap = "" if cell["difference"] is None else f"{cell['difference']:+.2f}"
+    places = MEASURES[cell["measure"]].digits
+    mean = cell["status"] if cell["mean"] is None else f"{cell['mean']:.{places}f}"
+    gap = "" if cell["difference"] is None else f"{cell['difference']:+.{places}f}"
     if cell["interval"] is not None:
-        low, high = cell["interval"]
-        gap += f" [{low:+.2f}, {high:+.2f}] {cell['verdict']}"
+        low, high = (f"{end:+.{places}f}" for end in cell["interval"])
+        gap += f" [{low}, {high}] {cell['verdict']}"
     return {
         "task": cell["task"],
         "method": cell["method"],
         "epsilon": f"{cell['epsilon']:g}",
-        "accuracy": mean if spread is None else f"{mean} ± {spread:.2f}",
+        "reached": mean if spread is None else f"{mean} ± {spread:.{places}f}",
         "difference": gap,
     }

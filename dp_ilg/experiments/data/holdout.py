@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from dp_ilg import validation
-from dp_ilg.experiments.data.datasets import Dataset
+from dp_ilg.experiments.data.container import Dataset
 
 _SPLIT_SEED = 20_241_205  # public, and the same for every run: the split never moves
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dp_ilg.experiments.data.datasets import Dataset
+from dp_ilg.experiments.data.container import Dataset
 from dp_ilg.experiments.data.files import DataError
 
 PUBLIC_WORDS = 20_000  # of the list, chosen by hand

@@ -16,9 +16,18 @@ import jax.numpy as jnp
 import optax
 
 from dp_ilg.base import LossFn, Params
-from dp_ilg.experiments.models import linen, nnx, transformer_linen, transformer_nnx
+from dp_ilg.experiments.models import (
+    additive_linen,
+    additive_nnx,
+    linen,
+    nnx,
+    transformer_linen,
+    transformer_nnx,
+)
 from dp_ilg.experiments.models.sizes import SIZES, Facts, check_sizes
 from dp_ilg.registry.lookup import KINDS, described, resolve, table
+
+Range = tuple[float, float] | None
 
 
 @dataclass(frozen=True)
@@ -29,9 +38,11 @@ class Model:
         init: key -> parameters.
         loss_fn: (parameters, (x, y) of ONE example) -> scalar loss.
         predict: (parameters, batch of x) -> classes, ``int32[batch]``; for texts to
-            continue the next token at each place, ``int32[batch, tokens]``.
+            continue the next token at each place, ``int32[batch, tokens]``; where a
+            number is asked for, that number, ``float32[batch]``.
         loss_and_right: like `loss_fn`, to the loss and whether the guess is right; for
-            texts to continue, the share of tokens.
+            texts to continue, the share of tokens; of a number, the squared error of
+            what `predict` would say.
 
     Example:
         >>> model = build_model("mlp", Facts(jnp.zeros(4), num_classes=3), hidden=(8,))
@@ -46,12 +57,13 @@ class Model:
     loss_and_right: Callable[[Params, Any], Any] | None = None
 
 
-def linen_model(module: Any, x: Any) -> Model:
-    """Makes a `Model` from any linen module that maps one x to logits.
+def linen_model(module: Any, x: Any, target_range: Range = None) -> Model:
+    """Makes a `Model` from any linen module that maps one x to logits or a number.
 
     Args:
         module: a ``flax.linen.Module``; its ``__call__`` takes a batch of x.
         x: one example's input, for the shapes.
+        target_range: least and largest answer where a number is asked for.
 
     Returns:
         The model; two classes may share one logit.
@@ -74,14 +86,16 @@ def linen_model(module: Any, x: Any) -> Model:
         variables = module.init({"params": key}, _batch_of_one(x))
         return linen.linen_params(variables)
 
-    return _classifier(init, lambda params, xs: module.apply({"params": params}, xs))
+    apply = lambda params, xs: module.apply({"params": params}, xs)  # noqa: E731
+    return _answering(init, apply, target_range)
 
 
-def nnx_model(make: Callable[[Any], Any]) -> Model:
+def nnx_model(make: Callable[[Any], Any], target_range: Range = None) -> Model:
     """Makes a `Model` from any NNX module that maps a batch of x to logits.
 
     Args:
         make: ``flax.nnx.Rngs`` -> module.
+        target_range: as for `linen_model`.
 
     Returns:
         The model; its parameters are the ``nnx.State`` of ``nnx.Param``.
@@ -99,8 +113,43 @@ def nnx_model(make: Callable[[Any], Any]) -> Model:
         >>> model.predict(params, jnp.zeros((2, 4))).shape
         (2,)
     """
-    init, apply = nnx.functions(make)
-    return _classifier(init, apply)
+    return _answering(*nnx.functions(make), target_range)
+
+
+def _answering(init: Callable, apply: Callable, target_range: Range) -> Model:
+    """A model of a module's outputs, by what is asked for."""
+    if target_range is None:
+        return _classifier(init, apply)
+    return _regressor(init, apply, target_range)
+
+
+def _regressor(init: Callable, apply: Callable, target_range: Any) -> Model:
+    """Squared error around the middle of a public range; answers stay inside it."""
+    low, high = target_range
+    middle = (low + high) / 2
+
+    def number_of(params, x):
+        found = apply(params, _batch_of_one(x))
+        if found.shape != (1, 1):
+            raise ValueError(
+                f"The model gives {found.shape[1:]} scores where one number is asked "
+                "for; use a model with one output."
+            )
+        return middle + found[0, 0].astype(jnp.float32)
+
+    def loss_fn(params, example):
+        x, y = example
+        return jnp.square(number_of(params, x) - y)
+
+    def loss_and_right(params, example):
+        x, y = example
+        found = number_of(params, x)
+        return jnp.square(found - y), jnp.square(jnp.clip(found, low, high) - y)
+
+    def predict(params, xs):
+        return jnp.clip(middle + apply(params, xs)[:, 0], low, high)
+
+    return Model(init, loss_fn, predict, loss_and_right)
 
 
 def _classifier(init: Callable, apply: Callable) -> Model:
@@ -158,6 +207,7 @@ _ROWS: dict[str, tuple[Any, Any]] = {
     "transformer": (transformer_linen.Transformer, transformer_nnx.Transformer),
     "language_model": (transformer_linen.Transformer, transformer_nnx.Transformer),
     "tabular": (linen.Tabular, nnx.Tabular),
+    "additive": (additive_linen.Additive, additive_nnx.Additive),
 }
 MODELS = table("model", _ROWS)
 
@@ -194,9 +244,10 @@ your own: ./file.py:name or package.module:name)
     linen_class, nnx_class = MODELS[name]
     sizes = SIZES[name](facts, **options)
     if framework == "linen":
-        return linen_model(linen_class(**sizes), facts.x)
+        return linen_model(linen_class(**sizes), facts.x, facts.target_range)
     if framework == "nnx":
-        return nnx_model(lambda rngs: nnx_class(**sizes, rngs=rngs))
+        make = lambda rngs: nnx_class(**sizes, rngs=rngs)  # noqa: E731
+        return nnx_model(make, facts.target_range)
     raise ValueError(f"model.framework is {framework!r}; known are linen, nnx.")
 
 
@@ -211,12 +262,13 @@ def _outside_model(
     if isinstance(found, type) and issubclass(found, flax.linen.Module):
         found = _tried(name, found, **options)
     if isinstance(found, flax.linen.Module):
-        return linen_model(found, facts.x)
+        return linen_model(found, facts.x, facts.target_range)
     if isinstance(found, type) and issubclass(found, flax.nnx.Module):
         made: Any = found
-        return nnx_model(lambda rngs: _tried(name, made, **options, rngs=rngs))
+        make = lambda rngs: _tried(name, made, **options, rngs=rngs)  # noqa: E731
+        return nnx_model(make, facts.target_range)
     if isinstance(found, tuple) and len(found) == 2 and all(map(callable, found)):
-        return _classifier(*found)
+        return _answering(*found, facts.target_range)
     if isinstance(found, Model):
         return found
     raise ValueError(

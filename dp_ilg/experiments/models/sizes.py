@@ -19,6 +19,7 @@ class Facts:
         num_classes: number of classes.
         num_tokens: vocabulary size where inputs are token ids, else 0.
         num_categories: number of values of each categorical column, else empty.
+        target_range: least and largest answer where a number is asked for, else None.
 
     Example:
         >>> Facts(jnp.zeros((8, 8)), num_classes=10).num_tokens
@@ -29,6 +30,7 @@ class Facts:
     num_classes: int
     num_tokens: int = 0
     num_categories: tuple[int, ...] = ()
+    target_range: tuple[float, float] | None = None
 
 
 def _mlp(facts: Facts, *, hidden=(64,), activation="tanh") -> dict[str, Any]:
@@ -156,6 +158,26 @@ def _tabular(
     )
 
 
+def _additive(
+    facts: Facts, *, scales=None, slopes=None, embed_dim=0, embed_init=0.1
+) -> dict[str, Any]:
+    if not facts.num_categories:
+        raise ValueError("The model additive takes categorical columns; use linear.")
+    columns, numbers = len(facts.num_categories), jnp.shape(facts.x[1])[-1]
+    scales = (1.0,) * (columns + 2) if scales is None else tuple(scales)
+    slopes = (0.0,) * columns if slopes is None else tuple(slopes)
+    if len(scales) != columns + 2 or len(slopes) != columns:
+        raise ValueError(
+            f"The model additive has {columns} columns here, so model.scales takes "
+            f"{columns + 2} numbers (columns, numbers, bias) and model.slopes takes "
+            f"{columns}, not {len(scales)} and {len(slopes)}."
+        )
+    sizes = dict(categories=facts.num_categories, numbers=numbers)
+    sizes |= dict(scales=scales, slopes=slopes if numbers else (0.0,) * columns)
+    factors = dict(rank=embed_dim, stddev=float(embed_init))
+    return dict(sizes, **factors, outputs=facts.num_classes)
+
+
 # name -> sizes from the facts and options
 SIZES: dict[str, Callable[..., dict[str, Any]]] = {
     "linear": _linear,
@@ -166,6 +188,7 @@ SIZES: dict[str, Callable[..., dict[str, Any]]] = {
     "transformer": _transformer,
     "language_model": _language_model,
     "tabular": _tabular,
+    "additive": _additive,
 }
 
 

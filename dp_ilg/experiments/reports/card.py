@@ -3,8 +3,9 @@
 import html
 
 from dp_ilg.experiments.reports.guarantee import bullets
+from dp_ilg.experiments.reports.history import History
 from dp_ilg.experiments.reports.iterates import last_iterates
-from dp_ilg.experiments.reports.record import History, RunRecord
+from dp_ilg.experiments.reports.record import RunRecord
 from dp_ilg.experiments.reports.settings import as_text
 from dp_ilg.experiments.reports.svg import printable
 from dp_ilg.experiments.reports.words import short, shown_epsilon
@@ -52,13 +53,12 @@ def _plain(text: str) -> str:
 
 def _facts(record: RunRecord) -> dict[str, str]:
     plan, history, origin = record.plan, record.history, record.origin
-    accuracy = (
-        "none yet" if history is None else f"{100 * history.accuracies[-1]:.1f} %"
-    )
+    answer = "none yet" if history is None else history.last_words()
+    title = "Test accuracy" if history is None else history.title()
     return {
         **origin.named,
         "Training examples": f"{plan.num_examples:,}",
-        "Test accuracy": accuracy,
+        title: answer,
         **_error_bar(history),
         "ε": shown_epsilon(record.epsilon_charged()),
         "δ": short(plan.delta),
@@ -68,8 +68,10 @@ def _facts(record: RunRecord) -> dict[str, str]:
 
 
 def _error_bar(history: History | None) -> dict[str, str]:
-    found = last_iterates(history.steps, history.accuracies) if history else None
-    return {"Over the last iterates": found.in_words()} if found else {}
+    found = last_iterates(history.steps, history.answers) if history else None
+    if history is None or found is None:
+        return {}
+    return {"Over the last iterates": found.in_words(history.measure)}
 
 
 def _table(facts: dict[str, str]) -> str:

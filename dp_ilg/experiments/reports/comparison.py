@@ -12,12 +12,15 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from dp_ilg.experiments.config.kinds import MEASURES, Measure
+from dp_ilg.experiments.reports.history import History
 from dp_ilg.experiments.reports.record import RunRecord, read_run
 from dp_ilg.experiments.reports.rendering import template, write_page
 from dp_ilg.experiments.reports.svg import BLUE, GREEN, ORANGE, inline_svg, styled
 from dp_ilg.experiments.reports.words import short, shown_epsilon
 
 _MARK = '<meta name="generator" content="dp-ilg report">'  # of pages that are ours
+_CURVES = {"accuracy": "accuracies", "mse": "mses"}  # a measure's key in JSON
 _FEW_POINTS = 60  # so many have a mark each
 _LOOKS: list[dict[str, Any]] = [
     {"linestyle": dash, "color": colour}
@@ -44,10 +47,16 @@ class ComparedRun:
     why_not: str
 
     @property
-    def accuracy(self) -> float | None:
-        """Test accuracy at the last evaluation; None before the first."""
+    def answer(self) -> float | None:
+        """Test accuracy or error at the last evaluation; None before the first."""
         history = self.record.history
-        return None if history is None else float(history.accuracies[-1])
+        return None if history is None else float(history.answers[-1])
+
+    @property
+    def measure(self) -> Measure:
+        """What it is measured by."""
+        history = self.record.history
+        return MEASURES["accuracy"] if history is None else history.measure
 
     @property
     def epsilon(self) -> float | None:
@@ -60,13 +69,14 @@ class ComparedRun:
         record, history = self.record, self.record.history
         curve: dict[str, list[float | None]] = {}
         if history is not None:
-            names = ("steps", "epsilons", "accuracies", "seconds")
-            curve = {name: _finite(getattr(history, name)) for name in names}
+            names = ("steps", "epsilons", "answers", "seconds")
+            known = {"answers": _CURVES[history.measure.name]}
+            curve = {known.get(n, n): _finite(getattr(history, n)) for n in names}
         return {
             "name": self.name,
             "data": record.data,
             "num_examples": record.plan.num_examples,
-            "accuracy": self.accuracy,
+            self.measure.name: self.answer,
             "epsilon": self.epsilon,
             "delta": record.plan.delta,
             "steps": record.steps_charged,
@@ -231,18 +241,24 @@ _ABOUT = "Test accuracy of every run, over the epsilon spent and over steps"
 
 
 def _row(run: ComparedRun) -> dict[str, str]:
-    record, accuracy = run.record, run.accuracy
+    record, history = run.record, run.record.history
     state = "" if record.summary is not None else ", unfinished"
     return {
         "name": run.name,
         "data": record.data,
-        "accuracy": "–" if accuracy is None else f"{100 * accuracy:.1f} %",
+        "accuracy": "–" if history is None else _with_name(history),
         "epsilon": shown_epsilon(record.epsilon_charged()),
         "delta": short(record.plan.delta),
         "steps": f"{record.steps_charged:,} of {record.plan.num_steps:,}{state}",
         "date": record.origin.date,
         "comparable": "no" if run.why_not else "yes",
     }
+
+
+def _with_name(history: History) -> str:
+    """The last answer; an error is named, since the column's head is another."""
+    words, measure = history.last_words(), history.measure
+    return words if measure.unit else f"{measure.words} {words}"
 
 
 def _shown(value: Any) -> str:
@@ -253,7 +269,7 @@ def _shown(value: Any) -> str:
 
 @styled
 def curves_figure(runs: Sequence[ComparedRun]) -> Figure:
-    """Draws test accuracy of runs against epsilon and against steps.
+    """Draws test accuracy or error of runs against epsilon and against steps.
 
     Args:
         runs: each with at least one evaluation; those that are not comparable are thin.
@@ -273,18 +289,19 @@ def curves_figure(runs: Sequence[ComparedRun]) -> Figure:
         assert history is not None
         look = {**look, "linewidth": 1.0 if run.why_not else 1.8, "markersize": 3.5}
         look["marker"] = "o" if len(history.steps) <= _FEW_POINTS else ""
-        percent = 100 * history.accuracies
+        shown = history.measure.scale * history.answers
         if all(math.isfinite(e) for e in history.epsilons):
-            left.plot(history.epsilons, percent, **look)
-        right.plot(history.steps, percent, label=run.name, **look)
-    _finish(left, "privacy budget spent, ε")
-    _finish(right, "step")
+            left.plot(history.epsilons, shown, **look)
+        right.plot(history.steps, shown, label=run.name, **look)
+    names = {run.measure.words + run.measure.in_units: None for run in runs}
+    _finish(left, "privacy budget spent, ε", " or ".join(names))
+    _finish(right, "step", " or ".join(names))
     right.legend(loc="best", fontsize=9)
     return figure
 
 
-def _finish(axes: Axes, label: str) -> None:
+def _finish(axes: Axes, label: str, measured: str) -> None:
     axes.set_xlim(left=0)
     axes.set_xlabel(label)
-    axes.set_ylabel("test accuracy (%)")
+    axes.set_ylabel(f"test {measured}")
     axes.grid(axis="y")

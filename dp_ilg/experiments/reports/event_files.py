@@ -15,8 +15,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from dp_ilg.experiments.config.kinds import MEASURES
+
 Record = Mapping[str, Any]
-_SHOWN = ("test_accuracy", "test_perplexity", "epsilon", "noise_multiplier")
+_SHOWN = (
+    *(measure.key for measure in MEASURES.values()),
+    *("test_rmse", "test_perplexity", "epsilon", "noise_multiplier"),
+)
 _OF_LAYERS = ("importance", "noise_stddev")
 _PREFIX = "events"
 

@@ -16,7 +16,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from dp_ilg.experiments.reports.record import History
+from dp_ilg.experiments.reports.history import History
 from dp_ilg.experiments.reports.svg import (
     BLUE,
     GREEN,
@@ -33,7 +33,7 @@ _MOST_ROWS = 90  # more layers share this height, and every k-th has a label
 
 @styled
 def accuracy_figure(history: History, target_epsilon: float | None) -> Figure:
-    """Draws test accuracy against the epsilon spent, the plan's target marked.
+    """Draws test accuracy or error against the epsilon spent, the target marked.
 
     Args:
         history: the run; without privacy its accuracy is drawn over steps.
@@ -43,7 +43,7 @@ def accuracy_figure(history: History, target_epsilon: float | None) -> Figure:
         The figure.
 
     Example:
-        >>> from dp_ilg.experiments.reports.record import example_history
+        >>> from dp_ilg.experiments.reports.history import example_history
         >>> figure = accuracy_figure(example_history(), 2.0)
         >>> figure.axes[0].get_xlabel()
         'privacy budget spent, ε'
@@ -57,11 +57,12 @@ def _draw_accuracy(axes: Axes, history: History, target: float | None) -> None:
     private = bool(np.isfinite(history.epsilons).all())
     x = history.epsilons if private else history.steps
     marker = "o" if len(x) <= 60 else ""
-    percent = 100 * history.accuracies
-    axes.plot(x, percent, color=BLUE, marker=marker, markersize=4.5, linewidth=1.8)
+    measure = history.measure
+    shown = measure.scale * history.answers
+    axes.plot(x, shown, color=BLUE, marker=marker, markersize=4.5, linewidth=1.8)
     axes.annotate(
-        f"{percent[-1]:.1f} %",
-        (x[-1], percent[-1]),
+        history.last_words(),
+        (x[-1], shown[-1]),
         xytext=(-2, 9),
         textcoords="offset points",
         ha="right",
@@ -75,7 +76,7 @@ def _draw_accuracy(axes: Axes, history: History, target: float | None) -> None:
         _mark(axes, target, f"plan: ε = {target:g}", to_the_left=True)
     axes.set_xlim(0, 1.04 * right)
     axes.set_xlabel("privacy budget spent, ε" if private else "step (ε = ∞)")
-    axes.set_ylabel("test accuracy (%)")
+    axes.set_ylabel(f"test {measure.words}{measure.in_units}")
     axes.grid(axis="y")
 
 
@@ -172,7 +173,7 @@ def layers_figure(history: History, *, stacked: bool = False) -> Figure:
         The figure; its height follows the number of layers.
 
     Example:
-        >>> from dp_ilg.experiments.reports.record import example_history
+        >>> from dp_ilg.experiments.reports.history import example_history
         >>> float(layers_figure(example_history()).get_figwidth())
         10.9
     """
@@ -202,7 +203,7 @@ def overview_figure(history: History, target_epsilon: float | None) -> Figure:
         One wide figure for a README or a slide.
 
     Example:
-        >>> from dp_ilg.experiments.reports.record import example_history
+        >>> from dp_ilg.experiments.reports.history import example_history
         >>> len(overview_figure(example_history(), 2.0).axes)
         5
     """

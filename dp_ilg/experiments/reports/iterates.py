@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dp_ilg.experiments.config.kinds import MEASURES, Measure
+
 MOST = 5
 """Evaluations that are looked at, from the last one backwards."""
 LEAST = 3
@@ -41,16 +43,20 @@ class Iterates(NamedTuple):
     mean: float
     std: float
 
-    def in_words(self) -> str:
-        """One sentence, of shares as percent.
+    def in_words(self, measure: Measure = MEASURES["accuracy"]) -> str:
+        """One sentence, in the measure's units.
+
+        Args:
+            measure: what the results are.
 
         Example:
             >>> Iterates(3, 20, 40, 0.8, 0.1).in_words()
             '80.00 % ± 10.00 (mean and standard deviation of 3 evaluations, steps 20 \
 to 40): how much the iterates vary, not how much another seed would'
         """
+        spread = f"{measure.scale * self.std:.{measure.digits}f}"
         return (
-            f"{100 * self.mean:.2f} % ± {100 * self.std:.2f} (mean and standard "
+            f"{measure.shown(self.mean)} ± {spread} (mean and standard "
             f"deviation of {self.evaluations} evaluations, steps {self.first_step:,} "
             f"to {self.last_step:,}): how much the iterates vary, not how much another "
             "seed would"
@@ -60,8 +66,8 @@ to 40): how much the iterates vary, not how much another seed would'
 def last_iterates(steps: Any, results: Any) -> Iterates | None:
     """Mean and spread of a run's last evaluations.
 
-    The last `MOST` of those in the second half of the run: before, accuracy still
-    climbs, and the climb is no error bar.
+    The last `MOST` of those in the second half of the run: before, the model still
+    improves, and that is no error bar.
 
     Args:
         steps: numbers of steps taken at each evaluation, increasing.
@@ -138,7 +144,9 @@ def error_bar(path: Path) -> dict[str, Any]:
         ...     error_bar(path)
         {}
     """
-    found = of_metrics(path)
-    if found is None:
-        return {}
-    return {"iterates": found._asdict(), "iterates_in_words": found.in_words()}
+    for measure in MEASURES.values():
+        found = of_metrics(path, measure.key)
+        if found is not None:
+            words = found.in_words(measure)
+            return {"iterates": found._asdict(), "iterates_in_words": words}
+    return {}

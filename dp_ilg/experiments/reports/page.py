@@ -20,8 +20,9 @@ from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.experiments.reports import figures
 from dp_ilg.experiments.reports.card import render_card
 from dp_ilg.experiments.reports.guarantee import bullets
+from dp_ilg.experiments.reports.history import History
 from dp_ilg.experiments.reports.iterates import last_iterates
-from dp_ilg.experiments.reports.record import History, RunRecord, read_run
+from dp_ilg.experiments.reports.record import RunRecord, read_run
 from dp_ilg.experiments.reports.released import released_figure
 from dp_ilg.experiments.reports.rendering import template, write_page
 from dp_ilg.experiments.reports.settings import as_text
@@ -162,9 +163,9 @@ def _notes(summary: Mapping[str, Any] | None) -> list[str]:
 
 
 def _iterates(history: History | None) -> str:
-    """Returns how much accuracy varied over the last evaluations, or nothing."""
-    found = last_iterates(history.steps, history.accuracies) if history else None
-    return found.in_words() if found else ""
+    """Returns how much the results varied over the last evaluations, or nothing."""
+    found = last_iterates(history.steps, history.answers) if history else None
+    return found.in_words(history.measure) if found and history else ""
 
 
 def _warning(record: RunRecord) -> str:
@@ -181,12 +182,13 @@ def _facts(record: RunRecord) -> list[tuple[str, str, str]]:
     """Returns the headline: label, value and a note each."""
     plan, history = record.plan, record.history
     last = f"at step {history.steps[-1]:,.0f}" if history else "no evaluation yet"
-    accuracy = f"{100 * history.accuracies[-1]:.1f} %" if history else "–"
+    answer = history.last_words() if history else "–"
+    title = history.title() if history else "Test accuracy"
     seconds = duration(history.seconds[-1]) if history else "–"
     target = plan.target_epsilon
     return [
         ("Data set", record.data, f"{plan.num_examples:,} training examples"),
-        ("Test accuracy", accuracy, last),
+        (title, answer, last),
         (
             "Privacy spent, ε",
             shown_epsilon(record.epsilon_charged()),
@@ -216,7 +218,7 @@ def _figures(record: RunRecord) -> dict[str, Markup]:
         about = "Importance share and noise of each layer over steps"
         drawn["accuracy"] = (
             figures.accuracy_figure(history, target),
-            "Test accuracy against the epsilon spent",
+            f"{history.title()} against the epsilon spent",
         )
         if history.released:
             drawn["released"] = (

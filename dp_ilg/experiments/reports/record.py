@@ -5,7 +5,7 @@ import shutil
 import tempfile
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,79 +14,14 @@ from jaxtyping import Float
 
 from dp_ilg.accounting.ledger import PrivacyLedger
 from dp_ilg.accounting.plan import PrivacyPlan
+from dp_ilg.experiments.config.kinds import measure_in
+from dp_ilg.experiments.reports.history import History
 from dp_ilg.experiments.reports.origin import Origin, read_origin
 from dp_ilg.experiments.reports.settings import used
 
-
-@dataclass(frozen=True)
-class History:
-    """What a run published at its evaluations, one row an evaluation.
-
-    Attributes:
-        steps: steps taken when the model was evaluated, increasing.
-        epsilons: epsilon spent by then; infinite without privacy.
-        accuracies: test accuracy, between 0 and 1.
-        seconds: time taken by then.
-        layer_names: names of the groups that share one noise scale.
-        layer_sizes: number of parameters of each group.
-        shares: importance of each layer as a share of the sum.
-        weights: noise of each layer relative to uniform noise.
-        noise_stddevs: noise standard deviation of each layer, per coordinate.
-        released: of each metric that was released its value, running average and the
-            standard errors of both, ``[evaluations, 4]``; empty where none was.
-
-    Example:
-        >>> history = example_history()
-        >>> history.shares.shape
-        (4, 2)
-    """
-
-    steps: Float[np.ndarray, " evaluations"]
-    epsilons: Float[np.ndarray, " evaluations"]
-    accuracies: Float[np.ndarray, " evaluations"]
-    seconds: Float[np.ndarray, " evaluations"]
-    layer_names: tuple[str, ...]
-    layer_sizes: tuple[int, ...]
-    shares: Float[np.ndarray, "evaluations layers"]
-    weights: Float[np.ndarray, "evaluations layers"]
-    noise_stddevs: Float[np.ndarray, "evaluations layers"]
-    released: Mapping[str, Float[np.ndarray, "evaluations 4"]] = field(
-        default_factory=dict
-    )
-
-
 _WRONG = (AttributeError, KeyError, TypeError, ValueError, OverflowError)
 _RELEASED = ("value", "smoothed", "stderr", "smoothed_stderr")
-_CURVE = (0.6, 0.7, 0.8, 0.8)  # of a made-up run
 _UNPROTECTED = ("unprotected_train_loss", "show_private_loss")  # now and before
-
-
-def example_history() -> History:
-    """Returns a small made-up history, for examples and tests.
-
-    Returns:
-        Four evaluations of two layers.
-
-    Example:
-        >>> example_history().layer_names
-        ('embedding', 'head')
-    """
-    weights = np.array([[1.0, 1.0], [0.9, 1.6], [0.9, 1.9], [0.9, 2.0]])
-    return History(
-        steps=np.array([10.0, 20.0, 30.0, 40.0]),
-        epsilons=np.array([0.9, 1.3, 1.7, 2.0]),
-        accuracies=np.array([0.61, 0.74, 0.79, 0.81]),
-        seconds=np.array([1.0, 2.0, 3.0, 4.0]),
-        layer_names=("embedding", "head"),
-        layer_sizes=(160_000, 17),
-        shares=np.array([[0.5, 0.5], [0.7, 0.3], [0.8, 0.2], [0.8, 0.2]]),
-        weights=weights,
-        noise_stddevs=1.5 * weights,
-        released={
-            "train_accuracy": np.array([[a, a, 0.01, 0.002] for a in _CURVE]),
-            "train_loss": np.array([[a, a, 0.05, 0.01] for a in _CURVE]),
-        },
-    )
 
 
 @dataclass(frozen=True)
@@ -297,6 +232,8 @@ def _history(path: Path) -> History | None:
     if any(row["groups"] != rows[0]["groups"] for row in rows):
         raise _damaged(path, "its layers change between lines")
     names, sizes = rows[0]["groups"]
+    if any(row["measure"] != rows[0]["measure"] for row in rows):
+        raise _damaged(path, "what is measured changes between lines")
     metrics = list(rows[0]["released"])
     if any(list(row["released"]) != metrics for row in rows):
         raise _damaged(path, "its released metrics change between lines")
@@ -307,9 +244,10 @@ def _history(path: Path) -> History | None:
         **{
             key: np.array([row[key] for row in rows])
             for key in rows[0]
-            if key not in ("groups", "released")
+            if key not in ("groups", "released", "measure")
         },
         released={n: np.array([row["released"][n] for row in rows]) for n in metrics},
+        measure=rows[0]["measure"],
     )
 
 
@@ -318,17 +256,20 @@ def _evaluation(line: Mapping[str, Any]) -> dict[str, Any]:
     layers = line["layers"]
     names = tuple(str(name) for name in layers["names"])
     sizes = tuple(int(size) for size in layers["sizes"])
-    accuracy = float(line["test_accuracy"])
+    measure = measure_in(line, "test_")
+    answer = float(line[measure.key])
     epsilon = line["epsilon"]
     epsilon = np.inf if epsilon is None else float(epsilon)
-    if not (line["step"] > 0 and 0 <= accuracy <= 1 and epsilon >= 0 and names):
-        raise ValueError("step, test_accuracy, epsilon or layers out of range")
+    sound = measure.is_sound(answer) and epsilon >= 0
+    if not (line["step"] > 0 and sound and names):
+        raise ValueError(f"step, {measure.key}, epsilon or layers out of range")
     importance = _per_layer(layers["importance"], len(names))
     if len(sizes) != len(names):
         raise ValueError("layers of unequal lengths")
     return {
         "groups": (names, sizes),
-        "accuracies": accuracy,
+        "measure": measure,
+        "answers": answer,
         "epsilons": epsilon,
         "seconds": float(line["seconds"]),
         "shares": importance / max(importance.sum(), 1e-300),

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dp_ilg.experiments.reports.record import History
+from dp_ilg.experiments.reports.history import History
 from dp_ilg.experiments.reports.svg import BLUE, MUTED, styled
 
 DEVIATIONS = 1.96
@@ -25,7 +25,7 @@ def released_figure(history: History) -> Figure:
         accuracy.
 
     Example:
-        >>> from dp_ilg.experiments.reports.record import example_history
+        >>> from dp_ilg.experiments.reports.history import example_history
         >>> figure = released_figure(example_history())
         >>> [axes.get_ylabel() for axes in figure.axes]
         ['train accuracy', 'train loss']
@@ -44,9 +44,10 @@ def _draw(axes: Axes, history: History, name: str) -> None:
         history.steps, smoothed - band, smoothed + band, color=BLUE, alpha=0.2, lw=0
     )
     axes.plot(history.steps, smoothed, color=BLUE, linewidth=1.8, label="released")
-    if name == "train_accuracy":
+    if name == f"train_{history.measure.name}":
         look: Any = dict(color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
-        axes.plot(history.steps, history.accuracies, label="test accuracy", **look)
+        label = f"test {history.measure.words}"
+        axes.plot(history.steps, history.answers, label=label, **look)
         axes.legend(frameon=False)
     axes.set_xlim(0, 1.04 * float(np.max(history.steps)))
     axes.set_xlabel("step")

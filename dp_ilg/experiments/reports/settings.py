@@ -6,6 +6,7 @@ from typing import Any
 
 from dp_ilg.baselines.table import BASELINES
 
+_FREE = ("public", "prior", "probe")
 Values = Mapping[str, Any]  # dotted path -> value
 _OFF: dict[str, Any] = {  # a value that stands for "nothing of the kind"
     "data.features": "raw",
@@ -36,7 +37,7 @@ def _uniform(values: Values) -> bool:
 
 
 def _no_estimate(values: Values) -> bool:
-    return _uniform(values) or values.get("optimizer.source") == "public"
+    return _uniform(values) or values.get("optimizer.source") in _FREE
 
 
 def _no_metrics(values: Values) -> bool:

@@ -1,4 +1,4 @@
-"""What is computed of parameters: accuracy, perplexity, a raw loss, a digest."""
+"""What is computed of parameters: accuracy or error, perplexity, loss, digest."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
@@ -14,14 +14,15 @@ from dp_ilg.sampling.gather import take
 _EVAL_ROWS = 1000
 
 
-def accuracy_fn(job: Job) -> Callable[[Any], float]:
-    """Compiles the test accuracy of a run's model.
+def answer_fn(job: Job) -> Callable[[Any], float]:
+    """Compiles what a run's model is measured by on its test examples.
 
     Args:
         job: the run.
 
     Returns:
-        parameters -> share of test examples that are right.
+        parameters -> share of test examples that are right, or the mean squared error
+        of numbers; which of them is ``job.data.measure``.
 
     Privacy:
         Reads the test set only, which the guarantee does not cover.
@@ -30,17 +31,47 @@ def accuracy_fn(job: Job) -> Callable[[Any], float]:
         >>> from dp_ilg.experiments.config.schema import Config
         >>> from dp_ilg.experiments.runs.job import build_job
         >>> job = build_job(Config())
-        >>> 0 <= accuracy_fn(job)(job.model.init(jax.random.key(0))) <= 1
+        >>> 0 <= answer_fn(job)(job.model.init(jax.random.key(0))) <= 1
         True
     """
     predict = jax.jit(job.model.predict)
     batches = list(_batches(job.data.x_test, len(job.data.y_test)))
+    told = np.asarray(job.data.y_test)
+    compare = _COMPARED[job.data.measure.name]
 
-    def accuracy(params: Any) -> float:
+    def answer(params: Any) -> float:
         found = np.concatenate([np.asarray(predict(params, xs)) for xs in batches])
-        return float(np.mean(found[: len(job.data.y_test)] == job.data.y_test))
+        return float(np.mean(compare(found[: len(told)], told)))
 
-    return accuracy
+    return answer
+
+
+def answered(job: Job, value: float) -> dict[str, float]:
+    """What a model reached, as ``metrics.jsonl`` and ``summary.json`` hold it.
+
+    Args:
+        job: the run.
+        value: of `answer_fn`.
+
+    Returns:
+        The measure by its key; beside a mean squared error its root.
+
+    Example:
+        >>> from dp_ilg.experiments.config.schema import Config
+        >>> from dp_ilg.experiments.runs.job import build_job
+        >>> answered(build_job(Config()), 0.5)
+        {'test_accuracy': 0.5}
+    """
+    measure = job.data.measure
+    found = {measure.key: value}
+    return found | ({"test_rmse": value**0.5} if measure.name == "mse" else {})
+
+
+def _squared(found: np.ndarray, told: np.ndarray) -> np.ndarray:
+    return np.square(found.astype(np.float64) - told)
+
+
+_COMPARED = {"accuracy": np.equal, "mse": _squared}  # by the name of a measure
 
 
 def perplexity_fn(job: Job) -> Callable[[Any], float] | None:
@@ -54,7 +85,7 @@ def perplexity_fn(job: Job) -> Callable[[Any], float] | None:
         at random makes the size of the vocabulary; None where examples have one label.
 
     Privacy:
-        As for `accuracy_fn`: it reads the test set only.
+        As for `answer_fn`: it reads the test set only.
 
     Example:
         >>> from dp_ilg.experiments.config.schema import Config

@@ -20,7 +20,7 @@ from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.base import PrivateTransformation
 from dp_ilg.baselines.table import baseline
 from dp_ilg.experiments.config.schema import Config
-from dp_ilg.experiments.data.datasets import Dataset
+from dp_ilg.experiments.data.container import Dataset
 from dp_ilg.experiments.data.features import with_features
 from dp_ilg.experiments.data.holdout import hold_out
 from dp_ilg.experiments.data.own.named import load_named
@@ -55,7 +55,7 @@ class Job:
         plan: every number that decides the guarantee.
         model: the network.
         grad_fn: the clipped gradient of a batch.
-        make_optimizer: key -> the private optimizer.
+        make_optimizer: key -> the private optimizer; ``peak=`` is its learning rate.
         outside: which code the parts from outside are, see `outside.parts`.
 
     Example:
@@ -69,7 +69,7 @@ class Job:
     plan: PrivacyPlan
     model: Model
     grad_fn: Any
-    make_optimizer: Callable[[Any], PrivateTransformation]
+    make_optimizer: Callable[..., PrivateTransformation]
     raw: Dataset | None = None
     outside: Mapping[str, str] = field(default_factory=dict)
 
@@ -197,7 +197,8 @@ def build_job(
     model = _model(config, data)
     grad_fn = _grad_fn(config, plan, model, data)
     metrics = run_metrics(config.metrics, data)
-    make = lambda key: make_optimizer(config, plan, key, metrics=metrics)  # noqa: E731
+    known = _known(model, data)
+    make = functools.partial(_optimizer, config, plan, metrics=metrics, known=known)
     job = Job(config, data, plan, model, grad_fn, make, raw, sources(config))
     _rehearse(job)
     return job
@@ -212,7 +213,8 @@ def _check_names(config: Config) -> None:
 
 def _model(config: Config, data: Dataset) -> Model:
     example = jax.tree.map(lambda a: np.zeros(a.shape[1:], a.dtype), data.x_train)
-    facts = Facts(example, data.num_classes, data.num_tokens, data.num_categories)
+    sizes = data.num_classes, data.num_tokens, data.num_categories
+    facts = Facts(example, *sizes, data.target_range)
     chosen = config.model
     return build_model(
         chosen.name, facts, framework=chosen.framework, **chosen.options()
@@ -243,8 +245,21 @@ def _grad_fn(config: Config, plan: PrivacyPlan, model: Model, data: Dataset) -> 
     return budgeted(grad_fn, params, (data.x_train, data.y_train), plan, run)
 
 
+def _optimizer(config: Config, plan: PrivacyPlan, key: Any, **facts: Any) -> Any:
+    return make_optimizer(config, plan, key, **facts)
+
+
+def _known(model: Model, data: Dataset) -> dict[str, Any]:
+    """What a probe must know of a run: all of it public."""
+    shape = lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype)  # noqa: E731
+    example = jax.tree.map(shape, (data.x_train, data.y_train))
+    facts = dict(num_classes=data.num_classes or None)
+    facts["num_tokens"] = data.num_tokens or None
+    return dict(loss_fn=model.loss_fn, example=example) | facts
+
+
 def _measured(config: Config, model: Model) -> Any:
-    """The loss that also says whether a guess is right; some models have none."""
+    """The loss that also says how right a guess is; some models say nothing."""
     if model.loss_and_right is None:
         raise ValueError(
             f"metrics.release is on, but model.name is {config.model.name!r}, whose "

@@ -1,4 +1,4 @@
-"""The metrics a run releases: its training loss and accuracy, with noise."""
+"""The metrics a run releases: its training loss and accuracy or error, with noise."""
 
 import math
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ import numpy as np
 from dp_ilg.base import LossFn
 from dp_ilg.clipping.adding.metric_sums import Metric
 from dp_ilg.experiments.config.metrics import MetricsConfig
-from dp_ilg.experiments.data.datasets import Dataset
+from dp_ilg.experiments.data.container import Dataset
 
 Records = dict[str, dict[str, float]]
 
@@ -22,9 +22,11 @@ def run_metrics(config: MetricsConfig, data: Dataset) -> dict[str, Metric]:
         data: the data set; only its number of classes or tokens is read.
 
     Returns:
-        Name -> `dp_ilg.Metric`, for a loss that returns whether the guess is right.
+        Name -> `dp_ilg.Metric`, for a loss that returns whether the guess is right, or
+        how far the number is from what was asked for.
 
-    Privacy: the loss is clipped to a public bound.
+    Privacy: the loss is clipped to a public bound, a squared error to the square of the
+    range of the answers.
 
     Example:
         >>> from dp_ilg.experiments.config.schema import Config
@@ -35,12 +37,22 @@ def run_metrics(config: MetricsConfig, data: Dataset) -> dict[str, Metric]:
     """
     if not config.release:
         return {}
+    if data.target_range is not None:
+        low, high = data.target_range
+        bound = config.loss_bound or (high - low) ** 2
+        return {"train_mse": Metric(_second, high=bound)}
     outcomes = data.num_classes if data.y_train.ndim == 1 else data.num_tokens
     bound = config.loss_bound or 2 * math.log(max(2, outcomes or 2))
     return {
         "train_loss": Metric(lambda loss, right: loss, high=bound),
         "train_accuracy": Metric(lambda loss, right: right),
     }
+
+
+def _second(loss: Any, error: Any) -> Any:
+    """The squared error of an answer inside the range; the loss is of any."""
+    del loss
+    return error
 
 
 def with_itself(loss_fn: LossFn) -> LossFn:

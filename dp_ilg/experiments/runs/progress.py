@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from dp_ilg.experiments.config.kinds import measure_in
 from dp_ilg.experiments.runs.job import Job
 from dp_ilg.experiments.runs.measures import in_words
 
@@ -50,9 +51,11 @@ class Bar:
         Args:
             record: a line of ``metrics.jsonl``.
         """
+        measure = measure_in(record, "test_")
+        digits = 1 if measure.unit else None
         parts = [
             f"epsilon {record['epsilon']:.3f}",
-            f"test accuracy {100 * record['test_accuracy']:.1f} %",
+            f"test {measure.words} {measure.shown(record[measure.key], digits)}",
         ]
         parts += in_words(record.get("released", {}))
         if "unprotected_train_loss" in record:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from dp_ilg.experiments.config.data import ProjectionConfig
-from dp_ilg.experiments.data.datasets import Dataset
+from dp_ilg.experiments.data.container import Dataset
 from dp_ilg.projection.factor_pca import FactorPca, private_factor_pca
 
 FILE = "projection.npz"

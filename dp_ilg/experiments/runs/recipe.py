@@ -22,6 +22,7 @@ from dp_ilg.experiments.config.schema import (
 )
 from dp_ilg.geometry import layers
 from dp_ilg.optimizers.averaging import average_iterates
+from dp_ilg.optimizers.sources import knowing
 from dp_ilg.projection.factor_pca import factor_releases
 
 
@@ -111,7 +112,20 @@ def method_options(config: Config) -> dict[str, Any]:
                     f"optimizer.method is {row.name}, which has no option {name}; "
                     f"leave {section}.{name} out."
                 )
-    return found["optimizer"] | found["privacy"]
+    return found["optimizer"] | found["privacy"] | _source(config)
+
+
+def _source(config: Config) -> dict[str, Any]:
+    """The prior or probe that the file describes, if it asks for one."""
+    sections = {"prior": config.prior, "probe": config.probe}
+    for name, section in sections.items():
+        if section != type(section)() and config.optimizer.source != name:
+            raise ValueError(
+                f"The section {name} is for optimizer.source = {name!r}, but that is "
+                f"{config.optimizer.source!r}; set it, or leave the section out."
+            )
+    chosen = sections.get(config.optimizer.source)
+    return {} if chosen is None else {"source": chosen.build()}
 
 
 def _changed(chosen: OptimizerConfig) -> dict[str, Any]:
@@ -173,6 +187,7 @@ def make_optimizer(
     key: Any,
     peak: Any = None,
     metrics: Mapping[str, Metric] | None = None,
+    known: Mapping[str, Any] | None = None,
 ) -> PrivateTransformation:
     """Makes the optimizer of a configuration.
 
@@ -182,6 +197,7 @@ def make_optimizer(
         key: PRNG key, secret.
         peak: the learning rate, possibly traced; by default the configuration's.
         metrics: name -> `dp_ilg.Metric`, to be released; None for none.
+        known: what a probe must know: fields of `dp_ilg.Probe`.
 
     Returns:
         The private optimizer.
@@ -202,6 +218,8 @@ def make_optimizer(
     rate = learning_rate(chosen.learning_rate_schedule, peak, plan.num_steps)
     row = baseline(chosen.method)
     options = _groups(row, chosen) | method_options(config)
+    if "source" in options:
+        options["source"] = knowing(options["source"], **known or {})
     if metrics:
         options |= {"metrics": metrics, "smooth_steps": config.metrics.smooth_steps}
     tx = row(rate, plan, key=key, **options)

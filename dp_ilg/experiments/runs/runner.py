@@ -28,7 +28,8 @@ from dp_ilg.experiments.runs.distributed import (
     stop_requests,
 )
 from dp_ilg.experiments.runs.evaluation import (
-    accuracy_fn,
+    answer_fn,
+    answered,
     params_sha256,
     perplexity_fn,
 )
@@ -287,7 +288,7 @@ def _summary(
     config, plan = job.config, job.plan
     own_model = config.model.name in MODELS
     summary = {
-        "test_accuracy": accuracy_fn(job)(position.kept),
+        **answered(job, answer_fn(job)(position.kept)),
         "epsilon": ledger.epsilon(),
         "delta": plan.delta,
         "steps": ledger.steps,
@@ -304,6 +305,7 @@ def _summary(
         "framework": config.model.framework if own_model else "its own",
         "num_params": sum(np.size(p) for p in jax.tree.leaves(position.params)),
         "importance": config.optimizer.importance,
+        "source": config.optimizer.source,
         "clip_mode": config.privacy.clip_mode,
         "batch_size": plan.batch_size,
         "noise_multipliers": [z for _, z in plan.stages],

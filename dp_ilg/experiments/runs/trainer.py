@@ -5,6 +5,7 @@ exists, and batch and noise are functions of (key, step), so that a run that sto
 repeats what it had begun.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ import numpy as np
 
 from dp_ilg.base import PrivateTransformation
 from dp_ilg.experiments.runs.evaluation import (
-    accuracy_fn,
+    answer_fn,
+    answered,
     perplexity_fn,
     unprotected_loss_fn,
 )
@@ -290,14 +292,14 @@ def _followed(
 def _evaluator(
     job: Job, tx: PrivateTransformation
 ) -> Callable[[Position], dict[str, Any]]:
-    accuracy, perplexity = accuracy_fn(job), perplexity_fn(job)
+    answer, perplexity = answer_fn(job), perplexity_fn(job)
     loss = unprotected_loss_fn(job) if job.config.run.unprotected_train_loss else None
 
     def evaluate(position: Position) -> dict[str, Any]:
         record = {
             "step": position.step,
             "epsilon": job.plan.epsilon(position.step),
-            "test_accuracy": accuracy(position.kept),
+            **answered(job, answer(position.kept)),
             "seconds": round(position.seconds, 3),
             "noise_multiplier": float(job.plan.noise_multipliers[position.step - 1]),
             "layers": _layers(job, tx, position),
@@ -317,8 +319,8 @@ def _layers(job: Job, tx: PrivateTransformation, position: Position) -> dict[str
     """What was released about the layers; the noise is that on the mean gradient."""
     geometry = tx.geometry(position.state)
     last = jnp.int32(position.step - 1)
-    stddev = noise_stddev(job.plan, last, geometry, jnp.float32(job.plan.l2_clip_norm))
-    stddev = stddev * geometry.noise_scale() / geometry.weights
+    shown = dataclasses.replace(geometry, weights=geometry.noise_scale())
+    stddev = noise_stddev(job.plan, last, shown, jnp.float32(job.plan.l2_clip_norm))
     return {
         "names": list(geometry.groups.names),
         "sizes": list(geometry.groups.sizes),

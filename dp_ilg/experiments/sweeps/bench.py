@@ -17,16 +17,16 @@ import numpy as np
 from dp_ilg.accounting.ledger import PrivacyLedger
 from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.experiments.config.schema import Config, DataConfig
-from dp_ilg.experiments.data.datasets import Dataset
+from dp_ilg.experiments.data.container import Dataset
 from dp_ilg.experiments.data.files import DataError
 from dp_ilg.experiments.runs.evaluation import (
-    accuracy_fn,
+    answer_fn,
     params_sha256,
     perplexity_fn,
 )
 from dp_ilg.experiments.runs.job import Job, build_job, load_data, ready
 from dp_ilg.experiments.runs.keys import RunKeys, derived_keys, identity
-from dp_ilg.experiments.runs.recipe import make_optimizer, make_plan
+from dp_ilg.experiments.runs.recipe import make_plan
 from dp_ilg.experiments.runs.trainer import Position, Tools, Watch, start, train
 from dp_ilg.training.environment import code_digest
 from dp_ilg.training.step import Chunks, make_train_step
@@ -170,7 +170,7 @@ def _keys(job: Job, config: Config) -> RunKeys:
 
 
 def _measures(job: Job) -> dict[str, Callable[[Any], float]]:
-    found = {"accuracy": accuracy_fn(job), "perplexity": perplexity_fn(job)}
+    found = {job.data.measure.name: answer_fn(job), "perplexity": perplexity_fn(job)}
     return {key: measure for key, measure in found.items() if measure}
 
 
@@ -185,7 +185,7 @@ def _step_fn(job: Job) -> Callable[..., Any]:
     """Compiles ``(rate, params, state, chunks) -> (params, state)``."""
 
     def step(rate: Any, params: Any, state: Any, chunks: Chunks) -> Any:
-        tx = make_optimizer(job.config, job.plan, jax.random.key(0), rate)
+        tx = job.make_optimizer(jax.random.key(0), peak=rate)
         return make_train_step(job.grad_fn, tx)(params, state, chunks)
 
     return jax.jit(step, donate_argnums=(1, 2))
@@ -212,8 +212,8 @@ def _check_finite(params: Any, found: dict[str, Any]) -> None:
     numbers = [*jax.tree.leaves(params), *found.values()]
     if not all(np.all(np.isfinite(np.asarray(x, np.float64))) for x in numbers):
         raise ValueError(
-            "The run diverged: its parameters or its perplexity are no finite numbers; "
-            "try a smaller learning rate."
+            "The run diverged: its parameters or what they reach are no finite "
+            "numbers; try a smaller learning rate."
         )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from dp_ilg.experiments.config.kinds import Measure, measure_in
 from dp_ilg.experiments.papers.reproduce import machine, tell
 from dp_ilg.experiments.sweeps.results import Results, record_key
 from dp_ilg.experiments.sweeps.runs import (
@@ -21,7 +22,7 @@ from dp_ilg.experiments.sweeps.runs import (
 )
 from dp_ilg.experiments.sweeps.sweep import Grid, Sweep
 
-Chosen = tuple[Choice, float | None]  # and its accuracy, if it had rivals
+Chosen = tuple[Choice, float | None]  # and what it reached, if it had rivals
 
 
 class Board:
@@ -177,8 +178,9 @@ def choose(grid: Grid, runs: Sequence[Run], find: Find) -> Chosen | None:
         find: the record of a run, or None.
 
     Returns:
-        The point with the highest mean accuracy on held-out examples, the first of
-        several; None while runs are missing, or if none came to an end.
+        The point with the best mean on held-out examples, the highest accuracy or the
+        least error, the first of several; None while runs are missing, or if none came
+        to an end.
 
     Example:
         >>> choose(Grid((0.1,), "privacy.l2_clip_norm", (1.0,)), [], lambda run: None)
@@ -189,11 +191,31 @@ def choose(grid: Grid, runs: Sequence[Run], find: Find) -> Chosen | None:
     reached = reached_by(runs, find)
     if reached is None or not any(found for _, found in reached):
         return None
+    measure = measure_of_runs(runs, find)
     best, found = max(
         ((choice, found) for choice, found in reached if found),
-        key=lambda point: fmean(point[1]),
+        key=lambda point: measure.better(fmean(point[1])),
     )
     return best, fmean(found)
+
+
+def measure_of_runs(runs: Sequence[Run], find: Find) -> Measure:
+    """By what runs of one task are measured.
+
+    Args:
+        runs: of one cell.
+        find: the record of a run, or None.
+
+    Returns:
+        The measure of the first that is done; accuracy if none is.
+
+    Example:
+        >>> measure_of_runs([], lambda run: None).name
+        'accuracy'
+    """
+    records = (find(run) for run in runs)
+    done = (record for record in records if record and record["status"] == "done")
+    return measure_in(next(done, {}))
 
 
 def reached_by(
@@ -206,7 +228,7 @@ def reached_by(
         find: the record of a run, or None.
 
     Returns:
-        Points in the grid's order with their accuracies, none for those that failed;
+        Points in the grid's order with what they reached, none for those that failed;
         None while runs are missing.
 
     Example:
@@ -221,7 +243,7 @@ def reached_by(
         if not reached or reached[-1][0] != run.choice:
             reached.append((run.choice, []))
         if record["status"] == "done":
-            reached[-1][1].append(record["accuracy"])
+            reached[-1][1].append(record[measure_in(record).name])
     return reached
 
 
@@ -233,7 +255,7 @@ def run_record(run: Run, found: Mapping[str, Any]) -> dict[str, Any]:
         found: what it found.
 
     Returns:
-        JSON values; the accuracy's name says on which examples it was measured.
+        JSON values; "accuracy_on" or "mse_on" says which examples it was measured on.
 
     Example:
         >>> from dp_ilg.experiments.config.schema import Config
@@ -241,12 +263,12 @@ def run_record(run: Run, found: Mapping[str, Any]) -> dict[str, Any]:
         >>> run_record(run, {"status": "done", "accuracy": 0.5})["accuracy_on"]
         'held-out training examples'
     """
-    held = "held-out training examples"
+    held, measure = "held-out training examples", measure_in(found).name
     return {
         "kind": "run",
         **run.described(),
         **found,
-        "accuracy_on": held if run.phase == "tuning" else "test examples",
+        f"{measure}_on": held if run.phase == "tuning" else "test examples",
         "digest": run.key(),
         "config": dataclasses.asdict(run.config),
         **({"sources": dict(run.sources)} if run.sources else {}),
@@ -267,4 +289,6 @@ def _progress(run: Run, found: Mapping[str, Any]) -> str:
     place = f"{run.phase}, learning rate {rate:g}, {name} {value}, seed {run.seed}"
     if found["status"] != "done":
         return f"{place}: {found['status']}: {found['error']}"
-    return f"{place}: {found['accuracy']:.2%} ({found['seconds']:.1f} s)"
+    measure = measure_in(found)
+    shown = measure.shown(found[measure.name])
+    return f"{place}: {measure.words} {shown} ({found['seconds']:.1f} s)"

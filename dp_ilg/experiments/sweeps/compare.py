@@ -157,5 +157,6 @@ def _row(result: Result) -> dict[str, Any]:
         "perplexity": {str(k): v for k, v in result.perplexity.items()},
         "choice": None if result.choice is None else result.choice._asdict(),
         "validation": result.validation,
+        "measure": result.measure.name,
         "seconds": list(result.seconds),
     }

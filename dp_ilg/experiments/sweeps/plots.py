@@ -14,7 +14,7 @@ from dp_ilg.experiments.reports.svg import (
     short_names,
     styled,
 )
-from dp_ilg.experiments.sweeps.statistics import Result
+from dp_ilg.experiments.sweeps.statistics import Result, measure_of_results
 
 # Okabe and Ito's colours, and two more that are told apart from them.
 _COLOURS = (BLUE, ORANGE, GREEN, "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7a52a3")
@@ -24,7 +24,7 @@ _MOST_PANELS = 4
 
 @styled
 def accuracy_figure(results: Sequence[Result], reference: str) -> Figure:
-    """Draws test accuracy against epsilon with bands of one standard deviation.
+    """Draws accuracy or error against epsilon, with bands of a standard deviation.
 
     Args:
         results: of one task.
@@ -56,14 +56,15 @@ def accuracy_figure(results: Sequence[Result], reference: str) -> Figure:
     epsilons = sorted({result.cell.epsilon for result in results})
     _log_axis(axes, epsilons)
     axes.set_xlabel("privacy budget, ε")
-    axes.set_ylabel("test accuracy (%)")
+    measure = measure_of_results(results)
+    axes.set_ylabel(f"test {measure.words}{measure.in_units}")
     _finish(figure, axes)
     return figure
 
 
 @styled
 def sensitivity_figure(results: Sequence[Result], reference: str) -> Figure:
-    """Draws accuracy on held-out examples against the learning rate.
+    """Draws accuracy or error on held-out examples against the learning rate.
 
     Args:
         results: of one task.
@@ -98,16 +99,17 @@ def sensitivity_figure(results: Sequence[Result], reference: str) -> Figure:
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.set_xlabel("learning rate")
         axes.grid(axis="y")
-    panels[0].set_ylabel("held-out accuracy (%)")
+    measure = measure_of_results(results)
+    panels[0].set_ylabel(f"held-out {measure.words}{measure.in_units}")
     _finish(figure, panels[-1])
     return figure
 
 
 def _best_by_rate(result: Result) -> dict[float, float]:
     best: dict[float, float] = {}
-    for choice, accuracy in result.tuned:
+    for choice, value in result.tuned:
         rate = choice.learning_rate
-        best[rate] = max(accuracy, best.get(rate, accuracy))
+        best[rate] = max(value, best.get(rate, value), key=result.measure.better)
     return dict(sorted(best.items()))
 
 

@@ -11,12 +11,13 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from dp_ilg.experiments.config.kinds import Measure
 from dp_ilg.experiments.reports.svg import inline_svg, printable, save_figure
 from dp_ilg.experiments.runs.folder import write_atomically
 from dp_ilg.experiments.sweeps import plots
 from dp_ilg.experiments.sweeps.cost import tuning_cost, whole_cost
 from dp_ilg.experiments.sweeps.runs import Cell, idle_in
-from dp_ilg.experiments.sweeps.statistics import Difference, Result
+from dp_ilg.experiments.sweeps.statistics import Difference, Result, measure_of_results
 from dp_ilg.experiments.sweeps.sweep import Sweep
 
 _MARKS = {"above": "▲", "below": "▼", "tie": "tie"}
@@ -131,20 +132,22 @@ def _cell(result: Result) -> dict[str, str]:
     found["perplexity"] = _perplexity(result)
     if result.mean is None:
         return found
-    spread = "" if result.deviation is None else f" ± {result.deviation:.2f}"
-    found["mean"] = f"{result.mean:.2f}{spread}"
+    digits = result.measure.digits
+    spread = "" if result.deviation is None else f" ± {result.deviation:.{digits}f}"
+    found["mean"] = f"{result.mean:.{digits}f}{spread}"
     if result.status != "done":
         found["mean"] += f" ({len(result.by_seed or ())} seeds)"
     if result.difference is not None:
         gap, verdict = result.difference, result.difference.verdict()
         found["verdict"] = verdict
-        found["gap"] = f"{_ends(gap)} {_MARKS[verdict]}"
+        found["gap"] = f"{_ends(gap, digits)} {_MARKS[verdict]}"
     return found
 
 
-def _ends(gap: Difference) -> str:
-    ends = f" ({gap.low:+.2f} to {gap.high:+.2f})" if math.isfinite(gap.low) else ""
-    return f"{round(gap.mean, 2) + 0.0:+.2f}{ends}"
+def _ends(gap: Difference, digits: int = 2) -> str:
+    low, high = f"{gap.low:+.{digits}f}", f"{gap.high:+.{digits}f}"
+    ends = f" ({low} to {high})" if math.isfinite(gap.low) else ""
+    return f"{round(gap.mean, digits) + 0.0:+.{digits}f}{ends}"
 
 
 def _perplexity(result: Result) -> str:
@@ -159,8 +162,10 @@ def _perplexity(result: Result) -> str:
 
 def _task(comparison: Comparison, name: str) -> dict[str, Any]:
     results, reference = comparison.of_task(name), comparison.sweep.reference
+    measure = measure_of_results(results)
     return {
         "name": printable(name),
+        "measured": measure.words + measure.in_units,
         "epsilons": [f"{epsilon:g}" for epsilon in comparison.sweep.epsilons],
         "rows": table_of(results, reference),
         "choices": [_choice(result) for result in results if result.choice],
@@ -181,7 +186,7 @@ def _choice(result: Result) -> dict[str, str]:
         "epsilon": f"{result.cell.epsilon:g}",
         "learning_rate": f"{choice.learning_rate:g}",
         "parameter": f"{printable(choice.parameter)} = {printable(str(choice.value))}",
-        "validation": "-" if held is None else f"{held:.2f}{_lost(result)}",
+        "validation": "-" if held is None else f"{_held(result, held)}{_lost(result)}",
     }
 
 
@@ -198,11 +203,15 @@ def _grid(result: Result) -> list[dict[str, Any]]:
         }
         point = {
             "rate": f"{choice.learning_rate:g}",
-            "held": f"{held:.2f}",
+            "held": _held(result, held),
             "chosen": choice == result.choice,
         }
         rows.setdefault(own, first)["points"].append(point)
     return list(rows.values())
+
+
+def _held(result: Result, value: float) -> str:
+    return f"{value:.{result.measure.digits}f}"
 
 
 def _lost(result: Result) -> str:
@@ -235,6 +244,7 @@ def _times(comparison: Comparison, task: str) -> list[dict[str, str]]:
 def _facts(comparison: Comparison) -> dict[str, Any]:
     """What is said around the tables."""
     sweep, records = comparison.sweep, comparison.records
+    kinds = {measure_of_results(comparison.of_task(t.label())) for t in sweep.tasks}
     machines = {
         f"{r.get('processor', '?')}, Python {r.get('python', '?')}, "
         + ", ".join(f"{k} {v}" for k, v in sorted(r.get("versions", {}).items()))
@@ -245,6 +255,8 @@ def _facts(comparison: Comparison) -> dict[str, Any]:
     costs = [_cost_row(row) for row in tuning_cost(records)]
     return {
         "title": printable(sweep.label()),
+        "measured": " or ".join(sorted(map(_in_words, kinds))),
+        "kind": " or ".join(sorted(kind.words for kind in kinds)),
         "reference": printable(sweep.reference),
         "seeds": len(sweep.seeds),
         "few_seeds": len(sweep.seeds) < 5,
@@ -260,6 +272,11 @@ def _facts(comparison: Comparison) -> dict[str, Any]:
         "looks": sum(row["count"] for row in costs),
         "runs": sum(r["kind"] == "run" and r["status"] == "done" for r in records),
     }
+
+
+def _in_words(measure: Measure) -> str:
+    unit = " in percent" if measure.unit else ""
+    return f"test {measure.words}{unit}{', better where less' if measure.least else ''}"
 
 
 def _cost_row(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -295,8 +312,8 @@ def _html(comparison: Comparison, tasks: Sequence[Mapping[str, Any]]) -> str:
 
 def _inline(figures: Mapping[str, Any], number: int) -> dict[str, Markup]:
     about = {
-        "accuracy": "Test accuracy of each method against epsilon",
-        "learning-rate": "Held-out accuracy of each method against its learning rate",
+        "accuracy": "What each method reached against epsilon",
+        "learning-rate": "What each method reached against its learning rate",
     }
     return {
         name.replace("-", "_"): Markup(

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dp_ilg.experiments.config.kinds import measure_in
 from dp_ilg.experiments.sweeps.runs import Run, config_key
 
 try:
@@ -23,7 +24,7 @@ KINDS = ("run", "choice")
 _WORDS = ("task", "method", "phase", "status")
 _STATUSES = ("done", "failed", "impossible")
 _NUMBERS = ("epsilon", "learning_rate", "seed")
-_REACHED = ("accuracy", "epsilon_spent", "delta", "seconds", "train_seconds")
+_REACHED = ("epsilon_spent", "delta", "seconds", "train_seconds")
 
 
 class Results:
@@ -219,6 +220,8 @@ def _is_run(record: dict[str, Any]) -> bool:
     is_done = record["status"] == "done"
     words = [*_WORDS, "plan" if is_done else "error"]
     numbers = [record[name] for name in (*_NUMBERS, *(_REACHED if is_done else ()))]
+    measure = measure_in(record)
+    numbers += [record[measure.name]] if is_done else []
     numbers.append(record.get("perplexity", 1.0))
     return (
         all(isinstance(record[name], str) for name in words)
@@ -226,7 +229,7 @@ def _is_run(record: dict[str, Any]) -> bool:
         and isinstance(record.get("versions", {}), dict)
         and all(map(_finite, numbers))
         and _is_of(record["config"], record)
-        and (not is_done or 0 <= record["accuracy"] <= 1)
+        and (not is_done or measure.is_sound(record[measure.name]))
         and (not is_done or isinstance(json.loads(record["plan"]), dict))
     )
 

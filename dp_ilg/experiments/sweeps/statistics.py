@@ -7,7 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dp_ilg.experiments.sweeps.board import Choice, Find, choose, reached_by
+from dp_ilg.experiments.config.kinds import MEASURES, Measure
+from dp_ilg.experiments.sweeps.board import (
+    Choice,
+    Find,
+    choose,
+    measure_of_runs,
+    reached_by,
+)
 from dp_ilg.experiments.sweeps.runs import (
     Cell,
     Run,
@@ -56,7 +63,7 @@ def paired_difference(
     """Compares two methods over the seeds they share.
 
     Args:
-        method: seed to accuracy or perplexity.
+        method: seed to accuracy, error or perplexity.
         reference: the same.
 
     Returns:
@@ -86,23 +93,24 @@ def paired_difference(
 
 @dataclass(frozen=True)
 class Result:
-    """What is known of a cell. Accuracies are in percent.
+    """What is known of a cell, in the units in which its measure is shown.
 
     Attributes:
         cell: which.
         status: "done", "incomplete", "impossible", "failed" or "absent".
         note: a sentence for the last three, else what is missing.
-        by_seed: test accuracy of each seed that has come to an end.
+        by_seed: what each seed that has come to an end reached on the test examples.
         mean: of them; None without any.
         deviation: their standard deviation; None for fewer than two.
         difference: against the reference; None for the reference itself.
         perplexity: test perplexity of each seed, where texts are continued.
         perplexity_gap: as `difference`, of perplexity.
         choice: the settings that were chosen.
-        validation: mean accuracy on held-out examples at that choice.
-        tuned: every point of the grid with its mean accuracy on held-out examples.
+        validation: the mean on held-out examples at that choice.
+        tuned: every point of the grid with its mean on held-out examples.
         lost: tuning runs that reached nothing, impossible or failed.
         seconds: of each run that is reported, training alone.
+        measure: what was measured, accuracy in percent by default.
 
     Example:
         >>> Result(Cell("a", "b", 1.0), "absent", "No data.").mean
@@ -122,6 +130,24 @@ class Result:
     tuned: tuple[tuple[Choice, float], ...] = ()
     lost: int = 0
     seconds: tuple[float, ...] = ()
+    measure: Measure = MEASURES["accuracy"]
+
+
+def measure_of_results(results: Sequence[Result]) -> Measure:
+    """By what the cells of one task are measured.
+
+    Args:
+        results: of one task.
+
+    Returns:
+        The measure of the first that reached anything, accuracy if none did.
+
+    Example:
+        >>> measure_of_results([]).name
+        'accuracy'
+    """
+    reached = (r.measure for r in results if r.by_seed or r.tuned)
+    return next(reached, MEASURES["accuracy"])
 
 
 def results_of(
@@ -165,20 +191,22 @@ def _compared(found: Result, other: Result) -> Result:
 def _result(sweep: Sweep, cell: Cell, find: Find, absent: Mapping[str, str]) -> Result:
     tuning = tuning_runs(sweep, cell)
     chosen = choose(grid_of(sweep, cell), tuning, find)
+    measure = measure_of_runs(tuning, find)
     tuned = tuple(
-        (choice, 100 * float(np.mean(found)))
+        (choice, measure.scale * float(np.mean(found)))
         for choice, found in _reached(tuning, find)
         if found
     )
     if chosen is None:
         status, note = _unfinished(tuning, find, sweep, absent.get(cell.task))
-        return Result(cell, status, note, tuned=tuned)
+        return Result(cell, status, note, tuned=tuned, measure=measure)
     choice, validation = chosen
     runs = final_runs(sweep, cell, choice)
     records = [record for run in runs if (record := find(run))]
     done = [record for record in records if record["status"] == "done"]
     status, note = _unfinished(runs, find, sweep, absent.get(cell.task))
-    by_seed = {record["seed"]: 100 * record["accuracy"] for record in done}
+    measure = measure_of_runs([*tuning, *runs], find)
+    by_seed = {r["seed"]: measure.scale * r[measure.name] for r in done}
     values = list(by_seed.values())
     return Result(
         cell,
@@ -189,10 +217,11 @@ def _result(sweep: Sweep, cell: Cell, find: Find, absent: Mapping[str, str]) -> 
         deviation=float(np.std(values, ddof=1)) if len(values) > 1 else None,
         perplexity={r["seed"]: r["perplexity"] for r in done if "perplexity" in r},
         choice=choice,
-        validation=None if validation is None else 100 * validation,
+        validation=None if validation is None else measure.scale * validation,
         tuned=tuned,
         lost=sum(1 for run in tuning if (find(run) or {}).get("status") != "done"),
         seconds=tuple(record["train_seconds"] for record in done),
+        measure=measure,
     )
 
 

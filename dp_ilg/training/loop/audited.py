@@ -54,7 +54,7 @@ def audited_step(recipe: Recipe, model: Any) -> tuple[Callable[..., Any], Any]:
     adapted = adapt(model, recipe.loss_fn)
     random = adapted.random or recipe.augment is not None
     loss = over_views(adapted.loss, recipe.views, recipe.augment)
-    tx = counted(recipe.transformation(jax.random.key(0), model))
+    tx = counted(recipe.transformation(jax.random.key(0), model, adapted.loss))
     one = make_train_step(gradient_of(recipe, loss, random), tx).whole
 
     def step(state: Any, batch: Any, is_padding_example: Any) -> Any:

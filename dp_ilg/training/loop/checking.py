@@ -94,6 +94,7 @@ def checked(
     plan: PrivacyPlan,
     layers: Any,
     gradients: Any,
+    silent: Any = (),
 ) -> Check:
     """Makes the table.
 
@@ -104,6 +105,7 @@ def checked(
         plan: of the run.
         layers: how leaves are grouped.
         gradients: the clipped sum of a public batch, or None.
+        silent: layers that get no gradient from the source's probe.
 
     Returns:
         The `Check`.
@@ -123,6 +125,8 @@ def checked(
         noise = sigma * float(np.sqrt(size)) / plan.batch_size
         paths = ", ".join(sorted({row.path for row in own}))
         trouble = _trouble(own, noise, signals[place], plan)
+        if name in silent and not trouble:
+            trouble = "no gradient in the probe: weight at the floor; another generator"
         rows.append(LayerCheck(name, size, paths, noise, signals[place], trouble))
     rows += [
         LayerCheck(row.leaf, 0, "none", 0.0, 0.0, "frozen")

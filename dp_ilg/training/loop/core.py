@@ -12,6 +12,7 @@ import numpy as np
 from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.clipping.batches import batch_length
 from dp_ilg.noise.repeats import release_digest
+from dp_ilg.optimizers.sources import silent_in
 from dp_ilg.training.frameworks.adapt import Adapted, adapt
 from dp_ilg.training.loop import saving
 from dp_ilg.training.loop.binding import Binding, bind, check_unchanged
@@ -158,6 +159,16 @@ class RunCore:
             numbers = np.arange(batch_length(batch))
             batch = batch, row_words(np.zeros(2, np.uint32), 0, numbers)
         return grad_fn, adapted.params, batch
+
+    def _silent(self, model: Any) -> list[str]:
+        """Layers that get no gradient from the probe, where the source is one."""
+        if self._recipe._makes_it_private():
+            return []
+        if isinstance(model, PrivateState):
+            model = model.model
+        adapted = adapt(model, self._recipe.loss_fn)
+        source = self._recipe.source_with(adapted.loss)
+        return silent_in(source, adapted.params, self._recipe.layers)
 
     def _with_trail(self, at: Standing, binding: Binding) -> Standing:
         """Where the run stands, with the digest of what its next step is from."""

@@ -17,7 +17,7 @@ def private_training(
     *,
     seed: Any = None,
     importance: Any = "min_noise_energy",
-    source: str = "scores",
+    source: Any = "scores",
     layers: Any = "module",
     clip_mode: Any = "joint",
     ema_decay: Any = 0.9,
@@ -50,7 +50,8 @@ def private_training(
         seed: None for 256 bits from the operating system. They are in this process's
             memory, and in what ``save`` writes. A whole number is for tests.
         importance: a rule, as in `dp_ilg.dp_adam_ilg`.
-        source: as in `dp_ilg.dp_adam_ilg`.
+        source: as in `dp_ilg.dp_adam_ilg`. A `dp_ilg.Probe` is given this loss; tell it
+            the ``example``, one made of zeros.
         layers: as in `dp_ilg.dp_adam_ilg`.
         clip_mode: "joint", "normalize" or "per_layer".
         ema_decay: as in `dp_ilg.dp_adam_ilg`.

@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import jax
+
 from dp_ilg import validation
 from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.base import PrivateTransformation
 from dp_ilg.clipping.clip import as_clip_mode
 from dp_ilg.optimizers.behind_noise import behind_noise
+from dp_ilg.optimizers.sources import as_source, knowing
 from dp_ilg.training.frameworks.optimizers import optimizer_of
 
 
@@ -22,7 +25,7 @@ class Recipe:
     plan: Any
     seed: Any
     importance: Any
-    source: str
+    source: Any
     layers: Any
     clip_mode: Any
     ema_decay: Any
@@ -76,6 +79,7 @@ class Recipe:
                 "exact_noise."
             )
         as_clip_mode(self.clip_mode)
+        as_source(self.source)
         if self.optimizer is not None and not self._makes_it_private():
             optimizer_of(None, self.optimizer)
 
@@ -84,12 +88,16 @@ class Recipe:
         names = ("engine", "microbatch_size", "has_aux", "metrics")
         return {name: getattr(self, name) for name in names}
 
-    def transformation(self, key: Any, model: Any) -> PrivateTransformation:
+    def transformation(
+        self, key: Any, model: Any, loss: Any = None
+    ) -> PrivateTransformation:
         """The private chain around the optimizer.
 
         Args:
             key: of the noise; secret.
             model: of the run, which may hold the optimizer; only shapes are read.
+            loss: ``(params, example, key)``, for a source that sends made-up examples
+                through it.
 
         Returns:
             The chain: what a function of the key makes, or the optimizer behind the
@@ -102,7 +110,8 @@ class Recipe:
         """
         if not self._makes_it_private():
             behind = optimizer_of(model, self.optimizer)
-            return behind_noise(behind, self.plan, key=key, **self._noise_facts())
+            facts = self._noise_facts() | {"source": self.source_with(loss)}
+            return behind_noise(behind, self.plan, key=key, **facts)
         try:
             made = self.optimizer(key)
         except TypeError as error:
@@ -120,6 +129,13 @@ class Recipe:
             )
         _check_plan(made, self.plan)
         return made
+
+    def source_with(self, loss: Any) -> Any:
+        """The source of importance, told the loss of the run under a public key."""
+        if loss is None:
+            return self.source
+        public = jax.random.key(0, impl="threefry2x32")
+        return knowing(self.source, loss_fn=lambda p, x: loss(p, x, public))
 
     def _makes_it_private(self) -> bool:
         """Whether the optimizer is a function of a key."""

@@ -76,7 +76,9 @@ class PrivateTraining(RunCore):
                 "private_training for a new run."
             )
         self._adapted = adapt(model, self._recipe.loss_fn, wrt=wrt)
-        self._tx = self._recipe.transformation(self._noise_key(), model)
+        self._tx = self._recipe.transformation(
+            self._noise_key(), model, self._adapted.loss
+        )
         self._origin = Origin(self.plan.digest(), self, self._adapted.rebuild)
         params = self._adapted.params
         params, inner = jax.tree.map(jnp.copy, (params, self._tx.init(params)))
@@ -314,7 +316,8 @@ class PrivateTraining(RunCore):
             rows = jax.tree.map(jnp.asarray, rows)
             geometry = Geometry.uniform(params, layers)
             found = jax.jit(lambda p, b: grad_fn(p, b, geometry=geometry))(params, rows)
-        return checked(grad_fn, params, rows, self.plan, layers, found)
+        silent = self._silent(model)
+        return checked(grad_fn, params, rows, self.plan, layers, found, silent)
 
     def metrics(self, state: PrivateState) -> dict[str, Any]:
         """The metrics released so far, smoothed over steps, with their error.

@@ -4,6 +4,7 @@ Losses are linear in the output of a layer, so that a draw sets inputs and cotan
 of every step at will: 60 decades apart, cancelling to the last bits, or repeated.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -181,14 +182,25 @@ def cut(layer: str) -> Any:
     return dp_ilg.layers.by_leaf(dp_ilg.layers.blocks(name, axis=0, edges=[1]))
 
 
-def search(layer: str, mode: str, kinds: Any, batch: int = 1, layers: Any = "leaf"):
+def search(
+    layer: str,
+    mode: str,
+    kinds: Any,
+    batch: int = 1,
+    layers: Any = "leaf",
+    maps: Any = None,
+):
     """The largest ratio to C of all draws; of `batch` rows all but one are padding.
+
+    `maps` makes the coordinates of the parameters, in which the sum is measured.
 
     Returns:
         The ratio, the kind of draw and its number.
     """
     loss, params, shapes = problem(layer)
     geometry = geometry_of(params, layers)
+    if maps is not None:
+        geometry = dataclasses.replace(geometry, coordinates=maps(params))
     rng = np.random.default_rng(len(layer))
     padding = jnp.arange(batch) > 0
 

@@ -11,6 +11,7 @@ import pytest
 import dp_ilg
 from dp_ilg.clipping.bookkeeping.engine import find_paths
 from dp_ilg.clipping.engine_table import ENGINES
+from dp_ilg.clipping.row_check import rows_are_independent
 from dp_ilg.geometry.coordinates import Coordinates
 from dp_ilg.geometry.maps import AxisMaps
 from tests.helpers.mapped import (
@@ -155,6 +156,14 @@ def test_maps_of_any_size_neither_over_nor_underflow(size):
     assert len(set(times.tolist())) > 1
     large = jax.tree.map(lambda x: x * jnp.float32(size), maps)
     np.testing.assert_allclose(norms(large) / norms(maps) / times, 1, rtol=1e-5)
+
+
+def test_rows_keep_their_bits_among_others():
+    params, batch, maps = mlp_case()
+    geometry = dp_ilg.Geometry(jnp.ones(2), dp_ilg.layers.group(params), maps)
+    grad_fn = dp_ilg.clipped_grad(mlp_loss, l2_clip_norm=2.0)
+    found = rows_are_independent(grad_fn, params, batch, geometry=geometry, trials=4)
+    assert found.independent and found.compared == 4
 
 
 def reasons(loss, params, batch, maps, layers="leaf"):

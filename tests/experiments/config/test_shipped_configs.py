@@ -8,12 +8,18 @@ import numpy as np
 import pytest
 
 from dp_ilg.experiments.config.schema import read_config
-from dp_ilg.experiments.data.adult import CATEGORIES, NUMBERS
-from dp_ilg.experiments.data.flights import AIRPORTS
+from dp_ilg.experiments.data.images import patches
+from dp_ilg.experiments.data.tabular.adult import CATEGORIES, NUMBERS
+from dp_ilg.experiments.data.tabular.flights import AIRPORTS
 from dp_ilg.experiments.runs import runner
 from dp_ilg.experiments.runs.job import build_job
 from dp_ilg.experiments.runs.runner import run_training, with_seed
 from tests.experiments.data.test_flights import write_table
+from tests.experiments.data.test_ratings import (
+    made_up_table,
+    write_insteval,
+    write_movielens,
+)
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 SIZE = 40
@@ -91,17 +97,24 @@ WRITERS = {
     "fashion_scattering": write_fashion,
     "cifar10_cnn": write_cifar10,
     "cifar10_scattering": write_cifar10,
+    "cifar10_patches": write_cifar10,
     "imdb_embedding": write_imdb,
     "imdb_transformer": write_imdb,
     "adult_mlp": lambda folder: write_people(folder / "adult.npz"),
     "flights_mlp": write_flights,
     "text_lm": lambda folder: None,
+    "movielens_additive": write_movielens,
+    "insteval_additive": lambda folder: write_insteval(folder, made_up_table()),
 }
 
 
 @pytest.fixture(autouse=True)
 def _own_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("DP_ILG_CACHE", str(tmp_path / "cache"))
+    photo = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    monkeypatch.setattr(patches, "photographs", lambda: (photo,))
+    small = patches.PatchFeatures(filters=8, samples=500, crops=30, width=20)
+    monkeypatch.setitem(patches.PATCH_FEATURES, "photo_patches", small)
 
 
 def small(name):
@@ -123,13 +136,16 @@ def test_a_shipped_config_trains(name, tmp_path, monkeypatch):
     WRITERS[name](tmp_path)
     summary = run_training(small(name), tmp_path / "run", data_dir=tmp_path)
     assert summary["steps"] == 2
-    assert 0 <= summary["test_accuracy"] <= 1
+    assert 0 <= summary.get("test_accuracy", 0) <= 1
+    assert ("test_mse" in summary) == name.startswith(("movielens", "insteval"))
 
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_shipped_config_has_a_uniform_twin(name, tmp_path):
     WRITERS[name](tmp_path)
     config = small(name)
+    optimizer = dataclasses.replace(config.optimizer, importance="min_noise_energy")
+    config = dataclasses.replace(config, optimizer=optimizer)
     assert build_job(config, tmp_path).plan.score_budget > 0  # traces a whole step
     optimizer = dataclasses.replace(config.optimizer, importance="uniform")
     job = build_job(dataclasses.replace(config, optimizer=optimizer), tmp_path)

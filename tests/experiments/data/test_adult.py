@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dp_ilg.experiments.data import adult as data_adult
 from dp_ilg.experiments.data.datasets import Dataset, load_dataset
 from dp_ilg.experiments.data.files import DataError, hashed_place
+from dp_ilg.experiments.data.tabular import adult as data_adult
 from tests.experiments.data.test_datasets import check_whole, fails, savez
 
 ROWS = """\

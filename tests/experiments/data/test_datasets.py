@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 import sklearn.datasets
 
-from dp_ilg.experiments.data import adult, datasets, flights
-from dp_ilg.experiments.data.datasets import LOADERS, Dataset, load_dataset
+from dp_ilg.experiments.data import container
+from dp_ilg.experiments.data.container import Dataset
+from dp_ilg.experiments.data.datasets import LOADERS, load_dataset
 from dp_ilg.experiments.data.files import DataError
+from dp_ilg.experiments.data.tabular import adult, flights
 from dp_ilg.sampling.gather import take
 
 REAL = Path(os.environ.get("DP_ILG_DATA", Path(__file__).parents[4] / "shared/data"))
@@ -27,7 +29,7 @@ needs_real_data = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def _no_system_data(monkeypatch, tmp_path):
-    monkeypatch.setattr(datasets, "_SYSTEM_FOLDER", tmp_path / "no system data")
+    monkeypatch.setattr(container, "_SYSTEM_FOLDER", tmp_path / "no system data")
 
 
 @pytest.fixture
@@ -127,7 +129,7 @@ def test_fashion_mnist_as_debian_installs_it(monkeypatch):
     folder = Path("/usr/share/datasets")
     if not (folder / "fashion-mnist").is_dir():
         pytest.skip(f"{folder} has no fashion-mnist")
-    monkeypatch.setattr(datasets, "_SYSTEM_FOLDER", folder)
+    monkeypatch.setattr(container, "_SYSTEM_FOLDER", folder)
     dataset = load_dataset("fashion_mnist")
     check_whole(dataset)
     assert np.shape(dataset.x_train) == (60_000, 28, 28, 1)

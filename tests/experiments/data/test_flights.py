@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dp_ilg.experiments.data import flights as data_flights
 from dp_ilg.experiments.data.datasets import load_dataset
-from dp_ilg.experiments.data.flights import aircraft_id, airline_id
+from dp_ilg.experiments.data.tabular import flights as data_flights
+from dp_ilg.experiments.data.tabular.flights import aircraft_id, airline_id
 from tests.experiments.data.test_datasets import check_whole, fails
 
 COLUMNS = (

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dp_ilg.experiments.data.datasets import Dataset
+from dp_ilg.experiments.data.container import Dataset
 from dp_ilg.experiments.data.features import with_features
 from dp_ilg.experiments.data.files import DataError
 from dp_ilg.experiments.data.images import patches, photographs
@@ -76,7 +76,7 @@ def test_means_are_those_of_places_counted_by_hand():
 
 
 def test_filters_whiten_what_they_were_made_of():
-    """The covariance of responses is that of white noise through filters of length 1."""
+    """Responses spread as white noise through filters of length 1."""
     chosen = dataclasses.replace(SMALL, samples=4000, filters=200, ridge=1e-6)
     bank = make_bank(chosen, (photo(0),))
     sample = patches._normalised(photographs.patches((photo(0),), 4000, 3, 0), chosen)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dp_ilg.experiments.data import encoder, text_features
-from dp_ilg.experiments.data.datasets import Dataset
+from dp_ilg.experiments.data.container import Dataset
 from dp_ilg.experiments.data.encoder import Encoder, encode_texts, read_safetensors
 from dp_ilg.experiments.data.features import with_features
 from dp_ilg.experiments.data.files import DataError, read_words

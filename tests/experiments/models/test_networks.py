@@ -27,6 +27,9 @@ FACTS = {
     "tabular": Facts(
         (jnp.zeros(2, jnp.int32), jnp.zeros(3)), num_classes=2, num_categories=(4, 5)
     ),
+    "additive": Facts(
+        (jnp.zeros(2, jnp.int32), jnp.zeros(3)), num_classes=2, num_categories=(4, 5)
+    ),
 }
 
 

@@ -12,12 +12,12 @@ import pytest
 
 from dp_ilg.experiments.config.schema import Config, ModelConfig, PrivacyConfig
 from dp_ilg.experiments.data import texts
-from dp_ilg.experiments.data.datasets import Dataset
+from dp_ilg.experiments.data.container import Dataset
 from dp_ilg.experiments.data.texts import UNKNOWN, WINDOW, read_windows
 from dp_ilg.experiments.models.networks import build_model
 from dp_ilg.experiments.models.sizes import Facts
 from dp_ilg.experiments.models.transformer_linen import Transformer, attend, visible
-from dp_ilg.experiments.runs.evaluation import accuracy_fn, perplexity_fn
+from dp_ilg.experiments.runs.evaluation import answer_fn, perplexity_fn
 from dp_ilg.experiments.runs.job import build_job
 from dp_ilg.experiments.runs.keys import run_keys
 from dp_ilg.experiments.runs.trainer import start
@@ -179,7 +179,7 @@ def test_accuracy_and_perplexity_are_over_words():
     job = small_job(ModelConfig("language_model", **TINY), words())
     params = job.model.init(jax.random.key(0))
     found = np.asarray(job.model.predict(params, job.data.x_test))
-    assert accuracy_fn(job)(params) == np.mean(found == job.data.y_test)
+    assert answer_fn(job)(params) == np.mean(found == job.data.y_test)
     perplexity = perplexity_fn(job)
     assert perplexity is not None
     zero = jax.tree.map(jnp.zeros_like, params)

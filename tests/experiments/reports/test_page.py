@@ -14,8 +14,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from dp_ilg.accounting.ledger import PrivacyLedger
 from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.experiments.reports import figures
+from dp_ilg.experiments.reports.history import History
 from dp_ilg.experiments.reports.page import render_report, write_overview, write_report
-from dp_ilg.experiments.reports.record import History, read_run
+from dp_ilg.experiments.reports.record import read_run
 from dp_ilg.experiments.reports.svg import CSS_VARIABLES, inline_svg, short_names
 
 BANDS = (0, 10, 24, 57, 136, 322, 765, 1815, 10_000)
@@ -419,7 +420,7 @@ def test_figures_draw_the_recorded_numbers(tmp_path):
     axes = figures.accuracy_figure(history, 2.0).axes[0]
     curve, target = axes.lines
     np.testing.assert_allclose(np.array(curve.get_xdata()), history.epsilons)
-    np.testing.assert_allclose(np.array(curve.get_ydata()), 100 * history.accuracies)
+    np.testing.assert_allclose(np.array(curve.get_ydata()), 100 * history.answers)
     assert np.array(target.get_xdata()).tolist() == [2.0, 2.0]
     bars_and_maps = figures.layers_figure(history).axes
     maps = [axes for axes in bars_and_maps if axes.get_xlabel() == "step"]

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from dp_ilg.experiments.config.data import DataConfig
-from dp_ilg.experiments.data.datasets import Dataset
+from dp_ilg.experiments.data.container import Dataset
 from dp_ilg.experiments.data.files import DataError
 from dp_ilg.experiments.data.shard_rows import unit_interval
 

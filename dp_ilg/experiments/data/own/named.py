@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from dp_ilg.experiments.config.data import DataConfig
-from dp_ilg.experiments.data.datasets import LOADERS, Dataset, load_dataset
+from dp_ilg.experiments.data.container import Dataset
+from dp_ilg.experiments.data.datasets import LOADERS, load_dataset
 from dp_ilg.experiments.data.files import DataError, read_npz
 from dp_ilg.experiments.data.folders import is_folder_name, load_folder
 from dp_ilg.experiments.data.own.arrays import as_dataset

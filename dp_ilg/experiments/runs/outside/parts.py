@@ -17,7 +17,8 @@ from dp_ilg.experiments.data.datasets import LOADERS
 from dp_ilg.experiments.data.features import FEATURE_ROWS
 from dp_ilg.experiments.data.own.named import is_data_path
 from dp_ilg.experiments.models.networks import MODELS
-from dp_ilg.geometry.rules import RULES
+from dp_ilg.geometry.rules import RULES, inner_name
+from dp_ilg.optimizers.public.generators import GENERATORS
 from dp_ilg.registry.lookup import find, is_of_this_process, resolve
 
 
@@ -47,11 +48,14 @@ PARTS = (
     Part("optimizer.method", "method", BASELINES),
     Part("optimizer.importance", "rule", RULES),
     Part("optimizer.score", "score", SCORES),
+    Part("probe.batch", "generator", GENERATORS),
 )
 
 
 def named(config: Config) -> Iterator[tuple[Part, str]]:
     """The parts that a configuration names, but for data that are files.
+
+    Of a rule such as ``top_k:4:NAME`` it is the rule inside.
 
     Args:
         config: a run.
@@ -67,6 +71,8 @@ def named(config: Config) -> Iterator[tuple[Part, str]]:
         value: Any = config
         for name in part.field.split("."):
             value = getattr(value, name)
+        if part.kind == "rule":
+            value = inner_name(value)
         if not (part.kind == "dataset" and is_data_path(value)):
             yield part, value
 
