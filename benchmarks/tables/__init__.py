@@ -4,12 +4,14 @@
 lines. `pages` finds the markers and puts the tables there.
 """
 
-from tables import commands, costs, front, papers, speed, studies, trust, utility
+from tables import best, commands, costs, front, papers, speed, studies, trust, utility
 from tables.lines import Table
 
 TABLES: dict[str, Table] = {
     "why": front.why,
     # docs/results.md
+    "best": best.best,
+    "by-source": best.by_source,
     "imdb": utility.imdb,
     "embeddings": utility.embeddings,
     "flight-rules": utility.flight_rules,

@@ -73,7 +73,9 @@ def with_features(data: Dataset, name: str, cache: Path | None = None) -> Datase
             leaves the data as they are, "standardized" takes its own mean off each
             image and divides by its standard deviation (plus 0.1);
             "word_counts" is for texts, "public_words" numbers their words by a public
-            list, "public_words_counts" counts those; "word_vectors" and
+            list, "public_words_counts" counts those; "scaled_words_4000" scales the
+            most frequent words by their rank, "even_words_4000" does not,
+            "public_words_scaled" scales those of the public list; "word_vectors" and
             "sentence_encoder" have weights that come inside packages of their own.
         cache: the folder for results; by default `cache_folder()`. One that cannot be
             written to is done without.
@@ -159,6 +161,9 @@ _QUICK: dict[str, Callable[[Dataset], Dataset]] = {
     EVEN: _standardized,
     PUBLIC: public_order,
     f"{PUBLIC}_counts": lambda data: _counted(public_order(data)),
+    f"{PUBLIC}_scaled": lambda data: _encoded(
+        public_order(data), "scaled_words_4000", cache_folder()
+    ),
 }
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from dp_ilg.experiments.data.encoder import BLOCKS, encode_texts, read_safetensors
 from dp_ilg.experiments.data.files import DataError
 from dp_ilg.experiments.data.word_counts import word_counts
+from dp_ilg.experiments.data.words import scaled
 
 _TEXTS = 500  # turned into vectors at once
 _VECTORS = ("wordllama", "l2_supercat_256.safetensors")
@@ -238,10 +239,20 @@ def text_chunks(
         yield TEXT_FEATURES[name].compute(texts[begin : begin + _TEXTS], words)
 
 
+def _words(most: int, scale: Callable[[int], np.ndarray]) -> TextFeatures:
+    """Bags of words, which need no weights from elsewhere."""
+    tag = f"sqrt counts {scale.__name__} {most} {scaled.STOP_WORDS} {scaled.ROW_LENGTH}"
+    compute = functools.partial(scaled.scaled_words, most=most, scale=scale)
+    return TextFeatures(compute, most, tag)
+
+
 # The width of the encoder's blocks is 384.
 TEXT_FEATURES: dict[str, TextFeatures] = {
     "word_vectors": TextFeatures(mean_vectors, 256, "wordllama l2 256 white unit"),
     "sentence_encoder": TextFeatures(
         encoded_texts, 384 * len(BLOCKS), f"MiniLM-L6-v2 {BLOCKS} 128 centred"
     ),
+    "scaled_words_4000": _words(4000, scaled.log_rank),
+    "scaled_words_8000": _words(8000, scaled.log_rank),
+    "even_words_4000": _words(4000, scaled.even),
 }

@@ -100,7 +100,7 @@ def method_options(config: Config) -> dict[str, Any]:
     """
     row = baseline(config.optimizer.method)
     known = {*row.options()}
-    if not row.name.startswith("dp_adam_ilg"):
+    if not row.name.startswith(("dp_adam_ilg", "dp_sgd_ilg")):
         known -= {"floor"}  # there it is a gradient's entry, not a share
     found = {"optimizer": _changed(config.optimizer), "privacy": {}}
     if config.privacy.clip_mode != PrivacyConfig.clip_mode:

@@ -42,7 +42,7 @@ def _scores_nothing(config: Config) -> bool:
 def _weighs_alike(config: Config) -> bool:
     chosen = config.optimizer
     uniform = "uniform" in (chosen.importance, chosen.method.rpartition("_")[2])
-    return chosen.method.startswith("dp_adam_ilg") and uniform
+    return chosen.method.startswith(("dp_adam_ilg", "dp_sgd_ilg")) and uniform
 
 
 _ALIKE = "the rule uniform reads no importance"

@@ -73,6 +73,13 @@ def write_imdb(folder):
     write_arrays(folder / "imdb.npz", texts, 2)
 
 
+def write_imdb_and_words(folder):
+    write_imdb(folder)
+    arrays = dict(np.load(folder / "imdb.npz"))
+    words = ["<pad>", "<start>", "<oov>", *(f"w{rank}" for rank in range(9_997))]
+    np.savez(folder / "imdb.npz", **arrays, vocab=np.array(words))
+
+
 def write_flights(folder):
     rng = np.random.default_rng(0)
     flights = [
@@ -97,6 +104,7 @@ WRITERS = {
     "cifar10_cnn": write_cifar10,
     "cifar10_scattering": write_cifar10,
     "imdb_embedding": write_imdb,
+    "imdb_linear": write_imdb_and_words,
     "imdb_transformer": write_imdb,
     "adult_mlp": lambda folder: write_people(folder / "adult.npz"),
     "flights_mlp": write_flights,
