@@ -112,6 +112,7 @@ WRITERS = {
     "adult_mlp": lambda folder: write_people(folder / "adult.npz"),
     "flights_mlp": write_flights,
     "text_lm": lambda folder: None,
+    "flights_additive": write_flights,
     "movielens_additive": write_movielens,
     "insteval_additive": lambda folder: write_insteval(folder, made_up_table()),
 }
