@@ -38,6 +38,7 @@ from dp_ilg.optimizers.importance import (
     score_released_gradients,
     set_layer_importance,
 )
+from dp_ilg.optimizers.kept_rows.keep import keep_rows
 from dp_ilg.optimizers.metrics import Released, release_metrics
 from dp_ilg.optimizers.public.link import probe_importance
 from dp_ilg.optimizers.public.prior import Prior, set_prior
@@ -78,6 +79,7 @@ __all__ = [
     "clipped_lot",
     "differentially_private_aggregate",
     "dp_adam_ilg",
+    "keep_rows",
     "layers",
     "plan_privacy",
     "priors",

@@ -40,6 +40,7 @@ TABLES: dict[str, Table] = {
     "lots": costs.lots,
     "fine-tuning": costs.fine_tuning,
     "noise-cost": costs.noise_cost,
+    "maps": costs.maps,
     "noise-density": costs.noise_density,
     "exactness-time": costs.exactness_time,
     "exactness-accuracy": costs.exactness_accuracy,

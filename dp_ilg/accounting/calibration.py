@@ -49,6 +49,7 @@ class Calibration:
     num_parameters: Any
     exact_noise: Any
     metric_budget: Any
+    row_budget: Any
 
     def template(self) -> PrivacyPlan:
         """Returns the plan with noise 1 throughout."""
@@ -91,6 +92,7 @@ def plan_privacy(
     num_parameters: SupportsIndex | None = None,
     exact_noise: bool = False,
     metric_budget: SupportsFloat = 0.0,
+    row_budget: SupportsFloat = 0.0,
 ) -> PrivacyPlan:
     """Plans a run: finds the noise for a target epsilon, or takes it as given.
 
@@ -127,6 +129,7 @@ def plan_privacy(
             included; None for a billion, or as many as 1 % of delta pays for.
         exact_noise: draw from an exact sampler only (`dp_ilg.noise.exact`); slower.
         metric_budget: the share for released metrics, in [0, 1); 0.005 is plenty.
+        row_budget: the share for choosing an embedding's rows (`dp_ilg.keep_rows`).
 
     Returns:
         The plan.
@@ -191,6 +194,7 @@ def steps_for_epsilon(
     num_parameters: SupportsIndex | None = None,
     exact_noise: bool = False,
     metric_budget: SupportsFloat = 0.0,
+    row_budget: SupportsFloat = 0.0,
 ) -> PrivacyPlan:
     """Plans the longest run that a target epsilon allows at a given noise.
 
@@ -211,6 +215,7 @@ def steps_for_epsilon(
         num_parameters: as in `plan_privacy`.
         exact_noise: as in `plan_privacy`.
         metric_budget: as in `plan_privacy`.
+        row_budget: as in `plan_privacy`.
 
     Returns:
         The plan; its `num_steps` is the answer, to about 0.1 %.
@@ -257,6 +262,7 @@ def batch_size_for_epsilon(
     num_parameters: SupportsIndex | None = None,
     exact_noise: bool = False,
     metric_budget: SupportsFloat = 0.0,
+    row_budget: SupportsFloat = 0.0,
 ) -> PrivacyPlan:
     """Plans the largest expected batch that a target epsilon allows at a given noise.
 
@@ -279,6 +285,7 @@ def batch_size_for_epsilon(
         num_parameters: as in `plan_privacy`.
         exact_noise: as in `plan_privacy`.
         metric_budget: as in `plan_privacy`.
+        row_budget: as in `plan_privacy`.
 
     Returns:
         The plan; its `batch_size` is the answer, to about 0.1 %, at most

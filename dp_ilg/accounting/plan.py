@@ -29,9 +29,11 @@ _LATER_FIELDS = (
     "num_parameters",
     "exact_noise",
     "metric_budget",
+    "row_budget",
 )
 _WHOLE = ("num_examples", "batch_size", "num_steps", "max_batch_size")
-_REAL = ("delta", "l2_clip_norm", "score_budget", "target_epsilon", "metric_budget")
+_SHARES = ("score_budget", "metric_budget", "row_budget")
+_REAL = ("delta", "l2_clip_norm", "target_epsilon", *_SHARES)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,15 +66,17 @@ class PrivacyPlan:
             nothing at any delta (`dp_ilg.noise.exact`).
         metric_budget: the share of each step's budget spent on released metrics, such
             as the training loss (`dp_ilg.release_metrics`), in [0, 1).
+        row_budget: the share of each step's budget spent on choosing the rows of an
+            embedding that take part (`dp_ilg.keep_rows`), in [0, 1).
 
     Raises:
         ValueError: on construction, for any value that makes no valid plan.
 
     Privacy:
         Every step is one Poisson-sampled Gaussian with noise multiplier z relative to
-        C. Its parts, gradient, scores and metrics, see the same sample and have
-        multipliers z / sqrt(1 - r - m), z / sqrt(r) and z / sqrt(m) for a score budget
-        r and a metric budget m; jointly they are z. The claim holds if batches are
+        C. Its parts see the same sample. One with a budget of share r has multiplier
+        z / sqrt(r), and the gradient, with what is left, z / sqrt(1 - sum of shares);
+        jointly they are z. The claim holds if batches are
         drawn by Poisson sampling with this plan's rate and one example moves the
         clipped sum by at most C. A prior release is one Gaussian without sampling, its
         multiplier relative to how far one example moves it.
@@ -102,6 +106,7 @@ class PrivacyPlan:
     num_parameters: int | None = None
     exact_noise: bool = False
     metric_budget: float = 0.0
+    row_budget: float = 0.0
 
     def __post_init__(self):
         plan_checks.check(self)
@@ -146,8 +151,8 @@ class PrivacyPlan:
 
     @property
     def gradient_noise_multipliers(self) -> np.ndarray:
-        """The multiplier of the gradient's noise at every step, z / sqrt(1 - r - m)."""
-        left = 1 - self.score_budget - self.metric_budget
+        """The multiplier of the gradient's noise, z / sqrt(1 - what others take)."""
+        left = 1 - self.score_budget - self.metric_budget - self.row_budget
         return self.noise_multipliers / math.sqrt(left)
 
     @property
@@ -159,6 +164,11 @@ class PrivacyPlan:
     def metric_noise_multipliers(self) -> np.ndarray:
         """The multiplier of the metrics' noise, z / sqrt(m); infinite if m is 0."""
         return self._part_multipliers(self.metric_budget)
+
+    @property
+    def row_noise_multipliers(self) -> np.ndarray:
+        """The multiplier of the row counts' noise, z / sqrt(k); infinite if k is 0."""
+        return self._part_multipliers(self.row_budget)
 
     def _part_multipliers(self, share: float) -> np.ndarray:
         if share == 0:

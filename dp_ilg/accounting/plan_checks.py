@@ -87,11 +87,12 @@ def check(plan: Any) -> None:
 
 
 def _check_budgets(plan: Any) -> None:
-    for name in ("score_budget", "metric_budget"):
+    for name in ("score_budget", "metric_budget", "row_budget"):
         validation.fraction(name, getattr(plan, name), include_zero=True)
-    if not plan.score_budget + plan.metric_budget < 1:
+    if not plan.score_budget + plan.metric_budget + plan.row_budget < 1:
+        rows = f", row_budget is {plan.row_budget:g}" if plan.row_budget else ""
         raise ValueError(
-            f"score_budget is {plan.score_budget:g} and metric_budget is "
+            f"score_budget is {plan.score_budget:g}{rows} and metric_budget is "
             f"{plan.metric_budget:g}, which leaves nothing for the gradient; their sum "
             "must be below 1."
         )

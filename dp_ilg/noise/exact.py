@@ -66,13 +66,14 @@ class ExactNoise(SecureNoise):
 
     _domain = b"dp_ilg.exact_noise.1"
 
-    def draws(self, step: Any, params: Any, geometry: Any) -> Any:
+    def draws(self, step: Any, params: Any, geometry: Any, rows: Any = 0) -> Any:
         """The noise of one step, on the host; see `SecureNoise.draws`.
 
         Args:
             step: which step, from 0: the one the state is at.
             params: the parameters; only shapes are read.
             geometry: ``tx.geometry(state)``, for the number of groups.
+            rows: how many rows are counted (`dp_ilg.keep_rows`).
 
         Returns:
             `ExactDraws`.
@@ -88,7 +89,7 @@ class ExactNoise(SecureNoise):
             >>> int(found.step), found.gradient["w"].dtype
             (4, dtype('int32'))
         """
-        return ExactDraws(*super().draws(step, params, geometry))
+        return ExactDraws(*super().draws(step, params, geometry, rows))
 
     def _drawn(self, place: tuple[int, int, int], count: int) -> np.ndarray:
         wide = discrete_gaussians(self._words(place), count)
@@ -114,12 +115,13 @@ class ExactNoise(SecureNoise):
         return more
 
 
-def nothing(params: Any, geometry: Any) -> ExactDraws:
+def nothing(params: Any, geometry: Any, rows: int = 0) -> ExactDraws:
     """Draws of zero for no step, of which NaN is released: to trace a step with.
 
     Args:
         params: the parameters, perhaps traced.
         geometry: as in `ExactNoise.draws`.
+        rows: as in `ExactNoise.draws`.
 
     Returns:
         `ExactDraws` of step -1.
@@ -133,7 +135,8 @@ def nothing(params: Any, geometry: Any) -> ExactDraws:
     leaves = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.int32), params)
     scores = jnp.zeros(len(geometry.groups.names), jnp.int32)
     metrics = jnp.zeros(MOST_METRICS, jnp.int32)
-    return ExactDraws(jnp.int32(-1), leaves, scores, metrics)
+    counted = jnp.zeros(rows, jnp.int32) if rows else None
+    return ExactDraws(jnp.int32(-1), leaves, scores, metrics, counted)
 
 
 def discrete_gaussians(words: Words, count: int) -> np.ndarray:

@@ -31,6 +31,7 @@ _SECRET_BYTES = 32
 _BLOCK = 1 << 18  # draws made at once, which bounds memory
 _SCORES = 1 << 32  # stands for a leaf: more than there are
 _METRICS = _SCORES + 1
+_ROWS = _SCORES + 2
 
 
 class NoiseDraws(NamedTuple):
@@ -41,6 +42,7 @@ class NoiseDraws(NamedTuple):
         gradient: shaped like the parameters, int32: steps of 2^-27 standard deviations.
         scores: one number a group, int32.
         metrics: `MOST_METRICS` numbers, int32, of which a step uses one a metric.
+        rows: one number a row that is counted, int32; None where no row is.
 
     Privacy: as secret as a key; who knows them can subtract the noise.
     """
@@ -49,6 +51,7 @@ class NoiseDraws(NamedTuple):
     gradient: Any
     scores: Any
     metrics: Any
+    rows: Any = None
 
 
 class ExactDraws(NamedTuple):
@@ -59,6 +62,7 @@ class ExactDraws(NamedTuple):
         gradient: as in `NoiseDraws`.
         scores: as in `NoiseDraws`.
         metrics: as in `NoiseDraws`.
+        rows: as in `NoiseDraws`.
 
     Privacy: as secret as a key; who knows them can subtract the noise.
     """
@@ -67,6 +71,7 @@ class ExactDraws(NamedTuple):
     gradient: Any
     scores: Any
     metrics: Any
+    rows: Any = None
 
 
 class SecureNoise:
@@ -120,13 +125,16 @@ class SecureNoise:
     def __repr__(self) -> str:
         return f"{type(self).__name__}(secret=<hidden>)"
 
-    def draws(self, step: SupportsIndex, params: Any, geometry: Any) -> NoiseDraws:
+    def draws(
+        self, step: SupportsIndex, params: Any, geometry: Any, rows: SupportsIndex = 0
+    ) -> NoiseDraws:
         """The noise of one step, on the host.
 
         Args:
             step: which step, from 0: the one the state is at.
             params: the parameters; only shapes and dtypes are read.
             geometry: ``tx.geometry(state)``, for the number of groups.
+            rows: how many rows are counted (`dp_ilg.keep_rows`).
 
         Returns:
             The draws, as JAX arrays.
@@ -152,7 +160,9 @@ class SecureNoise:
         scores = self._leaf(step, _SCORES, (len(geometry.groups.names),))
         metrics = self._leaf(step, _METRICS, (MOST_METRICS,))
         gradient = jax.tree.unflatten(treedef, drawn)
-        return NoiseDraws(jnp.int32(step), gradient, scores, metrics)
+        count = validation.count("rows", rows)
+        counted = self._leaf(step, _ROWS, (count,)) if count else None
+        return NoiseDraws(jnp.int32(step), gradient, scores, metrics, counted)
 
     def _leaf(self, step: int, leaf: int, shape: Sequence[int]) -> Array:
         size = math.prod(shape)
@@ -251,6 +261,32 @@ def given_metrics(noise: Any, step: Any, count: int) -> tuple[Array, Any]:
     return noise.metrics[:count], noise.step == step
 
 
+def given_rows(noise: Any, step: Any, count: int) -> tuple[Array, Any]:
+    """The row counts' draws, and whether they are this step's.
+
+    Args:
+        noise: what the caller passed.
+        step: the state's, perhaps traced.
+        count: how many rows are counted.
+
+    Returns:
+        Two things: int32 ``[count]``, and whether they are the step's own: if not, NaN
+        has to be released.
+
+    Raises:
+        TypeError: for anything but `NoiseDraws` of int32.
+        ValueError: for another number of rows.
+    """
+    _check(noise)
+    if noise.rows is None or noise.rows.shape != (count,):
+        shape = None if noise.rows is None else noise.rows.shape
+        raise ValueError(
+            f"The noise has {shape} numbers for rows, but {count} are needed; draw it "
+            "with rows= that number."
+        )
+    return noise.rows, noise.step == step
+
+
 def check_draws(noise: Any, exact: bool) -> None:
     """Raises unless an update was given the draws that its noise stage asks for.
 
@@ -284,6 +320,7 @@ def _check(noise: Any) -> None:
             "dp_ilg.noise.secure.SecureNoise(secret=...).draws(step, params, geometry)."
         )
     drawn = (*jax.tree.leaves(noise.gradient), noise.scores, noise.metrics)
+    drawn += () if noise.rows is None else (noise.rows,)
     kinds = {str(x.dtype) for x in drawn}
     if kinds - {"int32"}:
         raise TypeError(

@@ -83,6 +83,27 @@ def test_multipliers_of_all_three_parts_combine_to_those_accounted(scores, metri
     assert one.epsilon() == plan(score_budget=scores).epsilon()
 
 
+def test_a_row_budget_is_a_share_like_the_others():
+    """Plans without one keep their JSON and digest; with one, JSON brings it back."""
+    bare, paid = plan(), plan(row_budget=0.2)
+    assert "row_budget" not in bare.to_json() and bare == plan(row_budget=0.0)
+    assert np.all(np.isinf(bare.row_noise_multipliers))
+    assert PrivacyPlan.from_json(paid.to_json()) == paid
+    assert paid.digest() != bare.digest() and paid.epsilon() == bare.epsilon()
+    parts = [
+        paid.gradient_noise_multipliers,
+        paid.score_noise_multipliers,
+        paid.row_noise_multipliers,
+    ]
+    joint = sum(part**-2.0 for part in parts) ** -0.5
+    np.testing.assert_allclose(joint, paid.noise_multipliers, rtol=1e-12)
+    words = str(paid.statement())
+    assert "20 % for noisy counts that choose which rows of an embedding" in words
+    assert paid.statement().as_dict()["row_budget"] == 0.2
+    with pytest.raises(ValueError, match="row_budget is 0.99 and metric_budget is 0"):
+        plan(row_budget=0.99, score_budget=0.2)
+
+
 def test_without_a_metric_budget_plans_are_what_they_were():
     one = plan()
     assert "metric_budget" not in one.to_json() and one == plan(metric_budget=0.0)

@@ -485,6 +485,48 @@ DOOR = {
 }
 
 
+def of_rows(slip):
+    """A slip with `keep_rows`, on a table of parameters."""
+
+    def run(tmp_path):
+        key = jax.random.key(0)
+        params, ids = {"t": jnp.zeros((9, 2))}, jnp.zeros((3, 2), jnp.int32)
+        own = plan(row_budget=0.2, score_budget=0.0)
+        rows = dp_ilg.keep_rows(optimizer(the_plan=own), {"t": 4}, key=key)
+        slip(rows, params, rows.init(params), ids)
+
+    return run
+
+
+def halved_rows(rows, params, state, ids):
+    grad_fn = dp_ilg.clipped_grad(lambda p, i: p["t"][i].sum(), l2_clip_norm=1.0)
+    kept = rows.kept(rows.counts(grad_fn, params, ids), state)
+    found = rows.gradient(grad_fn, params, state, kept, ids)
+    rows.update(params, state, jax.tree.map(lambda x: x / 2, found))
+
+
+def unpaid_rows(rows, params, state, ids):
+    dp_ilg.keep_rows(optimizer(), {"t": 4}, key=jax.random.key(0))
+
+
+def rows_of_a_whole_table(rows, params, state, ids):
+    loss = lambda p, i: p["t"][i].sum() + jnp.sum(p["t"] ** 2)  # noqa: E731
+    rows.counts(dp_ilg.clipped_grad(loss, l2_clip_norm=1.0), params, ids)
+
+
+ROW_SLIPS = {
+    "arithmetic on a `RowGradient`": (of_rows(halved_rows), "Arithmetic was done on a"),
+    "`keep_rows` with a plan that pays for no rows": (
+        of_rows(unpaid_rows),
+        "make the plan with row_budget=0.1",
+    ),
+    "a table that the loss also reads whole, in `keep_rows`": (
+        of_rows(rows_of_a_whole_table),
+        "rows are kept only of a table that is looked up in",
+    ),
+}
+
+
 def shaped(vector):
     """A chain whose noise follows a prior over the rows of `a`."""
     still = plan(score_budget=0.0, num_steps=3)
@@ -604,6 +646,7 @@ SLIPS = {
     ),
     "batch norm on a batch of one row": (batch_norm, "replace BatchNorm by Group"),
     **DOOR,
+    **ROW_SLIPS,
 }
 
 

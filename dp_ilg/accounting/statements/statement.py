@@ -168,12 +168,11 @@ def _cut(plan) -> str:
 
 
 def _scores(plan) -> str:
-    scores, metrics = (
-        f"{100 * share:.3g} %" for share in (plan.score_budget, plan.metric_budget)
-    )
-    if plan.score_budget == 0 == plan.metric_budget:
+    shares = plan.score_budget, plan.metric_budget, plan.row_budget
+    scores, metrics, rows = (f"{100 * share:.3g} %" for share in shares)
+    if not any(shares):
         return "Nothing is spent on measuring the importance of layers."
-    if plan.metric_budget == 0:
+    if plan.metric_budget == 0 == plan.row_budget:
         return (
             f"{scores} of each step's privacy budget pays for noisy measurements of "
             "how important each layer of the model is, and the rest for the gradient "
@@ -184,10 +183,20 @@ def _scores(plan) -> str:
         if plan.score_budget
         else ""
     )
+    told = (
+        f"{metrics} for noisy metrics of the training examples, such as their mean "
+        "loss, "
+        if plan.metric_budget
+        else ""
+    )
+    chosen = (
+        f"{rows} for noisy counts that choose which rows of an embedding take part, "
+        if plan.row_budget
+        else ""
+    )
     return (
-        f"Each step's privacy budget pays {layers}{metrics} for noisy metrics of the "
-        "training examples, such as their mean loss, and the rest for the gradient "
-        "itself; epsilon includes all of it."
+        f"Each step's privacy budget pays {layers}{told}{chosen}and the rest for the "
+        "gradient itself; epsilon includes all of it."
     )
 
 
@@ -268,6 +277,7 @@ def _facts(plan, steps: int, epsilon: float, text: str) -> dict[str, Any]:
         "largest_noise_multiplier": most,
         "score_budget": plan.score_budget,
         "metric_budget": plan.metric_budget,
+        "row_budget": plan.row_budget,
         "prior_releases": plan.prior_releases,
         "most_parameters": plan.most_parameters,
         "exact_noise": plan.exact_noise,

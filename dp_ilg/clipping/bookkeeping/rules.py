@@ -179,7 +179,7 @@ def _gather(eqn: Any, position: int, view: View) -> Linear | str:
     clips = "CLIP" in str(p["mode"])
 
     def factors(indices: Array, cotangent: Array) -> tuple[Rows, Array]:
-        ids = _within(indices, shape[axis]).reshape(1, terms)
+        ids = within_rows(indices, shape[axis]).reshape(1, terms)
         given = jnp.transpose(cotangent, (*outer, *numbers.offset_dims))
         given = given.reshape(1, terms, span(second))
         if not clips:
@@ -203,13 +203,13 @@ def _dynamic_slice(eqn: Any, position: int, view: View) -> Linear | str:
         return "rows that are not neighbours in the parameter"
 
     def factors(index: Array, cotangent: Array) -> tuple[Rows, Array]:
-        ids = _clipped(_within(index, shape[axis]).reshape(1, 1), shape[axis])
+        ids = _clipped(within_rows(index, shape[axis]).reshape(1, 1), shape[axis])
         return Rows(ids, shape[axis]), cotangent.reshape(1, 1, span(second))
 
     return Linear((), first, second, 1, 1 + axis, factors, None, True)
 
 
-def _within(ids: Array, size: int) -> Array:
+def within_rows(ids: Array, size: int) -> Array:
     """Row numbers as int32, those outside of the rows as -1 or `size`.
 
     Bounded in the ids' own type: a cast alone would make a large unsigned number

@@ -58,6 +58,14 @@ def test_equals_maps_by_hand_on_more_of_the_zoo(name, kind):
     compare_mapped(case, random_maps(case.params, kind))
 
 
+@pytest.mark.parametrize(
+    "name", [LOW[0], *[pytest.param(n, marks=pytest.mark.slow) for n in LOW[1:]]]
+)
+def test_low_precision_is_mapped_in_float32(name):
+    case = ZOO[name]()
+    compare_mapped(case, random_maps(case.params), tolerance=2e-2)
+
+
 def mlp_case(dtype=jnp.float32):
     params, batch = mlp_params(dtype=dtype), mlp_batch(dtype=dtype)
     return params, batch, random_maps(params, "mixed", seed=1)
