@@ -98,6 +98,7 @@ def write_flights(folder):
 WRITERS = {
     "digits": lambda folder: None,
     "mnist_cnn": write_mnist,
+    "mnist_mlp": write_mnist,
     "mnist_scattering": write_mnist,
     "fashion_cnn": write_fashion,
     "fashion_scattering": write_fashion,
