@@ -4,10 +4,9 @@
     python benchmarks/speed/maps.py --toy
 
 *scales*: a vector along every axis of every leaf. *matrices*: a Kronecker pair for each
-kernel, and for an embedding scales of its rows and a matrix on its columns. *formed*: a
-scale for each entry (`Coordinates`), for which every example's gradient is formed. All
-kinds take turns; every timed call follows an untimed one of its kind. Medians, and the
-ratio of the medians to that without maps.
+kernel, and for an embedding scales of its rows and a matrix on its columns. All kinds
+take turns; every timed call follows an untimed one of its kind. Medians, and the ratio
+of the medians to that without maps.
 """
 
 import argparse
@@ -25,10 +24,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import dp_ilg  # noqa: E402
 from common import RESULTS, machine  # noqa: E402
-from dp_ilg.geometry.coordinates import Coordinates  # noqa: E402
 from dp_ilg.geometry.layers import paths  # noqa: E402
 
-KINDS = ("none", "scales", "matrices", "formed")
+KINDS = ("none", "scales", "matrices")
 LARGEST_MATRIX = 1024
 
 
@@ -72,9 +70,6 @@ def coordinates(params: Any, kind: str) -> Any:
     rng = np.random.default_rng(1)
     if kind == "none":
         return None
-    if kind == "formed":
-        draw = lambda x: jnp.asarray(rng.uniform(0.5, 2, x.shape), jnp.float32)  # noqa: E731
-        return Coordinates(tuple(map(draw, jax.tree.leaves(params))))
     axes = {}
     for path, value in paths(params):
         axes["/".join(path)] = own = [rng.uniform(0.5, 2, n) for n in value.shape]

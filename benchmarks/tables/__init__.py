@@ -4,7 +4,18 @@
 lines. `pages` finds the markers and puts the tables there.
 """
 
-from tables import best, commands, costs, front, papers, speed, studies, trust, utility
+from tables import (
+    best,
+    commands,
+    costs,
+    front,
+    papers,
+    speed,
+    studies,
+    thresholds,
+    trust,
+    utility,
+)
 from tables.lines import Table
 
 TABLES: dict[str, Table] = {
@@ -28,6 +39,8 @@ TABLES: dict[str, Table] = {
     "questions": studies.questions,
     "exponents": studies.exponents,
     "scores": studies.scores,
+    "rules": thresholds.rules,
+    "error-bar": thresholds.error_bar,
     "settings": studies.settings,
     "step-count": studies.step_count,
     "clip-norm": studies.clip_norm,
@@ -40,6 +53,7 @@ TABLES: dict[str, Table] = {
     "lots": costs.lots,
     "fine-tuning": costs.fine_tuning,
     "noise-cost": costs.noise_cost,
+    "maps": costs.maps,
     "noise-density": costs.noise_density,
     "exactness-time": costs.exactness_time,
     "exactness-accuracy": costs.exactness_accuracy,

@@ -22,15 +22,16 @@ _NONE = "none"
 
 
 class Measure(NamedTuple):
-    """What is compared: a field of the lines, its factor, and which way is better."""
+    """What is compared: a field of the lines, its factor, which way is better."""
 
     field: str
     factor: float
     sign: int
+    digits: int
 
 
-ACCURACY = Measure("accuracy", 100.0, 1)
-ERROR = Measure("mse", 1.0, -1)
+ACCURACY = Measure("accuracy", 100.0, 1, 2)
+ERROR = Measure("mse", 1.0, -1, 4)
 
 
 class Best(NamedTuple):
@@ -56,6 +57,9 @@ RECORDS = (
         before=("compare_cifar_scattering", (ILG,)),
     ),
     Best("compare_cifar_views", "CIFAR-10, CNN", before=("compare_cifar_cnn", (ILG,))),
+    Best(
+        "compare_mnist_probe", "MNIST, tanh CNN", before=("compare_mnist_cnn", (ILG,))
+    ),
 )
 Cells = Mapping[tuple[str, float], dict[int, float]]
 
@@ -125,7 +129,7 @@ def _before(lines: Lines, row: Best, epsilon: float) -> str:
     file, names = row.before
     old = finals(lines(file), row.measure.field)
     at = [_by_seed(old[n, epsilon], row.measure) for n in names if (n, epsilon) in old]
-    return spread(at[0].values()) if at else _NONE
+    return spread(at[0].values(), row.measure.digits) if at else _NONE
 
 
 def best(lines: Lines) -> str:
@@ -145,17 +149,20 @@ def best(lines: Lines) -> str:
         plain = _best([m for m in found if not m.source], row)
         shaped = _best([m for m in found if m.source], row)
         cells = [row.words, f"{epsilon:g}", _before(lines, row, epsilon)]
-        cells += [spread(m.by_seed.values()) if m else _NONE for m in (plain, shaped)]
+        digits = row.measure.digits
+        cells += [
+            spread(m.by_seed.values(), digits) if m else _NONE for m in (plain, shaped)
+        ]
         cells += [f"{shaped.source}: {shaped.name}" if shaped else _NONE]
-        rows.append([*cells, _won(shaped, plain)])
+        rows.append([*cells, _won(shaped, plain, digits)])
     return markdown(head, rows)
 
 
-def _won(shaped: Method | None, plain: Method | None) -> str:
+def _won(shaped: Method | None, plain: Method | None, digits: int) -> str:
     """What the best with importance is better by than the best without."""
     if shaped is None or plain is None:
         return _NONE
-    return or_tie(gap(shaped.by_seed, plain.by_seed))
+    return or_tie(gap(shaped.by_seed, plain.by_seed), digits)
 
 
 def by_source(lines: Lines) -> str:
@@ -166,12 +173,14 @@ def by_source(lines: Lines) -> str:
         found = methods(lines, row, epsilon)
         plain = _best([m for m in found if not m.source], row)
         for one in found:
-            versus = "base" if one is plain or plain is None else _gap(one, plain)
+            digits = row.measure.digits
+            base = one is plain or plain is None
+            versus = "base" if base else _gap(one, plain, digits)
             cells = [row.words, f"{epsilon:g}", one.name, one.source or _NONE]
-            rows.append([*cells, spread(one.by_seed.values()), versus])
+            rows.append([*cells, spread(one.by_seed.values(), digits), versus])
     return markdown(head, rows)
 
 
-def _gap(one: Method, plain: Method) -> str:
+def _gap(one: Method, plain: Method, digits: int) -> str:
     found = gap(one.by_seed, plain.by_seed)
-    return "one seed" if found.pairs == 1 else with_interval(found)
+    return "one seed" if found.pairs == 1 else with_interval(found, digits)

@@ -88,6 +88,23 @@ def noise_cost(lines: Lines) -> str:
     return markdown([*head, "ratio", "SHAKE-256, ms", "exact, ms"], rows)
 
 
+def maps(lines: Lines) -> str:
+    """The clipped gradient in mapped coordinates, beside the same without."""
+    rows = [
+        [
+            r["model"],
+            f"{r['none_ms']:.1f}",
+            f"{r['scales_ms']:.1f}",
+            f"{r['scales_ratio']:.2f}",
+            f"{r['matrices_ms']:.1f}",
+            f"{r['matrices_ratio']:.2f}",
+        ]
+        for r in lines("maps")
+    ]
+    head = ["model", "no maps, ms", "scales, ms", "ratio", "matrices, ms", "ratio"]
+    return markdown(head, rows)
+
+
 def noise_density(lines: Lines) -> str:
     """How far a draw's density is from a Gaussian's, by enumeration."""
     rows = [

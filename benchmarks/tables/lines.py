@@ -45,14 +45,14 @@ def percent(
     return {record["seed"]: 100 * record[field] for record in records}
 
 
-def spread(values: Iterable[float]) -> str:
+def spread(values: Iterable[float], digits: int = 2) -> str:
     """Mean and standard deviation; of one value the value."""
     found = list(values)
-    mean = f"{statistics.mean(found):.2f}"
+    mean = f"{statistics.mean(found):.{digits}f}"
     return (
         mean
         if len(found) == 1
-        else f"{mean}{_NBSP}±{_NBSP}{statistics.stdev(found):.2f}"
+        else f"{mean}{_NBSP}±{_NBSP}{statistics.stdev(found):.{digits}f}"
     )
 
 
@@ -64,14 +64,15 @@ def gap(ours: BySeed, theirs: BySeed) -> Difference:
     return found
 
 
-def with_interval(found: Difference) -> str:
+def with_interval(found: Difference, digits: int = 2) -> str:
     """A difference and its interval, with a sign."""
-    return f"{found.mean:+.2f} [{found.low:+.2f},{_NBSP}{found.high:+.2f}]"
+    mean, low, high = (f"{x:+.{digits}f}" for x in (found.mean, found.low, found.high))
+    return f"{mean} [{low},{_NBSP}{high}]"
 
 
-def or_tie(found: Difference) -> str:
+def or_tie(found: Difference, digits: int = 2) -> str:
     """A difference with its interval, or that the interval includes zero."""
-    return TIE if found.verdict() == TIE else with_interval(found)
+    return TIE if found.verdict() == TIE else with_interval(found, digits)
 
 
 def finals(

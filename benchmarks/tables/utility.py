@@ -23,11 +23,12 @@ ILG = "dp_adam_ilg"
 
 
 class Task(NamedTuple):
-    """A task of a sweep: its file, its name in words and its method."""
+    """A task of a sweep: its file, its name in words, its method and the other."""
 
     file: str
     words: str
     method: str = ILG
+    reference: str = REFERENCE
 
 
 IMDB = Task("compare_imdb", "IMDB, embedding in 8 bands", BALANCED)
@@ -66,7 +67,7 @@ def _rows(lines: Lines, tasks: Sequence[Task]) -> list[list[str]]:
         found = accuracies(lines(task.file))
         for epsilon in sorted(e for m, e in found if m == task.method):
             ours = found[task.method, epsilon]
-            theirs = found[REFERENCE, epsilon]
+            theirs = found[task.reference, epsilon]
             rows.append(
                 [
                     task.words,
@@ -160,7 +161,7 @@ def digits_methods(lines: Lines) -> str:
 
 
 def encoders(lines: Lines) -> str:
-    """Private heads on public text encoders beside the trained embedding."""
+    """Private heads on public text encoders beside what has no public weights."""
     trained = accuracies(lines(IMDB.file))
     heads = group(
         [r for r in lines("sentence_classifier") if r["validation"] is None],
@@ -173,6 +174,11 @@ def encoders(lines: Lines) -> str:
         ["trained embedding in bands, plain Adam, no public weights"]
         + [spread(trained[plain, e].values()) for e in epsilons]
     ]
+    scaled = accuracies(lines("compare_imdb_linear"))
+    rows.append(
+        ["linear model on scaled words, uniform noise, no public weights"]
+        + [spread(scaled["uniform", e].values()) for e in epsilons]
+    )
     named = {
         "word_vectors": "public word vectors, private linear head",
         "sentence_encoder": "public sentence encoder, private linear head",

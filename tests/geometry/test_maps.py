@@ -222,7 +222,13 @@ def steps_of(tx, geometry, params, batch, count=4):
     return params
 
 
-@pytest.mark.parametrize("optimizer", [optax.sgd(0.3, momentum=0.9), optax.adam(0.1)])
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.sgd(0.3, momentum=0.9),
+        pytest.param(optax.adam(0.1), marks=pytest.mark.slow),
+    ],
+)
 def test_whitened_maps_are_a_linear_model_on_scaled_features(optimizer):
     """In every bit of the noise: z is trained on x / b, and w = z / b."""
     own = plan(score_budget=0.0)

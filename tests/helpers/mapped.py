@@ -81,7 +81,7 @@ def compare_mapped(case: Case, maps: AxisMaps, tolerance: float = 1e-5) -> None:
     given = jnp.float32(coefficients)
     norms, sums = compiled(case.params, case.batch, given, maps)
     got = Outcome(norms, sums, want.layer_shares)
-    assert_agree(want, got, tolerance, excess=max(2e-5, 2 * case.excess))
+    assert_agree(want, got, tolerance, excess=2 * max(tolerance, case.excess))
 
 
 def fixed(geometry: Any) -> PrivateTransformation:

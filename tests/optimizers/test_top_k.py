@@ -355,3 +355,13 @@ def test_a_prior_over_entries_and_dropped_groups_go_together():
     moved = [bool(np.any(x)) for x in jax.tree.leaves(updates)]
     assert moved == (np.asarray(geometry.weights) > 0).tolist() and sum(moved) == 2
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(updates))
+
+
+def test_the_audit_of_a_trainer_wants_noise_in_every_layer():
+    from dp_ilg.experiments.audits.residuals import observe
+    from dp_ilg.experiments.audits.subject import audited_trainer
+    from tests.experiments.runs.test_trainer import tiny
+
+    config = tiny(optimizer__importance="top_k:1", optimizer__layers="leaf")
+    with pytest.raises(ValueError, match="audit the rule inside it, such as"):
+        observe(audited_trainer(config, max_steps=2))

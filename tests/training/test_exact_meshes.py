@@ -19,9 +19,11 @@ import dp_ilg
 from dp_ilg.clipping.lots import sum_over_axis
 from dp_ilg.training import mesh as meshes
 from dp_ilg.training.mesh_rows import place_rows
+from tests.helpers.mapped import random_maps
 
 ROWS = 64
 SHAPES = [(1, 1), (2, 1), (1, 2), (4, 1), (2, 2)]
+MAPPED = [(2, 1), (2, 2)]
 
 
 def loss(params, example):
@@ -85,6 +87,18 @@ def found():
             dataclasses.replace(part, l2_clip_norm=jnp.float32(bound)), meshes.AXES
         ).l2_clip_norm
 
+    maps = random_maps(params, "matrices")
+    mapped = dataclasses.replace(geometry, coordinates=maps)
+    for shape in MAPPED:
+        spread = meshes.spread(grad_fn, meshes.make_mesh(*shape))
+        one, many = (
+            jax.jit(
+                lambda g, f=f: f(params, batch, geometry=g, is_padding_example=mask)
+            )
+            for f in (grad_fn, spread)
+        )
+        out[f"mapped {shape}"] = same(one(mapped), many(mapped))
+
     mesh = meshes.make_mesh(2, 1)
     call = jax.shard_map(
         unlike,
@@ -109,7 +123,7 @@ def test_one_two_and_four_devices_give_the_same_bits():
     assert done.returncode == 0, done.stderr[-2000:]
     got = json.loads(done.stdout.strip().splitlines()[-1])
     exact = [value for key, value in got.items() if not key.startswith("plain")]
-    assert len(exact) == 2 * len(SHAPES) + 1 and all(exact), got
+    assert len(exact) == 2 * len(SHAPES) + len(MAPPED) + 1 and all(exact), got
     plain = [v for k, v in got.items() if k.startswith("plain") and k != "plain (1, 1)"]
     assert not all(plain), "ordinary sums would have passed, too"
 

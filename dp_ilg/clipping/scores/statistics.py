@@ -106,7 +106,8 @@ def inner_products(
     if geometry.coordinates is not None:
         raise ValueError(
             "The score reads inner products, but the gradients are clipped in "
-            "coordinates of their own; leave out scale_coordinates, or read norms only."
+            "coordinates of their own; leave out maps and scales of entries, or take "
+            "a score that reads norms only."
         )
     leaves = jax.tree.leaves(tree)
     geometry.groups.check(leaves)

@@ -225,7 +225,8 @@ def observe(trainer: AuditedTrainer) -> Observer:
         The observer.
 
     Raises:
-        ValueError: for a charged scorer whose releases no row of `SCORES` can read.
+        ValueError: for a charged scorer whose releases no row of `SCORES` can read, and
+            for a rule that drops layers: what has no noise has no residual.
 
     Example:
         >>> from dp_ilg.experiments.config.schema import Config
@@ -235,6 +236,11 @@ def observe(trainer: AuditedTrainer) -> Observer:
     """
     tx = tapped(trainer.optimizer(jax.random.key(0)))
     state = tx.init(trainer.params)
+    if tx.geometry(state).drops:
+        raise ValueError(
+            "The audit reads the noise of every layer, but the rule top_k drops some; "
+            "audit the rule inside it, such as --importance min_noise_energy."
+        )
     charged = [
         i
         for i, link in enumerate(tx.links)

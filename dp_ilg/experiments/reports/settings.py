@@ -6,7 +6,7 @@ from typing import Any
 
 from dp_ilg.baselines.table import BASELINES
 
-_FREE = ("public", "prior", "probe")
+_FREE = ("prior", "probe")
 Values = Mapping[str, Any]  # dotted path -> value
 _OFF: dict[str, Any] = {  # a value that stands for "nothing of the kind"
     "data.features": "raw",
@@ -37,7 +37,17 @@ def _uniform(values: Values) -> bool:
 
 
 def _no_estimate(values: Values) -> bool:
-    return _uniform(values) or values.get("optimizer.source") in _FREE
+    source = values.get("optimizer.source")
+    free = source == "public" or (source in _FREE and not _beside_scores(values))
+    return _uniform(values) or free
+
+
+def _beside_scores(values: Values) -> bool:
+    return values.get(f"{values.get('optimizer.source')}.groups") == "scores"
+
+
+def _no_floor(values: Values) -> bool:
+    return _no_estimate(values) and values.get("optimizer.source") != "probe"
 
 
 def _no_metrics(values: Values) -> bool:
@@ -49,7 +59,7 @@ _IDLE: dict[str, Callable[[Values], bool]] = {  # a setting of a choice not made
     "privacy.num_stages": _constant_noise,
     "optimizer.learning_rate_schedule.end": _constant_rate,
     "optimizer.ema_decay": _no_estimate,
-    "optimizer.floor": _no_estimate,
+    "optimizer.floor": _no_floor,
     "optimizer.source": _uniform,
     "optimizer.score": _no_estimate,
     "metrics.budget": _no_metrics,

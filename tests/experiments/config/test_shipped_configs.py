@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dp_ilg.experiments.config.schema import read_config
+from dp_ilg.experiments.data.images import patches
 from dp_ilg.experiments.data.tabular.adult import CATEGORIES, NUMBERS
 from dp_ilg.experiments.data.tabular.flights import AIRPORTS
 from dp_ilg.experiments.runs import runner
@@ -98,17 +99,20 @@ def write_flights(folder):
 WRITERS = {
     "digits": lambda folder: None,
     "mnist_cnn": write_mnist,
+    "mnist_mlp": write_mnist,
     "mnist_scattering": write_mnist,
     "fashion_cnn": write_fashion,
     "fashion_scattering": write_fashion,
     "cifar10_cnn": write_cifar10,
     "cifar10_scattering": write_cifar10,
+    "cifar10_patches": write_cifar10,
     "imdb_embedding": write_imdb,
     "imdb_linear": write_imdb_and_words,
     "imdb_transformer": write_imdb,
     "adult_mlp": lambda folder: write_people(folder / "adult.npz"),
     "flights_mlp": write_flights,
     "text_lm": lambda folder: None,
+    "flights_additive": write_flights,
     "movielens_additive": write_movielens,
     "insteval_additive": lambda folder: write_insteval(folder, made_up_table()),
 }
@@ -117,6 +121,10 @@ WRITERS = {
 @pytest.fixture(autouse=True)
 def _own_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("DP_ILG_CACHE", str(tmp_path / "cache"))
+    photo = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    monkeypatch.setattr(patches, "photographs", lambda: (photo,))
+    small = patches.PatchFeatures(filters=8, samples=500, crops=30, width=20)
+    monkeypatch.setitem(patches.PATCH_FEATURES, "photo_patches", small)
 
 
 def small(name):

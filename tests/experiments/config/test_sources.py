@@ -1,6 +1,7 @@
 """The sections `prior` and `probe` of a file: what they build, and what they refuse."""
 
 import tomllib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +49,9 @@ def test_both_come_back_from_toml():
 
 @pytest.mark.parametrize("law", LAWS)
 def test_every_law_is_a_helper(law):
-    given = dict(sizes=(2, 4), values=(1.0,) * 6, exponent=1.2, first=2, length=50.0)
+    given: dict[str, Any] = dict(
+        sizes=(2, 4), values=(1.0,) * 6, exponent=1.2, first=2, length=50.0
+    )
     found = LawConfig(path="x", law=law, **given).vector(6)
     zipf = priors.zipf([1, 1, 1, 2, 3, 4], 1.2)
     there = priors.occurrence(zipf, 50)

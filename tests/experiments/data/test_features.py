@@ -14,7 +14,7 @@ from dp_ilg.experiments.config.schema import Config, DataConfig
 from dp_ilg.experiments.data import features
 from dp_ilg.experiments.data.datasets import Dataset, load_dataset
 from dp_ilg.experiments.data.features import FEATURES, cache_folder, with_features
-from dp_ilg.experiments.data.scattering import scattering_features
+from dp_ilg.experiments.data.images.scattering import scattering_features
 from dp_ilg.experiments.runs.job import load_data
 
 

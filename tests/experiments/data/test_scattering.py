@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dp_ilg.experiments.data import scattering
-from dp_ilg.experiments.data.scattering import (
+from dp_ilg.experiments.data.images import scattering
+from dp_ilg.experiments.data.images.scattering import (
     group_norm,
     photo_features,
     scatter,

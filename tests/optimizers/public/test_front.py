@@ -1,5 +1,7 @@
 """Probes and priors through the front door: whole runs."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +26,7 @@ def keyed(params, x, key):
 
 
 def train(source, loss_fn=loss, **options):
-    given = dict(seed=0, source=source, layers="leaf") | options
+    given: dict[str, Any] = dict(seed=0, source=source, layers="leaf") | options
     return dp_ilg.private_training(loss_fn, optax.sgd(0.1), PLAN, **given)
 
 

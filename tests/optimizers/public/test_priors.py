@@ -1,5 +1,7 @@
 """Public priors: vectors, scales by hand, refusals, and what a chain makes of them."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,7 +34,7 @@ def gradients(seed=1, rows=5):
 
 
 def optimizer(the_plan=FREE, key=0, **options):
-    given = dict(layers="leaf", key=jax.random.key(key)) | options
+    given: dict[str, Any] = dict(layers="leaf", key=jax.random.key(key)) | options
     return dp_ilg.dp_adam_ilg(0.1, the_plan, **given)
 
 
@@ -146,7 +148,8 @@ def test_groups_divide_by_noise_energy_not_by_size(rule):
     geometry = tx.geometry(tx.init(PARAMS))
     (emb,) = [c[0] for c in geometry.coordinates.back if c[0] is not None]
     energies = np.array([2 * np.sum(np.square(emb)), 3, 6])
-    raw = RULES[rule](np.ones(3) / np.sqrt(3), energies)
+    made: Any = RULES[rule]
+    raw = made(np.ones(3) / np.sqrt(3), energies)
     by_hand = raw * np.sqrt(np.mean(1 / np.square(raw)))
     assert np.allclose(geometry.weights, by_hand, rtol=1e-5)
 
@@ -212,7 +215,9 @@ def test_whitened_is_a_linear_model_on_scaled_features():
     x = jnp.asarray(rng.normal(size=(8, 4)), jnp.float32)
     y = jnp.asarray(rng.normal(size=8), jnp.float32)
     prior = dp_ilg.Prior({"w": scales}, rule="given", steps="whitened")
-    made = dict(layers="leaf", key=jax.random.key(3), importance="uniform")
+    made: dict[str, Any] = dict(
+        layers="leaf", key=jax.random.key(3), importance="uniform"
+    )
     sgd = optax.sgd(0.05, momentum=0.9)
     scaled = behind_noise(sgd, FREE, source=prior, **made)
     plain = behind_noise(sgd, FREE, source="public", **made)
@@ -221,7 +226,8 @@ def test_whitened_is_a_linear_model_on_scaled_features():
 
     def run(tx, features):
         update = jax.jit(tx.update)
-        params, state = LINEAR, tx.init(LINEAR)
+        params: Any = LINEAR
+        state = tx.init(LINEAR)
         for _ in range(4):
             rows = per_example(params, (features, y))
             updates, state = update(rows, state, params)

@@ -1,6 +1,7 @@
 """Probes: each depth by hand, law by law, resumed, and refused."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ PARAMS = mlp_params()
 EXAMPLE = (jnp.zeros(5), jnp.int32(0))
 FREE = plan(score_budget=0.0, num_steps=8)
 SCORED = plan(score_budget=0.1, num_steps=8)
-FACTS = dict(
+FACTS: dict[str, Any] = dict(
     loss_fn=mlp_loss, example=EXAMPLE, batch="gaussian", num_classes=3, every=2,
     num_examples=12,
 )  # fmt: skip
@@ -32,7 +33,8 @@ def probe(**changes):
 
 
 def optimizer(source, the_plan=FREE, **options):
-    given = dict(key=jax.random.key(0), layers="leaf", source=source) | options
+    given: dict[str, Any] = dict(key=jax.random.key(0), layers="leaf", source=source)
+    given |= options
     return dp_ilg.dp_adam_ilg(0.05, the_plan, **given)
 
 
@@ -90,7 +92,8 @@ def test_one_weight_a_group_by_hand(rule):
     norms = lengths(synthetic(probe(), PARAMS)).mean(0)
     shares = np.maximum(norms**2 / np.sum(norms**2), 0.01**2)
     shares /= shares.sum()
-    raw = RULES[rule](np.sqrt(shares), np.array(geometry.groups.sizes, float))
+    made: Any = RULES[rule]
+    raw = made(np.sqrt(shares), np.array(geometry.groups.sizes, float))
     assert geometry.coordinates is None
     assert np.allclose(geometry.weights, profiled(raw, shares), rtol=1e-4)
     assert np.allclose(tx.importance(tx.init(PARAMS)), shares, rtol=1e-4)
@@ -118,7 +121,8 @@ def test_maps_by_hand(depth, rule, p):
     energies = np.array(
         [np.prod([np.sum(np.square(f)) for f in factors]) for factors in wanted]
     )
-    raw = RULES[rule](importance, energies)
+    made: Any = RULES[rule]
+    raw = made(importance, energies)
     weights = profiled(raw, importance**2)
     before = np.mean(np.sum(np.square(lengths(leaves)), 1))
     after = np.mean(np.sum(np.square(norms), 1))
@@ -239,7 +243,7 @@ def test_a_resumed_run_has_the_same_bits(depth, tmp_path):
     back = jax.tree.map(
         lambda x, y: jax.random.wrap_key_data(x) if is_key(y) else x, found, half
     )
-    resumed = steps(*back, 3)
+    resumed = steps(back[0], back[1], 3)
     for one, other in zip(*map(jax.tree.leaves, (whole, resumed)), strict=True):
         assert np.array_equal(plain(one), plain(other))
 

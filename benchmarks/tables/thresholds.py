@@ -1,0 +1,51 @@
+"""Tables of rules, thresholds and the error bar of a single run."""
+
+import statistics
+
+from tables.lines import (
+    Lines,
+    accuracies,
+    gap,
+    group,
+    markdown,
+    percent,
+    spread,
+    with_interval,
+)
+
+_TASKS = {
+    "compare_rules_digits": ("digits, MLP", "uniform"),
+}
+
+
+def rules(lines: Lines) -> str:
+    """Rules, dropped groups, adaptive thresholds and Muon, equally tuned."""
+    rows = []
+    for file, (task, reference) in _TASKS.items():
+        found = accuracies(lines(file))
+        for (method, epsilon), of in found.items():
+            base = found[reference, epsilon]
+            difference = "base" if of is base else with_interval(gap(of, base))
+            shown = [task, f"{epsilon:g}", f"`{method}`", spread(of.values())]
+            rows.append([*shown, difference])
+    head = ["task", "epsilon", "method", "test %", "difference, 95 % interval"]
+    return markdown(head, rows)
+
+
+def error_bar(lines: Lines) -> str:
+    """The spread of one run's last iterates beside that over seeds."""
+    rows = []
+    for (epsilon, average), of in group(
+        lines("error_bar"), "epsilon", "average"
+    ).items():
+        bars = [100 * r["iterates"]["std"] for r in of]
+        rows.append(
+            [
+                f"{epsilon:g}",
+                f"{average:g}" if average else "none",
+                spread(percent(of).values()),
+                f"{statistics.mean(bars):.2f} ({min(bars):.2f} to {max(bars):.2f})",
+            ]
+        )
+    head = ["epsilon", "average of iterates", "over seeds, %", "bar of one run, points"]
+    return markdown(head, rows)
