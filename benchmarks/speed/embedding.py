@@ -9,8 +9,8 @@ A table of 50,000 x 128 and a linear head on the mean of a text's rows, 256 text
 words. Timed are the clipped sum, the same and the noise, and the whole step with Adam;
 parts are differences of medians. Every row gets noise in every step, whether a text
 has its word or not: a row without noise would show that nobody had it. With `--kept` a
-as many as may take part do. One JSON line goes to
-as many as may take part do. One JSON line goes to
+noisy count chooses the rows that take part (`dp_ilg.keep_rows`), at threshold 0, so
+that as many as may take part do. One JSON line goes to
 benchmarks/results/embedding.jsonl.
 """
 
@@ -129,7 +129,7 @@ def measure_kept(sizes: Any, repeats: int, most: int) -> dict[str, Any]:
         "width": sizes[1],
         "batch_size": sizes[2],
         "words": sizes[3],
-        "kept_rows": most,
+        "kept": most,
         "touched_rows": int(jnp.unique(batch[0]).size),
         "milliseconds": {k: round(v, 2) for k, v in median.items()},
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
@@ -157,6 +157,7 @@ def measure(sizes: tuple[int, int, int, int], repeats: int) -> dict[str, Any]:
         "width": sizes[1],
         "batch_size": sizes[2],
         "words": sizes[3],
+        "kept": 0,
         "touched_rows": touched,
         "milliseconds": {k: round(v, 2) for k, v in median.items()},
         "noise_share": round(
