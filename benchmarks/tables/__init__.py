@@ -44,6 +44,8 @@ TABLES: dict[str, Table] = {
     "settings": studies.settings,
     "step-count": studies.step_count,
     "clip-norm": studies.clip_norm,
+    # docs/guides/priors_and_probes.md
+    "free-sources": thresholds.free_sources,
     # docs/speed.md
     "gradients": speed.gradients,
     "steps": speed.steps,

@@ -1,4 +1,4 @@
-"""Tables of rules, thresholds and the error bar of a single run."""
+"""Tables of rules, free sources, thresholds and the error bar of a single run."""
 
 import statistics
 
@@ -30,6 +30,17 @@ def rules(lines: Lines) -> str:
             rows.append([*shown, difference])
     head = ["task", "epsilon", "method", "test %", "difference, 95 % interval"]
     return markdown(head, rows)
+
+
+def free_sources(lines: Lines) -> str:
+    """Sources of importance that cost nothing beside charged scores, on the digits."""
+    found = accuracies(lines("compare_digits_sources"))
+    rows = []
+    for (method, epsilon), of in found.items():
+        base = found["uniform", epsilon]
+        difference = "base" if of is base else with_interval(gap(of, base))
+        rows.append([method, spread(of.values()), difference])
+    return markdown(["method", "test %", "difference, 95 % interval"], rows)
 
 
 def error_bar(lines: Lines) -> str:
