@@ -44,6 +44,8 @@ TABLES: dict[str, Table] = {
     "settings": studies.settings,
     "step-count": studies.step_count,
     "clip-norm": studies.clip_norm,
+    # docs/guides/priors_and_probes.md
+    "free-sources": thresholds.free_sources,
     # docs/speed.md
     "gradients": speed.gradients,
     "steps": speed.steps,
@@ -58,6 +60,7 @@ TABLES: dict[str, Table] = {
     "exactness-time": costs.exactness_time,
     "exactness-accuracy": costs.exactness_accuracy,
     "embedding": costs.embedding,
+    "kept_rows": costs.kept_rows,
     "waiting": costs.waiting,
     "scaling": costs.scaling,
     "front-door": costs.front_door,

@@ -1,4 +1,4 @@
-"""Tables of rules, thresholds and the error bar of a single run."""
+"""Tables of rules, free sources, thresholds and the error bar of a single run."""
 
 import statistics
 
@@ -15,6 +15,7 @@ from tables.lines import (
 
 _TASKS = {
     "compare_rules_digits": ("digits, MLP", "uniform"),
+    "compare_rules_mnist": ("MNIST, MLP", "dp_adam"),
 }
 
 
@@ -32,20 +33,28 @@ def rules(lines: Lines) -> str:
     return markdown(head, rows)
 
 
+def free_sources(lines: Lines) -> str:
+    """Sources of importance that cost nothing beside charged scores, on the digits."""
+    found = accuracies(lines("compare_digits_sources"))
+    rows = []
+    for (method, epsilon), of in found.items():
+        base = found["uniform", epsilon]
+        difference = "base" if of is base else with_interval(gap(of, base))
+        rows.append([method, spread(of.values()), difference])
+    return markdown(["method", "test %", "difference, 95 % interval"], rows)
+
+
 def error_bar(lines: Lines) -> str:
     """The spread of one run's last iterates beside that over seeds."""
     rows = []
-    for (epsilon, average), of in group(
-        lines("error_bar"), "epsilon", "average"
-    ).items():
+    for epsilon, of in group(lines("error_bar"), "epsilon").items():
         bars = [100 * r["iterates"]["std"] for r in of]
         rows.append(
             [
                 f"{epsilon:g}",
-                f"{average:g}" if average else "none",
                 spread(percent(of).values()),
                 f"{statistics.mean(bars):.2f} ({min(bars):.2f} to {max(bars):.2f})",
             ]
         )
-    head = ["epsilon", "average of iterates", "over seeds, %", "bar of one run, points"]
+    head = ["epsilon", "over seeds, %", "bar of one run, points"]
     return markdown(head, rows)
