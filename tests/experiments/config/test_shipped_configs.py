@@ -123,9 +123,7 @@ def _own_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("DP_ILG_CACHE", str(tmp_path / "cache"))
     photo = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     monkeypatch.setattr(patches, "photographs", lambda: (photo,))
-    draw = lambda means, width, power: np.ones((means.shape[1] + 1, width), "f")  # noqa: E731
-    monkeypatch.setattr(patches, "public_basis", draw)
-    small = patches.PatchFeatures(filters=8, samples=500, crops=30, width=2700)
+    small = patches.PatchFeatures(filters=8, samples=500, crops=30, width=20)
     monkeypatch.setitem(patches.PATCH_FEATURES, "photo_patches", small)
 
 
