@@ -60,6 +60,7 @@ TABLES: dict[str, Table] = {
     "exactness-time": costs.exactness_time,
     "exactness-accuracy": costs.exactness_accuracy,
     "embedding": costs.embedding,
+    "kept_rows": costs.kept_rows,
     "waiting": costs.waiting,
     "scaling": costs.scaling,
     "front-door": costs.front_door,

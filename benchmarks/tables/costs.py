@@ -1,5 +1,7 @@
 """Tables of what large batches, noise, data and devices cost, and a roofline."""
 
+from statistics import median
+
 from tables.lines import (
     Lines,
     gap,
@@ -152,22 +154,25 @@ def exactness_accuracy(lines: Lines) -> str:
 
 
 def embedding(lines: Lines) -> str:
-    """The step of a large embedding."""
-    rows = [
-        [
-            f"{r['rows']:,} x {r['width']}",
-            f"{r['batch_size']} texts of {r['words']} words",
-            f"{r['touched_rows']:,}",
-            f"{r['milliseconds']['clipped']:.0f}",
-            f"{r['milliseconds']['step']:.0f}",
-            f"{100 * r['noise_share']:.0f} %",
-        ]
-        for r in lines("embedding")
-    ]
+    """The step of a large embedding, on all rows and on kept ones; medians of runs."""
+    rows = []
+    for own in group(lines("embedding"), "rows", "kept").values():
+        r = own[-1]
+        shares = [x["noise_share"] for x in own if "noise_share" in x]
+        times = [[x["milliseconds"][name] for x in own] for name in ("clipped", "step")]
+        rows.append(
+            [
+                f"{r['rows']:,} x {r['width']}",
+                f"{r['kept']:,}" if r["kept"] else "all",
+                f"{r['touched_rows']:,}",
+                *[f"{median(x):.0f} ({min(x):.0f} to {max(x):.0f})" for x in times],
+                f"{100 * median(shares):.0f} %" if shares else "not measured",
+            ]
+        )
     return markdown(
         [
             "embedding",
-            "batch",
+            "rows in the step",
             "rows drawn",
             "clipped sum, ms",
             "whole step, ms",
@@ -175,6 +180,34 @@ def embedding(lines: Lines) -> str:
         ],
         rows,
     )
+
+
+def kept_rows(lines: Lines) -> str:
+    """Accuracy and time of a step with noise on all rows, and on kept ones."""
+    rows = []
+    names = {"clicks": "made-up clicks, 200,000 rows", "imdb": "IMDB, 10,000 rows"}
+    for cell, own in group(lines("kept_rows"), "task", "epsilon").items():
+        by = group(own, "method")
+        found = {name: percent(runs, "accuracy") for name, runs in by.items()}
+        times = {
+            name: median(r["milliseconds_a_step"] for r in runs)
+            for name, runs in by.items()
+        }
+        shared = sorted(found["all"].keys() & found["kept"].keys())
+        pair = [{s: found[name][s] for s in shared} for name in ("kept", "all")]
+        rows.append(
+            [
+                names[cell[0]],
+                f"{cell[1]:g}",
+                spread(pair[1].values()),
+                spread(pair[0].values()),
+                with_interval(gap(*pair)) if len(shared) > 1 else "one seed",
+                str(len(shared)),
+                f"{times['all']:.0f} and {times['kept']:.0f}",
+            ]
+        )
+    head = ["task", "epsilon", "all rows, %", "kept rows, %", "kept - all, 95 %"]
+    return markdown([*head, "seeds", "ms a step"], rows)
 
 
 def waiting(lines: Lines) -> str:

@@ -15,6 +15,7 @@ from tables.lines import (
 
 _TASKS = {
     "compare_rules_digits": ("digits, MLP", "uniform"),
+    "compare_rules_mnist": ("MNIST, MLP", "dp_adam"),
 }
 
 
@@ -46,17 +47,14 @@ def free_sources(lines: Lines) -> str:
 def error_bar(lines: Lines) -> str:
     """The spread of one run's last iterates beside that over seeds."""
     rows = []
-    for (epsilon, average), of in group(
-        lines("error_bar"), "epsilon", "average"
-    ).items():
+    for epsilon, of in group(lines("error_bar"), "epsilon").items():
         bars = [100 * r["iterates"]["std"] for r in of]
         rows.append(
             [
                 f"{epsilon:g}",
-                f"{average:g}" if average else "none",
                 spread(percent(of).values()),
                 f"{statistics.mean(bars):.2f} ({min(bars):.2f} to {max(bars):.2f})",
             ]
         )
-    head = ["epsilon", "average of iterates", "over seeds, %", "bar of one run, points"]
+    head = ["epsilon", "over seeds, %", "bar of one run, points"]
     return markdown(head, rows)

@@ -26,15 +26,14 @@ LINES = RESULTS / "error_bar.jsonl"
 EPSILONS = (1.0, 8.0)
 
 
-def configured(epsilon: float, average: float, seed: int, toy: bool) -> Config:
-    """The bundled run, evaluated at every tenth step; with an average or without."""
+def configured(epsilon: float, seed: int, toy: bool) -> Config:
+    """The bundled run, evaluated at every tenth step."""
     config = read_config(ROOT / "configs" / "digits.toml")
     small = dict(batch_size=64, num_steps=6) if toy else {}
     every = 1 if toy else 10
     return dataclasses.replace(
         config,
         privacy=dataclasses.replace(config.privacy, epsilon=epsilon, **small),
-        optimizer=dataclasses.replace(config.optimizer, average=average),
         run=dataclasses.replace(config.run, seed=seed, eval_every=every),
     )
 
@@ -47,19 +46,18 @@ def main() -> None:
     args = parser.parse_args()
     path = Path(tempfile.mkdtemp()) / "error_bar.jsonl" if args.toy else LINES
     runner.write_report = lambda folder: folder
-    for average in (0.0, 0.98):
-        for epsilon in EPSILONS:
-            for seed in range(1 if args.toy else args.seeds):
-                _run(path, epsilon, average, seed, args.toy)
+    for epsilon in EPSILONS:
+        for seed in range(1 if args.toy else args.seeds):
+            _run(path, epsilon, seed, args.toy)
 
 
-def _run(path: Path, epsilon: float, average: float, seed: int, toy: bool) -> None:
-    key = dict(task="digits", epsilon=epsilon, average=average, seed=seed)
+def _run(path: Path, epsilon: float, seed: int, toy: bool) -> None:
+    key = dict(task="digits", epsilon=epsilon, seed=seed)
     if any(all(r[n] == key[n] for n in key) for r in finished(path)):
         return
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        config = configured(epsilon, average, seed, toy)
+        config = configured(epsilon, seed, toy)
         found = runner.run_training(config, Path(folder) / "run")
     record = key | {n: found[n] for n in ("test_accuracy", "iterates", "delta")}
     record |= {"seconds": round(time.perf_counter() - began, 1)} | machine()

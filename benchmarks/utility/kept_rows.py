@@ -44,6 +44,7 @@ class Task(NamedTuple):
     most: int
     threshold: float
     row_budget: float
+    decay: float = 0.95
 
 
 def imdb(data_dir: Path) -> Task:
@@ -115,7 +116,11 @@ def steps_of(method: str, task: Task, epsilon: float, rate: float, seed: int) ->
     )
     if method == "kept":
         made = dp_ilg.keep_rows(
-            tx, {"table": task.most}, key=key, threshold=task.threshold
+            tx,
+            {"table": task.most},
+            key=key,
+            threshold=task.threshold,
+            ema_decay=task.decay,
         )
         return plan, made.init, made.step
 
@@ -199,6 +204,7 @@ def main() -> None:
         task = tasks[facts["task"]]()
         line = facts | run(cell[4], task, cell[1], cell[3], cell[2])
         line |= {"row_budget": task.row_budget, "threshold": task.threshold}
+        line |= {"ema_decay": task.decay}
         print(json.dumps(line), flush=True)
         with args.out.open("a") as file:
             about = machine() | {"command": " ".join(sys.argv)}

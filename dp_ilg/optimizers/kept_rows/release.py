@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,29 @@ from dp_ilg.noise.secure import check_draws, given_rows
 ROW_TAG = 0x0F0175
 
 
+class PastCounts(NamedTuple):
+    """A running average of noisy counts, from zero; released.
+
+    Attributes:
+        average: float32 ``[rows]``, all tables one after another.
+        variance: of the noise in each entry.
+    """
+
+    average: Any
+    variance: Any
+
+    @classmethod
+    def none(cls, size: int) -> PastCounts:
+        """Before the first step."""
+        return cls(jnp.zeros(size, jnp.float32), jnp.zeros((), jnp.float32))
+
+    def with_counts(self, noisy: Any, stddev: Any, decay: float) -> PastCounts:
+        """The average with one step more; a decay of 0 forgets all others."""
+        average = decay * self.average + (1 - decay) * noisy
+        variance = decay**2 * self.variance + (1 - decay) ** 2 * jnp.square(stddev)
+        return PastCounts(average, variance)
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KeptRows:
@@ -32,6 +55,7 @@ class KeptRows:
             stand for places that no row took.
         step: of which step.
         valid: False where no choice was released; the step is then NaN.
+        past: the running average of the noisy counts, this step's among them.
         tables: which tables; static.
 
     Privacy: released, with noise; free to show.
@@ -40,6 +64,7 @@ class KeptRows:
     ids: tuple[Any, ...]
     step: Any
     valid: Any
+    past: PastCounts
     tables: Tables = dataclasses.field(metadata=dict(static=True))
 
     def slots(self) -> list[Array]:
@@ -66,16 +91,24 @@ def released_rows(
     step: Any,
     threshold: float,
     noise: Any = None,
+    *,
+    past: PastCounts | None = None,
+    decay: float = 0.0,
 ) -> KeptRows:
     """Keeps the rows whose noisy count exceeds a threshold, the largest counts first.
+
+    The count is that of the step, or an average over it and the steps before, which
+    has less noise: who reads which row changes little from sample to sample.
 
     Args:
         counts: of the whole step, all chunks added.
         plan: the multiplier of the counts' noise.
         key: secret, for nothing else.
         step: which step, from 0.
-        threshold: in standard deviations of a count's noise.
+        threshold: in standard deviations of the noise in that average.
         noise: draws from outside, or None.
+        past: what the steps before released; None for the first step.
+        decay: how much of the average a step keeps.
 
     Returns:
         The `KeptRows`. Past the plan, for draws of another step, and for counts that
@@ -86,7 +119,8 @@ def released_rows(
         TypeError: for draws of the wrong kind.
 
     Privacy: one Gaussian with multiplier ``plan.row_noise_multipliers[t]``: one example
-    moves the counts by at most 1. All that follows is a function of the noisy counts.
+    moves the counts by at most 1. All that follows is a function of the noisy counts of
+    this step and of earlier ones.
 
     Example:
         >>> import dp_ilg
@@ -99,13 +133,17 @@ def released_rows(
         [1, 3, 6]
     """
     found, grid = noisy_counts(counts, plan, key, step, noise)
-    least = jnp.where(grid.bare, 0, threshold * grid.stddev)
+    past = PastCounts.none(found.size) if past is None else past
+    past = past.with_counts(found, jnp.where(grid.bare, 0, grid.stddev), decay)
+    least = threshold * jnp.sqrt(past.variance)
+    found = past.average
     parts = [found[t.start : t.start + t.rows] for t in counts.tables]
     kept = [
         _largest(part, part > least, table, grid.valid)
         for part, table in zip(parts, counts.tables, strict=True)
     ]
-    return KeptRows(tuple(kept), jnp.asarray(step), grid.valid, counts.tables)
+    step = jnp.asarray(step)
+    return KeptRows(tuple(kept), step, grid.valid, past, counts.tables)
 
 
 def noisy_counts(

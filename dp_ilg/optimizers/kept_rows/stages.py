@@ -36,7 +36,7 @@ from dp_ilg.optimizers.kept_rows.gradient import (
     said_rows,
     where_sound,
 )
-from dp_ilg.optimizers.kept_rows.release import KeptRows, released_rows
+from dp_ilg.optimizers.kept_rows.release import KeptRows, PastCounts, released_rows
 from dp_ilg.sampling.batch import opened
 
 
@@ -46,11 +46,13 @@ class KeepRowsState(NamedTuple):
     Attributes:
         key: of the counts' noise.
         step: which step comes next.
+        past: the running average of the noisy counts.
         inner: the optimizer's state, with all rows of what it keeps a row.
     """
 
     key: Any
     step: Any
+    past: PastCounts
     inner: Any
 
 
@@ -61,7 +63,8 @@ class RowOptimizer:
     Attributes:
         tx: the private optimizer.
         asked: pairs of a table's path and its most rows.
-        threshold: in standard deviations of a count's noise.
+        threshold: in standard deviations of the averaged counts' noise.
+        decay: how much of the average of the counts a step keeps.
         rows_of: which rows an example reads, or None for what its loss looks up.
         key: of the counts' noise, secret.
         plan: that of `tx`.
@@ -70,6 +73,7 @@ class RowOptimizer:
     tx: PrivateTransformation
     asked: tuple[tuple[str, int], ...]
     threshold: float
+    decay: float
     rows_of: Callable[[Example], Mapping[str, Any]] | None
     key: Any = dataclasses.field(repr=False)
     plan: PrivacyPlan
@@ -90,7 +94,9 @@ class RowOptimizer:
         tables = self.tables(params)
         inner = compact.first_state(self.tx.init, params, tables)
         check_geometry(self.tx.geometry(inner), tables)
-        return KeepRowsState(fresh_key(self.key), jnp.zeros((), jnp.int32), inner)
+        past = PastCounts.none(count_of(tables))
+        step = jnp.zeros((), jnp.int32)
+        return KeepRowsState(fresh_key(self.key), step, past, inner)
 
     def tables(self, params: Params) -> Tables:
         """The tables of some parameters, checked."""
@@ -171,7 +177,7 @@ class RowOptimizer:
                 "for the step's examples."
             )
         args = self.plan, state.key, state.step, self.threshold, noise
-        return released_rows(counts, *args)
+        return released_rows(counts, *args, past=state.past, decay=self.decay)
 
     @own_promotion
     def gradient(
@@ -252,7 +258,7 @@ class RowOptimizer:
         params = compact.widened(params, new, tuple(own), kept.ids)
         params = jax.tree.unflatten(treedef, jax.tree.leaves(params))
         inner = compact.widened(state.inner, after, owners, kept.ids)
-        return params, KeepRowsState(state.key, state.step + 1, inner)
+        return params, KeepRowsState(state.key, state.step + 1, kept.past, inner)
 
     def step(self, grad_fn: ClippedGradFn) -> Callable[..., Any]:
         """The whole step of a batch that fits: counts, rows, gradient, update.
