@@ -163,7 +163,8 @@ def _won(shaped: Method | None, plain: Method | None, digits: int) -> str:
     """What the best with importance is better by than the best without."""
     if shaped is None or plain is None:
         return _NONE
-    return or_tie(gap(shaped.by_seed, plain.by_seed), digits)
+    found = gap(shaped.by_seed, plain.by_seed)
+    return "one seed" if found.pairs == 1 else or_tie(found, digits)
 
 
 def by_source(lines: Lines) -> str:
