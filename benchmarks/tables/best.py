@@ -176,8 +176,9 @@ def by_source(lines: Lines) -> str:
         plain = _best([m for m in found if not m.source], row)
         for one in found:
             digits = row.measure.digits
-            base = one is plain or plain is None
-            versus = "base" if base else _gap(one, plain, digits)
+            versus = "base"
+            if plain is not None and one is not plain:
+                versus = _gap(one, plain, digits)
             cells = [row.words, f"{epsilon:g}", one.name, one.source or _NONE]
             rows.append([*cells, spread(one.by_seed.values(), digits), versus])
     return markdown(head, rows)

@@ -16,7 +16,8 @@ from dp_ilg.clipping.lookups.tables import Table
 from dp_ilg.noise.exact import ExactNoise
 from dp_ilg.noise.secure import SecureNoise
 from dp_ilg.optimizers.behind_noise import behind_noise
-from dp_ilg.optimizers.kept_rows.release import noisy_counts, released_rows
+from dp_ilg.optimizers.kept_rows.gradient import check_kept
+from dp_ilg.optimizers.kept_rows.release import noisy_counts, released_rows, row_key
 from tests.helpers.models import plan
 from tests.noise.test_add_noise import chi_square_accepts
 
@@ -287,7 +288,8 @@ def test_kept_rows_have_the_gradients_noise():
 
 def test_the_average_of_counts_has_the_noise_it_says():
     """At a level of 1e-6; it rejects 3 % more and less. A decay of 0 forgets."""
-    the_plan, past = make_plan(), None
+    the_plan = make_plan()
+    past: Any = None
     for step in range(6):
         kept = released_rows(
             nobody(40_000), the_plan, KEY, step, 2.0, past=past, decay=0.7
@@ -447,3 +449,14 @@ def test_the_key_is_secret_and_apart():
         t.key for t in rows.tx.links if getattr(t, "key", None) is not None
     ]
     assert len({jax.random.key_data(k).tobytes() for k in keys}) == len(keys) == 3
+
+
+def test_counts_of_two_plans_share_no_noise_and_rows_of_another_are_refused():
+    """One key for both: a row's counts, rid of each other's noise, would show it."""
+    one, two = make_plan(), make_plan(row_budget=0.3)
+    draws = [noisy_counts(nobody(40_000), p, row_key(KEY, p), 0)[0] for p in (one, two)]
+    assert abs(np.corrcoef(*np.asarray(draws))[0, 1]) < 5 / np.sqrt(40_000)
+    kept = released_rows(nobody(40), two, row_key(KEY, two), 0, 2.0)
+    check_kept(kept, two)
+    with pytest.raises(ValueError, match="which accounts for other noise"):
+        check_kept(kept, one)

@@ -53,8 +53,8 @@ class ModelConfig:
     slopes: tuple[float, ...] | None = None
 
     def __post_init__(self):
-        checks = dict.fromkeys(("embed_scale", "embed_init", "scales"), positive)
-        checks["slopes"] = rate
+        checks: dict[str, Any] = {"slopes": rate}
+        checks |= dict.fromkeys(("embed_scale", "embed_init", "scales"), positive)
         for name, value in given(self, "name", "framework", "activation").items():
             check = checks.get(name, whole)
             for size in value if isinstance(value, tuple) else (value,):

@@ -77,6 +77,21 @@ def check_geometry(geometry: Geometry, tables: Tables) -> None:
             )
 
 
+def check_kept(kept: Any, plan: PrivacyPlan) -> None:
+    """Raises for rows that were chosen by counts of another plan's noise."""
+    if not isinstance(kept, KeptRows):
+        raise TypeError(
+            f"kept is {type(kept).__name__}, but must be what kept returned for the "
+            "step."
+        )
+    if kept.plan != plan.digest():
+        raise ValueError(
+            f"The rows were kept under plan {kept.plan[:8]}, but this optimizer has "
+            f"plan {plan.digest()[:8]}, which accounts for other noise; choose rows "
+            "and take the step with one optimizer."
+        )
+
+
 def check_size(plan: PrivacyPlan, clipped: ClippedGrad, tables: Tables) -> None:
     """Raises for more numbers a step than delta has paid for, counts included."""
     groups = clipped.geometry.groups

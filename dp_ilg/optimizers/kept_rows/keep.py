@@ -11,14 +11,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
-
 from dp_ilg import validation
 from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.base import PrivateTransformation
 from dp_ilg.clipping.lookups.tables import check_asked
 from dp_ilg.noise.add_noise import fresh_key
-from dp_ilg.optimizers.kept_rows.release import ROW_TAG
+from dp_ilg.optimizers.kept_rows.release import row_key
 from dp_ilg.optimizers.kept_rows.stages import RowOptimizer
 
 
@@ -44,7 +42,8 @@ def keep_rows(
         tx: a whole private optimizer, such as `dp_ilg.dp_adam_ilg`, whose plan has a
             `row_budget`.
         tables: the path of each table, and its most rows of a step.
-        key: PRNG key, secret; it may be that of `tx`.
+        key: PRNG key, secret; it may be that of `tx`. The noise of the counts follows
+            key and plan.
         threshold: how many standard deviations of its noise a count must exceed. At 3 a
             row that nobody reads is kept at one step in 740.
         ema_decay: counts are averaged over the steps, each keeping so much of what was,
@@ -66,12 +65,12 @@ def keep_rows(
     It holds whatever `rows_of` says. An id outside of its table counts nowhere.
 
     Example:
-        >>> import dp_ilg, jax.numpy as jnp
+        >>> import dp_ilg, jax, jax.numpy as jnp
         >>> plan = dp_ilg.plan_privacy(noise_multiplier=0.1, delta=1e-5, row_budget=0.2,
         ...     num_examples=100, batch_size=10, num_steps=3)
         >>> key = jax.random.key(0)
         >>> tx = dp_ilg.dp_adam_ilg(0.1, plan, key=key)
-        >>> rows = keep_rows(tx, {"table": 2}, key=key)
+        >>> rows = keep_rows(tx, {"table": 2}, key=key, threshold=5.0)
         >>> loss = lambda p, x: jnp.sum(p["table"][x] - 1.0)
         >>> grad_fn = dp_ilg.clipped_grad(loss, l2_clip_norm=plan.l2_clip_norm)
         >>> params = {"table": jnp.zeros((1000, 4))}
@@ -103,7 +102,7 @@ def keep_rows(
             f"rows_of is {type(rows_of).__name__}, but must be a function of one "
             "example that returns {path: ids}."
         )
-    own = jax.random.fold_in(fresh_key(validation.key("key", key)), ROW_TAG)
+    own = row_key(fresh_key(validation.key("key", key)), plan)
     return RowOptimizer(tx, asked, float(threshold), float(ema_decay), said, own, plan)
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int32
 
@@ -19,7 +20,24 @@ from dp_ilg.noise.normal import array_steps
 from dp_ilg.noise.release import Grid, check_multiplier, grid_of, noised
 from dp_ilg.noise.secure import check_draws, given_rows
 
-ROW_TAG = 0x0F0175
+_ROW_TAG = 0x0F0175
+
+
+def row_key(key: Any, plan: PrivacyPlan) -> Any:
+    """The key of the counts' noise: another one for every plan.
+
+    Example:
+        >>> import dp_ilg
+        >>> facts = dict(delta=1e-5, num_examples=100, batch_size=10, num_steps=3)
+        >>> one, two = (dp_ilg.plan_privacy(noise_multiplier=z, **facts)
+        ...     for z in (1.0, 2.0))
+        >>> key = jax.random.key(0)
+        >>> bool(row_key(key, one) == row_key(key, two))
+        False
+    """
+    digest = int(plan.digest(), 16)
+    key = jax.random.fold_in(key, _ROW_TAG)
+    return jax.random.fold_in(key, np.uint32(digest & 0xFFFFFFFF))
 
 
 class PastCounts(NamedTuple):
@@ -57,6 +75,7 @@ class KeptRows:
         valid: False where no choice was released; the step is then NaN.
         past: the running average of the noisy counts, this step's among them.
         tables: which tables; static.
+        plan: digest of the plan whose noise the counts have; static.
 
     Privacy: released, with noise; free to show.
     """
@@ -66,6 +85,7 @@ class KeptRows:
     valid: Any
     past: PastCounts
     tables: Tables = dataclasses.field(metadata=dict(static=True))
+    plan: str = dataclasses.field(default="", metadata=dict(static=True))
 
     def slots(self) -> list[Array]:
         """For each table a row's place among the kept, ``[rows]``; most for others."""
@@ -143,7 +163,8 @@ def released_rows(
         for part, table in zip(parts, counts.tables, strict=True)
     ]
     step = jnp.asarray(step)
-    return KeptRows(tuple(kept), step, grid.valid, past, counts.tables)
+    facts = counts.tables, plan.digest()
+    return KeptRows(tuple(kept), step, grid.valid, past, *facts)
 
 
 def noisy_counts(

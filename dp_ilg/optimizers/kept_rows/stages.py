@@ -32,6 +32,7 @@ from dp_ilg.optimizers.kept_rows import compact
 from dp_ilg.optimizers.kept_rows.gradient import (
     RowGradient,
     check_geometry,
+    check_kept,
     check_size,
     said_rows,
     where_sound,
@@ -208,6 +209,7 @@ class RowOptimizer:
 
         Privacy: sensitivity C given the kept rows, for adding or removing one example.
         """
+        check_kept(kept, self.plan)
         owners, _ = compact.owners_of(self.tx.init, params, kept.tables)
         geometry = self.tx.geometry(compact.narrowed(state.inner, owners, kept.ids))
         loss_fn = compact_loss(grad_fn.loss_fn, params, kept.tables, kept.slots())
@@ -242,6 +244,7 @@ class RowOptimizer:
         ``plan.noise_multipliers[t]``. Rows kept for another step release NaN.
         """
         kept, tables = gradient.kept, gradient.kept.tables
+        check_kept(kept, self.plan)
         check_size(self.plan, gradient.clipped, tables)
         whole = sealed(gradient.clipped)  # raises before the rows are read
         sound = whole & (kept.valid == 1) & (kept.step == state.step)

@@ -49,8 +49,11 @@ def axis_scale(
     """
     values = shares if isinstance(shares, Tracer) else np.asarray(shares, np.float64)
     if rule == GIVEN:
+        _check_given(values)
         even = jnp.full(values.shape, 1 / values.size, jnp.float32)
         return scaled_to_profile(jnp.asarray(values, jnp.float32), even)
+    if not isinstance(values, Tracer) and np.any(values > 0):
+        values = values / values.max()  # up to a factor, so that float32 holds it
     found = jnp.maximum(jnp.asarray(values, jnp.float32), 0)
     mean = jnp.mean(found)
     known = jnp.isfinite(mean) & (mean > 0)
@@ -60,6 +63,20 @@ def axis_scale(
     raw = jnp.asarray(function(jnp.sqrt(found + damping), sizes), jnp.float32)
     _check(raw, found)
     return scaled_to_profile(raw, found / jnp.sum(found))
+
+
+def _check_given(values: Any) -> None:
+    """Scales themselves are positive, and numbers in float32."""
+    if isinstance(values, Tracer):
+        return
+    small, large = np.finfo(np.float32).tiny, np.finfo(np.float32).max
+    bad = np.flatnonzero(~((values >= small) & (values <= large)))
+    if bad.size:
+        raise ValueError(
+            f"A given scale is {values[bad[0]]:g} at place {bad[0]}, but must be "
+            "positive and finite in float32; leave rule out to give shares, which "
+            "may be 0."
+        )
 
 
 def _check(raw: Array, shares: Array) -> None:

@@ -121,7 +121,7 @@ class Prior:
         lost = [n for n in self.shares if not any(matches(n, p) for p, _ in leaves)]
         if lost:
             known = ["/".join(path) for path, _ in leaves]
-            known += [path[-1] for path, _ in leaves]
+            known = sorted({*known, *(path[-1] for path, _ in leaves)})
             raise ValueError(
                 f"The prior names {lost[0]!r}, which is no parameter; "
                 f"{validation.nearest(lost[0], known)}"

@@ -182,7 +182,7 @@ def test_chunks_add_up_to_the_whole_to_the_bit():
 def test_counts_of_other_tables_and_arithmetic_are_found_out():
     one = count_rows(jnp.zeros((1, 1), jnp.int32), jnp.ones(1, bool), TABLES)
     with pytest.raises(ValueError, match="Two chunks count rows of"):
-        one + RowCounts(one.total, one.remainder, TABLES[:1])
+        _ = one + RowCounts(one.total, one.remainder, TABLES[:1])
     assert bool(one.sound())
     for change in (lambda x: x * 2, lambda x: x / 2, lambda x: x.astype(jnp.bfloat16)):
         changed = [change(jnp.asarray(x)) for x in jax.tree.leaves(one)]
