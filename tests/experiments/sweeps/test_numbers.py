@@ -105,7 +105,7 @@ def test_tuning_never_touches_the_test_part(monkeypatch):
     digits = load_dataset("digits")
     none = dict(x_test=digits.x_test[:0], y_test=digits.y_test[:0])
     bare = dataclasses.replace(digits, **none)
-    monkeypatch.setattr(job, "load_dataset", lambda name, folder: bare)
+    monkeypatch.setattr(job, "load_named", lambda data, folder: bare)
     held = dataclasses.replace(TINY, data=DataConfig("digits", validation=0.2))
     found = Bench(None).run(held, "tuning")
     assert found["status"] == "done", found
