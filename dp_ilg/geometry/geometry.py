@@ -123,7 +123,7 @@ class Geometry:
         positive = self.weights != 0
         return positive | ~jnp.any(positive)
 
-    def divisors(self) -> Float[Array, " groups"]:
+    def divisors(self) -> Any:
         """What norms are divided by: the weights, and 1 for a dropped group."""
         return jnp.where(self.kept(), self.weights, 1) if self.drops else self.weights
 

@@ -34,7 +34,7 @@ WORST = {"ratio": 0.0, "share": 0.0, "cases": 0}
 
 
 @functools.cache
-def clipper(shape, dtype, mode, cut, drops):
+def clipper(shape, dtype, mode, cut, drops=False):
     """Compiled: clipped sums with and without the last example, for PAIRS batches."""
     is_shape = lambda x: isinstance(x, tuple)  # noqa: E731
     params = jax.tree.map(
@@ -86,7 +86,9 @@ def search(seed, shape, dtype, mode, cut, rule, spread, drops):
         jnp.asarray(shares, jnp.float32)
     )
     if drops:
-        weights = jnp.where(jnp.asarray(rng.random(weights.shape) < 0.4), 0, weights)
+        gone = rng.random(weights.shape) < 0.4
+        gone[gone.all(axis=1)] = False  # weights that are all 0 are a mistake, and NaN
+        weights = jnp.where(jnp.asarray(gone), 0, weights)
     bound = jnp.asarray(10.0 ** rng.uniform(-8, 8, PAIRS), jnp.float32)
     padding = jnp.asarray(rng.random((PAIRS, 4)) < 0.3).at[:, -1].set(False)
     with_it, without = both(gradients, weights, bound, padding)

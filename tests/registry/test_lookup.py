@@ -115,7 +115,7 @@ def test_what_is_wrong_is_one_sentence(here, name, words):
 
 def test_every_kind_says_what_it_is_and_has_a_group_of_its_own():
     groups = {kind.group for kind in KINDS.values()}
-    assert len(groups) == len(KINDS) == 7
+    assert len(groups) == len(KINDS) == 8
     assert all(group.startswith("dp_ilg.") for group in groups)
     assert all(kind.words and not kind.fits(3) for kind in KINDS.values())
 
