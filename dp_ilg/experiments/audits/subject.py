@@ -28,6 +28,7 @@ from dp_ilg.experiments.runs import projection
 from dp_ilg.experiments.runs.job import Job, build_job, load_data, ready
 from dp_ilg.experiments.runs.keys import RunKeys, run_keys
 from dp_ilg.experiments.runs.measures import with_itself
+from dp_ilg.experiments.runs.views import publicly_seen
 from dp_ilg.projection.factor_pca import FactorPca
 from dp_ilg.sampling.poisson import PoissonSampler
 from dp_ilg.training.checkpoints import load_checkpoint, save_checkpoint
@@ -98,7 +99,8 @@ def audited_trainer(
     """Builds the trainer of a configuration around a small data set.
 
     A projection of the inputs is a release of its own, which the audited claim leaves
-    out, so only its form matters: without `basis` a few rows make one.
+    out, so only its form matters: without `basis` a few rows make one. Several views
+    of an image are drawn under one public key, since the claim holds for every key.
 
     Args:
         config: the run.
@@ -133,18 +135,20 @@ def audited_trainer(
     )
     job = build_job(steady, data_dir, small, _first(data, small.num_examples))
     scene, key = job, run_keys(job, seed).sampler
+    loss_fn = publicly_seen(config.data.augment, job.model.loss_fn)
     job = ready(job, key, basis or _small_basis(full, key))
+    measured = _measured(job, loss_fn)
     rows = lambda a: np.asarray(a[: small.num_examples])  # noqa: E731
     return AuditedTrainer(
         plan=small,
         params=jax.jit(job.model.init)(jax.random.key(seed)),
         examples=(jax.tree.map(rows, job.data.x_train), rows(job.data.y_train)),
         num_classes=job.data.num_classes,
-        loss_fn=job.model.loss_fn,
-        clip=lambda loss: replace(job.grad_fn, loss_fn=_measured(job, loss)),
+        loss_fn=loss_fn,
+        clip=lambda loss: replace(job.grad_fn, loss_fn=measured(loss)),
         oracle=lambda loss: replace(
             job.grad_fn,
-            loss_fn=_measured(job, loss),
+            loss_fn=measured(loss),
             engine="vmap",
             microbatch_size=None,
         ),
@@ -156,12 +160,13 @@ def audited_trainer(
     )
 
 
-def _measured(job: Job, loss_fn: LossFn) -> LossFn:
+def _measured(job: Job, own: LossFn) -> Callable[[LossFn], LossFn]:
     """A loss with what the run's metrics are fed with: the run's own or any other."""
     if not job.config.metrics.release:
-        return loss_fn
-    own: Any = job.model.loss_and_right
-    return own if loss_fn is job.model.loss_fn else with_itself(loss_fn)
+        return lambda loss_fn: loss_fn
+    pair: Any = job.model.loss_and_right
+    told = publicly_seen(job.config.data.augment, pair)
+    return lambda loss_fn: told if loss_fn is own else with_itself(loss_fn)
 
 
 def _first(data: Dataset, count: int) -> Dataset:

@@ -52,6 +52,58 @@ class ProjectionConfig:
 
 
 @dataclass(frozen=True)
+class AugmentConfig:
+    """Several random views of each image, whose mean gradient is clipped once.
+
+    `name` is a row of `dp_ilg.training.frameworks.images.AUGMENTATIONS`; left out, an
+    image is seen as it is. `views` are drawn anew for each image at each step, and
+    `pad` is how many pixels it may move each way.
+
+    Privacy:
+        A view is a function of its example and of a key alone, so that one example has
+        one gradient and one clip: epsilon stays what it is.
+
+    Example:
+        >>> AugmentConfig().wanted, AugmentConfig("crop_and_mirror").num_views
+        (False, 4)
+        >>> AugmentConfig("crop", views=0)
+        Traceback (most recent call last):
+        ValueError: data.augment.views is 0, but must be a whole number of at least 1.
+    """
+
+    name: str | None = None
+    views: int | None = None
+    pad: int | None = None
+
+    def __post_init__(self):
+        for name, least in (("views", 1), ("pad", 0)):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            whole(f"data.augment.{name}", value, least)
+            if self.name is None:
+                raise ValueError(
+                    f"data.augment.{name} is {value}, but data.augment.name is left "
+                    "out; name an augmentation, such as crop_and_mirror."
+                )
+
+    @property
+    def wanted(self) -> bool:
+        """Whether images are seen in other ways than as they are."""
+        return self.name is not None
+
+    @property
+    def num_views(self) -> int:
+        """How many views an example has."""
+        return 4 if self.views is None else self.views
+
+    @property
+    def pixels(self) -> int:
+        """How many pixels an image may move each way."""
+        return 4 if self.pad is None else self.pad
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """Which data: `name` is a row of the table of loaders, or data of one's own.
 
@@ -62,6 +114,7 @@ class DataConfig:
     `dp_ilg.experiments.data.features.FEATURES`, or a function of one's own: what inputs
     are turned into beforehand. `num_classes`, `num_tokens` (of token ids) and `scale`
     (what inputs are divided by) are public facts of data that do not state them.
+    `augment` shows the network several random views of each image.
 
     Example:
         >>> DataConfig(name="mnist").name
@@ -75,6 +128,7 @@ class DataConfig:
     num_tokens: int | None = None
     scale: float | None = None
     projection: ProjectionConfig = ProjectionConfig()
+    augment: AugmentConfig = AugmentConfig()
 
     def __post_init__(self):
         for name in ("num_classes", "num_tokens"):

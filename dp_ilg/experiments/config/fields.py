@@ -148,7 +148,7 @@ def given(section: Any, *besides: str) -> dict[str, Any]:
 
 
 def assignments(section: Any) -> list[str]:
-    """A dataclass as lines of TOML; fields that are None are left out.
+    """A dataclass as lines of TOML; left out is what is None, or a table of nothing.
 
     Args:
         section: the dataclass, of scalars, tuples and dataclasses.
@@ -163,7 +163,8 @@ def assignments(section: Any) -> list[str]:
         >>> print(assignments(Run())[0])
         names = ["a", "b"]
     """
-    return [f"{name} = {_toml(value)}" for name, value in given(section).items()]
+    found = {name: _toml(value) for name, value in given(section).items()}
+    return [f"{name} = {text}" for name, text in found.items() if text != "{}"]
 
 
 def _toml(value: Any) -> str:

@@ -51,11 +51,13 @@ class ModelConfig:
     length: int | None = None
     scales: tuple[float, ...] | None = None
     slopes: tuple[float, ...] | None = None
+    order: Literal["conv_norm_relu", "conv_relu_norm"] | None = None
 
     def __post_init__(self):
         checks: dict[str, Any] = {"slopes": rate}
         checks |= dict.fromkeys(("embed_scale", "embed_init", "scales"), positive)
-        for name, value in given(self, "name", "framework", "activation").items():
+        words = ("name", "framework", "activation", "order")
+        for name, value in given(self, *words).items():
             check = checks.get(name, whole)
             for size in value if isinstance(value, tuple) else (value,):
                 check(f"model.{name}", size)

@@ -196,6 +196,8 @@ class Cnn(_Head):
 class GroupNormCnn(_Head):
     """3 x 3 convolutions, each with GroupNorm, activation and a halving mean pool.
 
+    With `norm_last` the activation comes before GroupNorm.
+
     Example:
         >>> net = GroupNormCnn((), 10, "tanh", image=(32, 32, 3), channels=(8, 16))
         >>> params = net.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
@@ -209,14 +211,16 @@ class GroupNormCnn(_Head):
 
     image: tuple[int, ...] = ()
     channels: tuple[int, ...] = ()
+    norm_last: bool = False
 
     @nn.compact
     def __call__(self, x):
         """Maps ``[batch, height, width, channels]`` to logits."""
         act = ACTIVATIONS[self.activation]
         for i, size in enumerate(self.channels):
+            norm = nn.GroupNorm(norm_groups(size), name=f"norm_{i}")
             x = nn.Conv(size, (3, 3), name=f"conv_{i}")(x)
-            x = act(nn.GroupNorm(norm_groups(size), name=f"norm_{i}")(x))
+            x = norm(act(x)) if self.norm_last else act(norm(x))
             x = nn.avg_pool(x, (2, 2), (2, 2))
         return self.dense(x.reshape(x.shape[0], -1))
 

@@ -171,8 +171,10 @@ class GroupNormCnn(nnx.Module):
         (1, 10)
     """
 
-    def __init__(self, *, image, channels, hidden, outputs, activation, rngs):
-        self.num_convs = len(channels)
+    def __init__(
+        self, *, image, channels, hidden, outputs, activation, rngs, norm_last=False
+    ):
+        self.num_convs, self.norm_last = len(channels), norm_last
         self.act = ACTIVATIONS[activation]
         for i, (n, m) in enumerate(zip((image[2], *channels), channels, strict=False)):
             setattr(self, f"conv_{i}", nnx.Conv(n, m, (3, 3), rngs=rngs))
@@ -186,8 +188,9 @@ class GroupNormCnn(nnx.Module):
     def __call__(self, x):
         """Maps ``[batch, height, width, channels]`` to logits."""
         for i in range(self.num_convs):
+            norm = getattr(self, f"norm_{i}")
             x = getattr(self, f"conv_{i}")(x)
-            x = self.act(getattr(self, f"norm_{i}")(x))
+            x = norm(self.act(x)) if self.norm_last else self.act(norm(x))
             x = nnx.avg_pool(x, (2, 2), (2, 2))
         return self.head(x)
 

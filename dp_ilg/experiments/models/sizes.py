@@ -9,6 +9,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from dp_ilg.validation import listed
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -56,8 +58,16 @@ def _cnn(
     return dict(sizes, outputs=facts.num_classes, activation=activation)
 
 
+_NORM_LAST = {"conv_norm_relu": False, "conv_relu_norm": True}
+
+
 def _group_norm_cnn(
-    facts: Facts, *, channels=(16, 32, 64), hidden=(), activation="tanh"
+    facts: Facts,
+    *,
+    channels=(16, 32, 64),
+    hidden=(),
+    activation="tanh",
+    order="conv_norm_relu",
 ) -> dict[str, Any]:
     shape = jnp.shape(facts.x)
     if len(shape) != 3 or not channels or min(shape[:2]) < 2 ** len(channels):
@@ -66,6 +76,9 @@ def _group_norm_cnn(
             f"{tuple(channels)}, which inputs of shape {shape} do not allow; use mlp."
         )
     sizes = dict(image=shape, channels=tuple(channels), hidden=tuple(hidden))
+    if order not in _NORM_LAST:
+        raise ValueError(f"model.order is {order!r}; known are {listed(_NORM_LAST)}.")
+    sizes |= dict(norm_last=_NORM_LAST[order])
     return dict(sizes, outputs=facts.num_classes, activation=activation)
 
 

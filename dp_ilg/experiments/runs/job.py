@@ -28,7 +28,7 @@ from dp_ilg.experiments.data.shard_rows import Pixels
 from dp_ilg.experiments.data.shards import ShardedArray
 from dp_ilg.experiments.models.networks import Model, build_model
 from dp_ilg.experiments.models.sizes import Facts
-from dp_ilg.experiments.runs import projection
+from dp_ilg.experiments.runs import projection, views
 from dp_ilg.experiments.runs.measures import run_metrics
 from dp_ilg.experiments.runs.outside.parts import check_parts, sources
 from dp_ilg.experiments.runs.recipe import (
@@ -80,11 +80,7 @@ class Job:
             >>> [x.shape for x in build_job(Config()).batch_shapes()]
             [(256, 8, 8, 1), (256,)]
         """
-        size = self.plan.batch_size
-        return jax.tree.map(
-            lambda a: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype),
-            (self.data.x_train, self.data.y_train),
-        )
+        return _shapes(self.config, self.data, self.plan.batch_size)
 
     def certificate(self, params: Any) -> Certificate:
         """Which bounds hold for this run, and why; see `sensitivity_certificate`.
@@ -117,6 +113,21 @@ class Job:
                 "The inputs are not projected yet; pass what job.ready(job, key) gives."
             )
         return self.data.x_train, self.data.y_train
+
+    def source(self, sampler_key: Any) -> Any:
+        """What a feed reads the rows of: with words for their views, if there are any.
+
+        Args:
+            sampler_key: of the run.
+
+        Raises:
+            ValueError: as `rows`.
+
+        Example:
+            >>> len(build_job(Config()).source(jax.random.key(0)))  # inputs, labels
+            2
+        """
+        return views.rows_of(self.config.data.augment, self.rows(), sampler_key)
 
     @functools.cached_property
     def data_digest(self) -> str:
@@ -155,7 +166,9 @@ def load_data(config: Config, data_dir: Path | None = None) -> Dataset:
         1437
     """
     check_parts(config)
+    views.check_augmentation(config.data)
     data = with_features(load_named(config.data, data_dir), config.data.features)
+    data = views.with_views(data, config.data.augment)
     share = config.data.validation
     return data if share is None else hold_out(data, share)
 
@@ -209,6 +222,7 @@ def _check_names(config: Config) -> None:
     check_parts(config)
     method_options(config)
     build_schedule(config.privacy.schedule)
+    views.check_augmentation(config.data)
 
 
 def _model(config: Config, data: Dataset) -> Model:
@@ -225,8 +239,9 @@ def _grad_fn(config: Config, plan: PrivacyPlan, model: Model, data: Dataset) -> 
     """The clipped gradient of a batch, as large at once as memory is allowed for."""
     row, run = baseline(config.optimizer.method), config.run
     metrics = run_metrics(config.metrics, data)
+    loss: Any = _measured(config, model) if metrics else model.loss_fn
     grad_fn = dp_ilg.clipped_grad(
-        _measured(config, model) if metrics else model.loss_fn,
+        views.seen_loss(config.data.augment, loss),
         l2_clip_norm=plan.l2_clip_norm,
         clip_mode=row.clip_mode(**method_options(config)),
         engine=run.engine,
@@ -242,7 +257,17 @@ def _grad_fn(config: Config, plan: PrivacyPlan, model: Model, data: Dataset) -> 
     if run.memory_mib is None or run.microbatch_size is not None:
         return grad_fn
     params = jax.eval_shape(model.init, jax.random.key(0))
-    return budgeted(grad_fn, params, (data.x_train, data.y_train), plan, run)
+    shapes = _shapes(config, data, len(data.y_train))
+    return budgeted(grad_fn, params, shapes, plan, run)
+
+
+def _shapes(config: Config, data: Dataset, size: int) -> Any:
+    """Shapes of so many rows, as the gradient takes them."""
+    rows = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype),
+        (data.x_train, data.y_train),
+    )
+    return views.with_words(config.data.augment, rows)
 
 
 def _optimizer(config: Config, plan: PrivacyPlan, key: Any, **facts: Any) -> Any:
@@ -300,14 +325,13 @@ def _rehearse(job: Job) -> None:
     The optimizer's state is made from shapes with a key that nothing else uses.
     """
 
-    def step(x: Any, y: Any) -> Any:
+    def step(batch: Any) -> Any:
         params = job.model.init(jax.random.key(0))
         tx = job.make_optimizer(jax.random.key(0))
         state = tx.init(params)
         geometry = tx.geometry(state)
-        clipped = job.grad_fn(params, (x, y), geometry=geometry)
+        clipped = job.grad_fn(params, batch, geometry=geometry)
         given = {"noise": nothing(params, geometry)} if job.plan.exact_noise else {}
         return tx.update(clipped, state, params, **given)
 
-    rows = lambda a: jax.ShapeDtypeStruct((2, *a.shape[1:]), a.dtype)  # noqa: E731
-    jax.eval_shape(step, jax.tree.map(rows, job.data.x_train), rows(job.data.y_train))
+    jax.eval_shape(step, _shapes(job.config, job.data, 2))

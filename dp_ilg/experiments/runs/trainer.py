@@ -249,7 +249,8 @@ def train(
     every, save_every = job.config.run.eval_every, job.config.run.checkpoint_every
     program = program_digest(job)
     began = time.perf_counter() - position.seconds
-    feed = Feed(job.rows(), sampler, first=position.step, ahead=_AHEAD, place=place)
+    source = job.source(position.sampler_key)
+    feed = Feed(source, sampler, first=position.step, ahead=_AHEAD, place=place)
     noise = DrawsAhead(draws or (lambda step: None), job.plan.num_steps)
     with feed, noise:
         for t in range(position.step, job.plan.num_steps):

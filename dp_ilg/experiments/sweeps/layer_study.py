@@ -14,11 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from dp_ilg.accounting.ledger import PrivacyLedger
+from dp_ilg.base import LossFn
 from dp_ilg.clipping.adding.sums import narrowed
 from dp_ilg.clipping.engine_table import ENGINES
 from dp_ilg.experiments.runs.job import Job, ready
 from dp_ilg.experiments.runs.keys import RunKeys
 from dp_ilg.experiments.runs.trainer import Position, Watch, start, train
+from dp_ilg.experiments.runs.views import publicly_seen
 from dp_ilg.geometry.geometry import Geometry, scaled_to_profile
 from dp_ilg.geometry.groups import Groups
 from dp_ilg.geometry.rules import RULES
@@ -106,10 +108,13 @@ def measure(job: Job, position: Position, rows: int = 2048) -> dict[str, Any]:
     tx = job.make_optimizer(jax.random.key(0))
     groups = tx.geometry(position.state).groups
     halves = _halves(job, min(rows, len(job.data.y_train)))
+    clip = dataclasses.replace(
+        job.grad_fn, loss_fn=_loss(job), has_aux=False, metrics=()
+    )
     profile = _profile(job, position.params, groups, halves)
     clipped = jax.jit(
         lambda params, batch, weights: (
-            job.grad_fn(params, batch, geometry=Geometry(weights, groups)).gradients
+            clip(params, batch, geometry=Geometry(weights, groups)).gradients
         )
     )
     by_rule = {}
@@ -174,12 +179,16 @@ def _halves(job: Job, rows: int) -> list[list[Any]]:
     return [chunks[0:even:2], chunks[1:even:2]]
 
 
+def _loss(job: Job) -> LossFn:
+    return publicly_seen(job.config.data.augment, job.model.loss_fn)
+
+
 def _profile(job: Job, params: Any, groups: Groups, halves: list) -> Profile:
     engine = ENGINES["bookkeeping"]
 
     @jax.jit
     def one(params, batch):
-        found = engine(job.model.loss_fn, params, batch, groups)
+        found = engine(_loss(job), params, batch, groups)
         ones = jnp.ones(found.norms.shape[0], jnp.float32)
         return found.norms, narrowed(found.weighted_sum(ones), params)
 

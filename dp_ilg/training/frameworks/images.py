@@ -1,4 +1,8 @@
-"""Views of images: random crops and mirror images, for losses over several views."""
+"""Views of images: random crops and mirror images, for losses over several views.
+
+A row of `AUGMENTATIONS` makes an augmentation of a number of pixels; a configuration
+names it.
+"""
 
 from __future__ import annotations
 
@@ -70,3 +74,32 @@ def crop_and_mirror(
         return (moved, *rest)
 
     return augment
+
+
+def crop_only(crop: int = 4) -> Callable[[Any, Any], tuple[Any, ...]]:
+    """Makes an augmentation that moves an image and never mirrors it.
+
+    Args:
+        crop: as for `crop_and_mirror`.
+
+    Returns:
+        As `crop_and_mirror`.
+
+    Raises:
+        ValueError: as `crop_and_mirror`.
+
+    Privacy: as `crop_and_mirror`.
+
+    Example:
+        >>> image, = crop_only(1)((jnp.ones((3, 3, 1)),), jax.random.key(0))
+        >>> image.shape
+        (3, 3, 1)
+    """
+    return crop_and_mirror(crop, mirror=False)
+
+
+# name -> pixels -> (example, key) -> view
+AUGMENTATIONS: dict[str, Callable[[int], Callable[[Any, Any], tuple[Any, ...]]]] = {
+    "crop_and_mirror": crop_and_mirror,
+    "crop": crop_only,
+}

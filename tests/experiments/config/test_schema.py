@@ -116,8 +116,9 @@ MISTAKES = {
     ),
     "unknown field, nothing near": (
         lambda m: mapping(data__zzz=1),
-        "unknown field data.zzz; known are data.features, data.name, data.num_classes, "
-        "data.num_tokens, data.projection, data.scale, data.validation.",
+        "unknown field data.zzz; known are data.augment, data.features, "
+        "data.name, data.num_classes, data.num_tokens, data.projection, data.scale, "
+        "data.validation.",
     ),
     "missing section": (
         lambda m: {k: v for k, v in m.items() if k != "data"},

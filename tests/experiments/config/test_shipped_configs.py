@@ -106,6 +106,7 @@ WRITERS = {
     "cifar10_cnn": write_cifar10,
     "cifar10_scattering": write_cifar10,
     "cifar10_patches": write_cifar10,
+    "cifar10_views": write_cifar10,
     "imdb_embedding": write_imdb,
     "imdb_linear": write_imdb_and_words,
     "imdb_transformer": write_imdb,

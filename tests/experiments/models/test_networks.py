@@ -169,6 +169,58 @@ def test_a_model_without_parameters_is_refused():
         nnx_model(lambda rngs: nnx.Sequential(jnp.tanh))
 
 
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_the_activation_stands_before_or_behind_the_norm(framework):
+    facts, sizes = FACTS["group_norm_cnn"], dict(channels=(8, 16), activation="relu")
+    build = lambda **order: build_model(  # noqa: E731
+        "group_norm_cnn", facts, framework=framework, **sizes, **order
+    )
+    first, last = build(), build(order="conv_relu_norm")
+    params = jax.jit(last.init)(jax.random.key(0))
+    x = np.asarray(batch_of(facts, 1))
+    example = jnp.asarray(x[0]), jnp.int32(2)
+
+    def by_hand(norm_last):
+        leaves = {"/".join(map(str, k)): v for k, v in _flat(params)}
+        get = lambda *words: next(  # noqa: E731
+            v for k, v in leaves.items() if all(w in k for w in words)
+        )
+        h = jnp.asarray(x)
+        for i in range(2):
+            conv = jax.lax.conv_general_dilated(
+                h,
+                get(f"conv_{i}", "kernel"),
+                (1, 1),
+                "SAME",
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            )
+            h = conv + get(f"conv_{i}", "bias")
+            h = jnp.maximum(h, 0) if norm_last else h
+            parts = h.reshape(1, -1, 8, h.shape[-1] // 8)
+            mean = parts.mean((1, 3), keepdims=True)
+            parts = (parts - mean) / jnp.sqrt(parts.var((1, 3), keepdims=True) + 1e-6)
+            h = parts.reshape(h.shape) * get(f"norm_{i}", "scale")
+            h = h + get(f"norm_{i}", "bias")
+            h = h if norm_last else jnp.maximum(h, 0)
+            h = h.reshape(1, h.shape[1] // 2, 2, h.shape[2] // 2, 2, -1).mean((2, 4))
+        logits = h.reshape(-1) @ get("output", "kernel") + get("output", "bias")
+        return -jax.nn.log_softmax(logits)[2]
+
+    assert abs(first.loss_fn(params, example) - by_hand(False)) < 1e-4
+    assert abs(last.loss_fn(params, example) - by_hand(True)) < 1e-4
+    assert abs(by_hand(True) - by_hand(False)) > 1e-2
+
+
+def _flat(params):
+    found = jax.tree_util.tree_leaves_with_path(params)
+    return [((jax.tree_util.keystr(path),), leaf) for path, leaf in found]
+
+
+def test_another_order_is_refused():
+    with pytest.raises(ValueError, match="known are conv_norm_relu, conv_relu_norm"):
+        build_model("group_norm_cnn", FACTS["group_norm_cnn"], order="relu_conv")
+
+
 @pytest.mark.parametrize(
     ("name", "facts", "options", "words"),
     [
