@@ -129,7 +129,7 @@ class Cut(NamedTuple):
     def linear(
         self, eqn: Any, position: int, view: View, along: int, start: int, size: int
     ) -> Linear | str:
-        """How the equation is linear in ``start : start + size`` of an operand's axis."""
+        """How the equation is linear in `size` entries of an operand's axis."""
         shapes = [list(v.aval.shape) for v in (*eqn.invars, *eqn.outvars)]
         shapes[position][along] = size
         place = 1 - position if self.operand else 2
