@@ -65,8 +65,10 @@ def with_features(data: Dataset, name: str, cache: Path | None = None) -> Datase
             list, "public_words_counts" counts those; "scaled_words_4000" scales the
             most frequent words by their rank, "even_words_4000" does not,
             "public_words_scaled" scales those of the public list; "photo_patches" is
-            for colour images, its filters come from photographs; "word_vectors" and
-            "sentence_encoder" have weights that come inside packages of their own.
+            for colour images, its filters come from photographs, "photo_patch_roots"
+            takes square roots of its means and keeps half of the directions;
+            "word_vectors" and "sentence_encoder" have weights that come inside packages
+            of their own.
         cache: the folder for results; by default `cache_folder()`. One that cannot be
             written to is done without.
 

@@ -105,6 +105,7 @@ WRITERS = {
     "fashion_scattering": write_fashion,
     "cifar10_cnn": write_cifar10,
     "cifar10_scattering": write_cifar10,
+    "cifar10_patch_roots": write_cifar10,
     "cifar10_patches": write_cifar10,
     "cifar10_views": write_cifar10,
     "imdb_embedding": write_imdb,

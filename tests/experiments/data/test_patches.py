@@ -75,6 +75,27 @@ def test_means_are_those_of_places_counted_by_hand():
     np.testing.assert_allclose(found, known, atol=2e-5)
 
 
+def test_a_power_is_taken_of_the_means_over_both_mirror_images():
+    bank, x = make_bank(SMALL, (photo(0),)), images(2)
+    chosen = dataclasses.replace(SMALL, power=0.5)
+    found = patch_means(chosen, bank, jnp.asarray(x))
+    known = [np.sqrt((by_hand(bank, i) + by_hand(bank, i[:, ::-1])) / 2) for i in x]
+    assert np.max(known) > 0.3
+    np.testing.assert_allclose(found, known, atol=5e-3)
+    np.testing.assert_allclose(np.square(found), np.square(known), atol=2e-5)
+
+
+def test_a_power_has_files_of_its_own_and_no_power_the_old_ones(shipped, tmp_path):
+    x = images(3)
+    old = with_features(data(x, x), NAME, tmp_path)
+    assert "power" not in SMALL._tag and SMALL._tag == str(SMALL)
+    PATCH_FEATURES[NAME] = dataclasses.replace(SMALL, power=0.5)  # put back by shipped
+    new = with_features(data(x, x), NAME, tmp_path)
+    assert new.x_train.filename != old.x_train.filename
+    assert np.abs(new.x_train - old.x_train).max() > 0.05
+    assert len(list(tmp_path.rglob("photo_basis*"))) == 2
+
+
 def test_filters_whiten_what_they_were_made_of():
     """Responses spread as white noise through filters of length 1."""
     chosen = dataclasses.replace(SMALL, samples=4000, filters=200, ridge=1e-6)

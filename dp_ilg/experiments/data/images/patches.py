@@ -10,7 +10,7 @@ Nothing is learnt from the images that go through.
 import functools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,7 +54,7 @@ class Bank(NamedTuple):
 
 @dataclass(frozen=True)
 class PatchFeatures:
-    """What `photo_patches` is made of; every number was chosen by hand.
+    """What a row of `PATCH_FEATURES` is made of; every number was chosen by hand.
 
     Attributes:
         filters: how many patches are filters; each gives two maps, one a sign.
@@ -68,6 +68,8 @@ class PatchFeatures:
         width: how many features are kept, at most as many as crops.
         whitening: 0 keeps the variances of the crops, 0.5 makes them equal.
         norm: length of every row of features.
+        power: what the means are raised to before the linear map; 0.5, the square
+            root, keeps the few strong ones from drowning the others.
 
     Example:
         >>> PatchFeatures().num_means
@@ -85,6 +87,7 @@ class PatchFeatures:
     width: int = 4096
     whitening: float = 0.3
     norm: float = 10.0
+    power: float = field(default=1.0, repr=False)  # `_tag` names it
 
     @property
     def num_means(self) -> int:
@@ -124,9 +127,14 @@ class PatchFeatures:
                 "choose other features."
             )
         photos = photographs()
-        tag = f"{self} {digest(photos)} float16"
+        tag = f"{self._tag} {digest(photos)} float16"
         kind = Kind(name, tag, self.width)
         return kept(images, kind, lambda: self._chunks(images, tag, folder), folder)
+
+    @property
+    def _tag(self) -> str:
+        """As it was before there were powers, so that old files are still found."""
+        return str(self) if self.power == 1 else f"{self} power {self.power}"
 
     def _chunks(self, images: Any, tag: str, folder: Path) -> Iterator[np.ndarray]:
         bank = make_bank(self, photographs())
@@ -181,16 +189,17 @@ def patch_means(
     bank: Bank,
     images: Float[Array, "batch side side 3"],
 ) -> Float[Array, "batch means"]:
-    """What exceeds the threshold, averaged over each place of a grid.
+    """What exceeds the threshold, averaged over each place of a grid, to a power.
 
     Args:
-        chosen: sizes and threshold.
+        chosen: sizes, threshold and power.
         bank: the filters.
         images: in [0, 1].
 
     Returns:
         ``[batch, 2 * grid^2 * filters]``: the positive, then the negative excesses,
-        place by place; the mean over an image and its mirror image.
+        place by place; the mean over an image and its mirror image, raised to
+        `chosen.power`.
 
     Privacy: row i is a function of image i and the filters alone.
 
@@ -224,7 +233,8 @@ def patch_means(
         return jnp.moveaxis(jax.lax.map(some, blocks), 0, 2).reshape(-1)
 
     both = [jax.lax.map(one, x) for x in (images, images[:, :, ::-1])]
-    return (both[0] + both[1]) / 2
+    means = (both[0] + both[1]) / 2
+    return means if chosen.power == 1 else means**chosen.power
 
 
 def _in_blocks(filters: int, bank: Any) -> Array:
@@ -299,4 +309,7 @@ def public_basis(means: np.ndarray, width: int, whitening: float) -> np.ndarray:
     return np.concatenate([directions, (mean @ directions)[None]]).astype(np.float32)
 
 
-PATCH_FEATURES: dict[str, PatchFeatures] = {"photo_patches": PatchFeatures()}
+PATCH_FEATURES: dict[str, PatchFeatures] = {
+    "photo_patches": PatchFeatures(),
+    "photo_patch_roots": PatchFeatures(width=2048, power=0.5),
+}
