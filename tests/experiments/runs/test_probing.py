@@ -79,6 +79,7 @@ def test_a_run_probes_features_of_synthetic_images(features, batch):
 def test_what_is_traced_is_what_was_computed(features):
     raw = load_dataset("digits")
     data = with_features(raw, features)
+    assert data.made_of is not None
     found = jax.jit(data.made_of.compute)(raw.x_train[:5])
     assert np.allclose(found, data.x_train[:5], atol=2e-3)
     assert data.made_of.shape == raw.x_train.shape[1:] and raw.made_of is None
