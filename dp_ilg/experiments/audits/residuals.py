@@ -122,8 +122,9 @@ class Observer:
     def _axes(self) -> Any:
         """Axis 0 of all of a state, but none of the step that a probe counts."""
         is_probe = lambda x: isinstance(x, ProbeImportanceState)  # noqa: E731
+        of_probe: Any = ProbeImportanceState._make((None, 0, 0))
         shapes = jax.eval_shape(self.init, jax.random.key(0))
-        axes = lambda x: ProbeImportanceState(None, 0, 0) if is_probe(x) else 0  # noqa: E731
+        axes = lambda x: of_probe if is_probe(x) else 0  # noqa: E731
         return jax.tree.map(axes, shapes, is_leaf=is_probe)
 
     def over_runs(self, one: Callable[..., Any]) -> Callable[..., Any]:
