@@ -6,7 +6,6 @@ whole runs fit into minutes, and the number of steps may be; the claim is that o
 plan cut to them. Every part can be replaced, which is how tests plant faults.
 """
 
-import dataclasses
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -340,15 +339,3 @@ def padded(indices: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     rows = np.zeros(size, np.int64)
     rows[: len(indices)] = indices
     return rows, np.arange(size) >= len(indices)
-
-
-def run_shape(trainer: AuditedTrainer) -> dict[str, Any]:
-    """What an audit says of the runs it made, for its notes and records."""
-    plan = trainer.plan
-    facts = dataclasses.asdict(plan)
-    names = ("num_examples", "batch_size", "num_steps", "score_budget", "delta")
-    names += ("metric_budget",) if plan.metric_budget else ()
-    return {name: facts[name] for name in names} | {
-        "noise_multipliers": [z for _, z in plan.stages],
-        "parameters": sum(np.size(p) for p in jax.tree.leaves(trainer.params)),
-    }
