@@ -61,6 +61,11 @@ RECORDS = (
     Best(
         "compare_mnist_probe", "MNIST, tanh CNN", before=("compare_mnist_cnn", (ILG,))
     ),
+    Best(
+        "compare_fashion_probe",
+        "Fashion-MNIST, tanh CNN",
+        before=("compare_fashion_cnn", (ILG,)),
+    ),
 )
 Cells = Mapping[tuple[str, float], dict[int, float]]
 

@@ -126,7 +126,9 @@ def _own_cache(monkeypatch, tmp_path):
     photo = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     monkeypatch.setattr(patches, "photographs", lambda: (photo,))
     small = patches.PatchFeatures(filters=8, samples=500, crops=30, width=20)
-    monkeypatch.setitem(patches.PATCH_FEATURES, "photo_patches", small)
+    for name, row in tuple(patches.PATCH_FEATURES.items()):
+        few = dataclasses.replace(small, power=row.power)
+        monkeypatch.setitem(patches.PATCH_FEATURES, name, few)
 
 
 def small(name):
