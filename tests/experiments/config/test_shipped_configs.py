@@ -104,6 +104,7 @@ WRITERS = {
     "fashion_cnn": write_fashion,
     "fashion_scattering": write_fashion,
     "cifar10_cnn": write_cifar10,
+    "cifar10_conv": write_cifar10,
     "cifar10_scattering": write_cifar10,
     "cifar10_patch_roots": write_cifar10,
     "cifar10_patches": write_cifar10,
