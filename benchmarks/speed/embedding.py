@@ -110,61 +110,38 @@ def kept_stages(loss_fn: Any, most: int) -> tuple[Any, dict[str, Callable]]:
     return rows, {"chosen": jax.jit(chosen), "clipped": jax.jit(clip), "step": step}
 
 
-def measure_kept(sizes: Any, repeats: int, most: int) -> dict[str, Any]:
-    """The same for kept rows; memory is the most that the process ever held."""
-    params, loss_fn, batch = problem(*sizes)
-    rows, calls = kept_stages(loss_fn, most)
-    state = rows.init(params)
+def in_turns(
+    calls: dict[str, Callable], held: tuple[Any, Any], batch: Any, repeats: int
+) -> dict[str, float]:
+    """Median milliseconds of every stage; what is held goes on with "step"."""
     found: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats + 1):
         for name, call in calls.items():
             began = time.perf_counter()
-            out = jax.block_until_ready(call(params, state, batch))
+            out = jax.block_until_ready(call(*held, batch))
             found[name].append(1e3 * (time.perf_counter() - began))
             if name == "step":
-                params, state = out
-    median = {name: statistics.median(times[1:]) for name, times in found.items()}
-    return {
-        "rows": sizes[0],
-        "width": sizes[1],
-        "batch_size": sizes[2],
-        "words": sizes[3],
+                held = out
+    return {name: statistics.median(times[1:]) for name, times in found.items()}
+
+
+def measure(sizes: tuple[int, ...], repeats: int, most: int) -> dict[str, Any]:
+    """One line: all rows take part, or `most` at most; memory is the process' peak."""
+    params, loss_fn, batch = problem(*sizes)
+    tx, calls = kept_stages(loss_fn, most) if most else stages(loss_fn)
+    median = in_turns(calls, (params, tx.init(params)), batch, repeats)
+    names = ("rows", "width", "batch_size", "words")
+    record = dict(zip(names, sizes, strict=True)) | {
         "kept": most,
         "touched_rows": int(jnp.unique(batch[0]).size),
         "milliseconds": {k: round(v, 2) for k, v in median.items()},
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "load": os.getloadavg()[0],
     }
-
-
-def measure(sizes: tuple[int, int, int, int], repeats: int) -> dict[str, Any]:
-    """Median milliseconds of every stage, in turns."""
-    params, loss_fn, batch = problem(*sizes)
-    tx, calls = stages(loss_fn)
-    state = tx.init(params)
-    found: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(repeats + 1):
-        for name, call in calls.items():
-            began = time.perf_counter()
-            out = jax.block_until_ready(call(params, state, batch))
-            found[name].append(1e3 * (time.perf_counter() - began))
-            if name == "step":
-                params, state = out
-    median = {name: statistics.median(times[1:]) for name, times in found.items()}
-    touched = int(jnp.unique(batch[0]).size)
-    return {
-        "rows": sizes[0],
-        "width": sizes[1],
-        "batch_size": sizes[2],
-        "words": sizes[3],
-        "kept": 0,
-        "touched_rows": touched,
-        "milliseconds": {k: round(v, 2) for k, v in median.items()},
-        "noise_share": round(
-            (median["released"] - median["clipped"]) / median["step"], 3
-        ),
-        "load": os.getloadavg()[0],
-    }
+    if most:
+        return record
+    noise = median["released"] - median["clipped"]
+    return record | {"noise_share": round(noise / median["step"], 3)}
 
 
 def main() -> None:
@@ -173,18 +150,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--kept", type=int, help="the most rows of a step")
+    parser.add_argument("--kept", type=int, default=0, help="the most rows of a step")
     parser.add_argument("--rows", type=int, default=50_000)
     parser.add_argument("--toy", action="store_true", help="a small table, once")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     sizes = (40, 4, 4, 5) if args.toy else (args.rows, 128, 256, 64)
     repeats = 1 if args.toy else args.repeats
-    record = (
-        measure_kept(sizes, repeats, args.kept)
-        if args.kept
-        else measure(sizes, repeats)
-    )
+    record = measure(sizes, repeats, args.kept)
     print(json.dumps(record))
     path = args.out or (None if args.toy else LINES)
     if path:

@@ -56,10 +56,15 @@ RECORDS = (
         "CIFAR-10, fixed features",
         before=("compare_cifar_scattering", (ILG,)),
     ),
-    Best("compare_cifar_views", "CIFAR-10, CNN", before=("compare_cifar_cnn", (ILG,))),
+    Best("compare_cifar_conv", "CIFAR-10, CNN", before=("compare_cifar_cnn", (ILG,))),
     Best("compare_digits_sources", "Digits, MLP"),
     Best(
         "compare_mnist_probe", "MNIST, tanh CNN", before=("compare_mnist_cnn", (ILG,))
+    ),
+    Best(
+        "compare_fashion_probe",
+        "Fashion-MNIST, tanh CNN",
+        before=("compare_fashion_cnn", (ILG,)),
     ),
 )
 Cells = Mapping[tuple[str, float], dict[int, float]]

@@ -153,6 +153,15 @@ class AxisMaps:
         return [multiplied(wide(z), own, transposed=True) for z, own in pairs]
 
     @own_promotion
+    def paired(self, leaves: Sequence[Any]) -> list[Array]:
+        """A tree like the parameters w as gradients here pair with it: ``L^T w``.
+
+        Then ``<L^-1 g, L^T w>`` is ``<g, w>``; it undoes `steps`.
+        """
+        pairs = zip(leaves, self.back, strict=True)
+        return [multiplied(wide(w), own, transposed=True) for w, own in pairs]
+
+    @own_promotion
     def noise_squares(self, groups: Groups) -> Float[Array, " groups"]:
         """Mean square of the noise of each group on the release, at weights 1."""
         count = len(groups.names)

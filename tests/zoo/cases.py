@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tests.zoo import control as zoo_control
+from tests.zoo import joined as zoo_joined
 from tests.zoo import linear as zoo_linear
 from tests.zoo import models as zoo_models
 from tests.zoo import params as zoo_params
 from tests.zoo import views as zoo_views
 from tests.zoo.core import Case
 
-_PARTS = [zoo_linear, zoo_params, zoo_views, zoo_control, zoo_models]
+_PARTS = [zoo_linear, zoo_params, zoo_views, zoo_control, zoo_models, zoo_joined]
 ZOO: dict[str, Callable[[], Case]] = {
     name: make for part in _PARTS for name, make in part.CASES.items()
 }
@@ -96,7 +97,14 @@ scan_lstm_of_embeddings | stack_nested_recurrence | attention_multi_query |
 attention_query_parameter | linen_cnn | conv_nchw_grouped_strided |
 conv_batch_groups | conv_shared_unlike_strides | mixture_of_experts_gathered |
 fft_of_a_filter | complex_from_two_reals | cholesky_factor | views_by_loop |
-norm_group | odd_gaussian_mixture | random_dropconnect
+norm_group | odd_gaussian_mixture | random_dropconnect | joined_inputs |
+joined_left_inputs | joined_turned_pieces | joined_with_what_is_squared | joined_twice |
+joined_crosswise | joined_as_a_batch | joined_heads | joined_and_apart |
+joined_backwards | joined_biases | joined_tables | joined_conv_outputs |
+joined_conv_windows | joined_before_a_loop | joined_layers | backwards_outputs |
+backwards_twice | backwards_of_a_reshape | backwards_then_reshaped |
+backwards_and_forwards | backwards_rows | backwards_columns_of_rows |
+backwards_window_strided | linen_conv_transpose_turned
 """
 TWINS = {name.strip() for name in _TWINS.replace("\n", " ").split("|")}
 if TWINS - set(ZOO):

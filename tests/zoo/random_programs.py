@@ -148,11 +148,17 @@ def total(w: Writer, shape: Shape, depth: int) -> str | None:
 
 
 def joined(w: Writer, shape: Shape, depth: int) -> str | None:
-    """Two leaves concatenated along the first axis."""
-    first = shape[0] // 2
-    a = w.weight((first, *shape[1:]), depth)
-    b = w.weight((shape[0] - first, *shape[1:]), depth)
-    return f"jnp.concatenate([{a}, {b}])"
+    """Two leaves concatenated along some axis."""
+    axis = int(w.rng.integers(len(shape)))
+    first = shape[axis] // 2
+    a = w.weight((*shape[:axis], first, *shape[axis + 1 :]), depth)
+    b = w.weight((*shape[:axis], shape[axis] - first, *shape[axis + 1 :]), depth)
+    return f"jnp.concatenate([{a}, {b}], {axis})"
+
+
+def turned(w: Writer, shape: Shape, depth: int) -> str | None:
+    """Read backwards along some axis."""
+    return f"jnp.flip({w.weight(shape, depth)}, {int(w.rng.integers(len(shape)))})"
 
 
 def permuted(w: Writer, shape: Shape, depth: int) -> str | None:
@@ -170,6 +176,7 @@ VIEWS = [
     product,
     total,
     joined,
+    turned,
     permuted,
 ]
 

@@ -18,7 +18,14 @@ from jaxtyping import Array
 
 from dp_ilg.clipping.bookkeeping.rules import Rows
 from dp_ilg.clipping.bookkeeping.tape import Level, Spoiled, Use
-from dp_ilg.clipping.bookkeeping.views import Digits, coordinates, merged, order, span
+from dp_ilg.clipping.bookkeeping.views import (
+    Digits,
+    backwards,
+    coordinates,
+    merged,
+    order,
+    span,
+)
 from dp_ilg.geometry.groups import LeafGroups, pieces_of
 from dp_ilg.geometry.rounding import gamma
 
@@ -292,7 +299,10 @@ def place(
     """
     digits = digits or (*part.batch, *part.first, *part.second)
     places = order(digits)
-    value = jnp.transpose(value.reshape([d.size for d in digits]), places)
+    value = value.reshape([d.size for d in digits])
+    if backwards(digits):
+        value = jnp.flip(value, backwards(digits))
+    value = jnp.transpose(value, places)
     counts = [span([d for d in digits if d.axis == k]) for k in range(len(shape))]
     value = value.reshape(counts)
     if tuple(counts) == shape:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +20,15 @@ from jaxtyping import Array
 
 from dp_ilg.clipping.bookkeeping import phases
 from dp_ilg.clipping.bookkeeping.convolution import Convolution
-from dp_ilg.clipping.bookkeeping.views import Digits, View, merged, regroup, span
+from dp_ilg.clipping.bookkeeping.views import (
+    Digits,
+    Held,
+    View,
+    backwards,
+    merged,
+    regroup,
+    span,
+)
 
 
 @jax.tree_util.register_dataclass
@@ -72,6 +81,107 @@ class Linear(NamedTuple):
 
 
 Rule = Callable[[Any, int, View], "Linear | str"]
+Found = list[tuple[View, Linear]]
+
+
+def linear_in(eqn: Any, position: int, held: Held) -> Found | str:
+    """How an equation is linear in every view that one operand holds.
+
+    Args:
+        eqn: the equation.
+        position: of the operand.
+        held: what the operand holds.
+
+    Returns:
+        The views with their `Linear`, or why there is no rule.
+    """
+    name = eqn.primitive.name
+    if name not in RULES:
+        return name
+    if isinstance(held, View):
+        linear = RULES[name](eqn, position, held)
+        return linear if isinstance(linear, str) else [(held, linear)]
+    cut = _CUTS[name](eqn, position, held.axis) if name in _CUTS else None
+    if cut is None:
+        return f"{name} after concatenate"
+    found, start = [], 0
+    for size, view in held.pieces:
+        if view is not None and size:
+            linear = cut.linear(eqn, position, view, held.axis, start, size)
+            if isinstance(linear, str):
+                return linear
+            found.append((view, linear))
+        start += size
+    return found
+
+
+class Cut(NamedTuple):
+    """The axis that goes with a cut of one operand.
+
+    Attributes:
+        operand: of the equation's other operand, else of its output.
+        axis: the axis.
+    """
+
+    operand: bool
+    axis: int
+
+    def linear(
+        self, eqn: Any, position: int, view: View, along: int, start: int, size: int
+    ) -> Linear | str:
+        """How the equation is linear in `size` entries of an operand's axis."""
+        shapes = [list(v.aval.shape) for v in (*eqn.invars, *eqn.outvars)]
+        shapes[position][along] = size
+        place = 1 - position if self.operand else 2
+        shapes[place][self.axis] = size
+        dtypes = [v.aval.dtype for v in (*eqn.invars, *eqn.outvars)]
+        given = [
+            SimpleNamespace(aval=jax.ShapeDtypeStruct(shape, dtype))
+            for shape, dtype in zip(shapes, dtypes, strict=True)
+        ]
+        alone = SimpleNamespace(
+            primitive=eqn.primitive,
+            params=eqn.params,
+            invars=given[:2],
+            outvars=given[2:],
+        )
+        linear = RULES[eqn.primitive.name](alone, position, view)
+        if isinstance(linear, str):
+            return linear
+        direct = linear.direct
+        if direct is not None:
+            direct = direct._replace(make=self._of_cut(direct.make, start, size))
+        make = self._of_cut(linear.factors, start, size)
+        return linear._replace(factors=make, apply=None, direct=direct)
+
+    def _of_cut(self, make: Callable[..., Any], start: int, size: int) -> Any:
+        def cut(x: Array) -> Array:
+            return jax.lax.slice_in_dim(x, start, start + size, axis=self.axis)
+
+        if self.operand:
+            return lambda x, cotangent: make(cut(x), cotangent)
+        return lambda x, cotangent: make(x, cut(cotangent))
+
+
+def _cut_dot(eqn: Any, position: int, axis: int) -> Cut | None:
+    contract, batch = eqn.params["dimension_numbers"]
+    other = 1 - position
+    if axis in contract[position]:
+        return Cut(True, contract[other][tuple(contract[position]).index(axis)])
+    if axis in batch[position]:
+        return None
+    before = len(_free(eqn, 0, contract, batch)) if position == 1 else 0
+    own = _free(eqn, position, contract, batch).index(axis)
+    return Cut(False, len(batch[0]) + before + own)
+
+
+def _cut_convolution(eqn: Any, position: int, axis: int) -> Cut | None:
+    numbers = eqn.params["dimension_numbers"]
+    if position != 1 or eqn.params["feature_group_count"] != 1:
+        return None
+    if axis == numbers.rhs_spec[0]:
+        return Cut(False, numbers.out_spec[1])
+    return Cut(True, numbers.lhs_spec[1]) if axis == numbers.rhs_spec[1] else None
 
 
 def _join(view: View, axes: Any) -> Digits:
@@ -171,7 +281,7 @@ def _gather(eqn: Any, position: int, view: View) -> Linear | str:
     (axis,) = axes
     others = [k for k in range(len(shape)) if k != axis]
     first, second = _join(view, (axis,)), _join(view, others)
-    if len(merged(first)) > 1:
+    if len(merged(first)) > 1 or backwards(first):
         return "rows that are not neighbours in the parameter"
     terms = math.prod(eqn.invars[1].aval.shape[:-1])
     rank = len(eqn.outvars[0].aval.shape)
@@ -199,7 +309,7 @@ def _dynamic_slice(eqn: Any, position: int, view: View) -> Linear | str:
     (axis,) = cut
     others = [k for k in range(len(shape)) if k != axis]
     first, second = _join(view, (axis,)), _join(view, others)
-    if len(merged(first)) > 1:
+    if len(merged(first)) > 1 or backwards(first):
         return "rows that are not neighbours in the parameter"
 
     def factors(index: Array, cotangent: Array) -> tuple[Rows, Array]:
@@ -231,4 +341,8 @@ RULES: dict[str, Rule] = {
     "dot_general": _dot_general,
     "dynamic_slice": _dynamic_slice,
     "gather": _gather,
+}
+_CUTS: dict[str, Callable[[Any, int, int], Cut | None]] = {
+    "conv_general_dilated": _cut_convolution,
+    "dot_general": _cut_dot,
 }

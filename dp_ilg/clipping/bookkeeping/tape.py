@@ -27,8 +27,18 @@ from dp_ilg.clipping.bookkeeping.program import (
     read,
     write,
 )
-from dp_ilg.clipping.bookkeeping.rules import RULES, Linear
-from dp_ilg.clipping.bookkeeping.views import Turns, View, span, view_op
+from dp_ilg.clipping.bookkeeping.rules import RULES, Linear, linear_in
+from dp_ilg.clipping.bookkeeping.views import (
+    Digits,
+    Held,
+    Turns,
+    View,
+    each_view,
+    join,
+    span,
+    view_op,
+    views_in,
+)
 
 
 @dataclass(frozen=True)
@@ -46,12 +56,12 @@ class Level:
     """A program, its uses by equation, and the loops that contain more of them."""
 
     closed: ClosedJaxpr
-    uses: dict[int, Use] = field(default_factory=dict)
+    uses: dict[int, tuple[Use, ...]] = field(default_factory=dict)
     inner: dict[int, Level] = field(default_factory=dict)
 
     def all_uses(self) -> list[tuple[tuple[int, ...], Use]]:
         """Every use with its address: equation numbers, outermost first."""
-        own = [((index,), use) for index, use in self.uses.items()]
+        own = [((index,), use) for index, uses in self.uses.items() for use in uses]
         deep = [
             ((index, *address), use)
             for index, level in self.inner.items()
@@ -64,7 +74,7 @@ Spoiled = dict[int, str]
 
 
 def survey(
-    closed: ClosedJaxpr, views: Sequence[View | None], spoiled: Spoiled
+    closed: ClosedJaxpr, views: Sequence[Held | None], spoiled: Spoiled
 ) -> Level:
     """Marks the uses of a flat program.
 
@@ -78,31 +88,39 @@ def survey(
         The program as a `Level`.
     """
     level = Level(closed)
-    env = {
-        var: view
-        for var, view in zip(closed.jaxpr.invars, views, strict=True)
-        if view is not None and view.leaf not in spoiled
-    }
+    env: dict[Any, Held] = {}
+    for var, held in zip(closed.jaxpr.invars, views, strict=True):
+        kept = held and each_view(held, lambda v: None if v.leaf in spoiled else v)
+        if kept is not None:
+            env[var] = kept
     for index, eqn in enumerate(closed.jaxpr.eqns):
         found = [None if isinstance(v, Literal) else env.get(v) for v in eqn.invars]
         if any(view is not None for view in found):
             outs = _step(level, index, eqn, found, spoiled)
             env.update(zip(eqn.outvars, outs, strict=False))
     for var in closed.jaxpr.outvars:
-        view = None if isinstance(var, Literal) else env.get(var)
-        if view is not None:
-            spoiled.setdefault(view.leaf, "it is returned or carried by a loop")
+        held = None if isinstance(var, Literal) else env.get(var)
+        _spoil(held, "it is returned or carried by a loop", spoiled)
     return level
 
 
+def _spoil(held: Held | None, reason: str, spoiled: Spoiled) -> None:
+    """Notes the first reason against every leaf that is held."""
+    for view in views_in(held) if held is not None else ():
+        spoiled.setdefault(view.leaf, reason)
+
+
 def _step(
-    level: Level, index: int, eqn: Any, found: list[View | None], spoiled: Spoiled
-) -> list[View]:
-    """Decides one equation; returns the views its outputs hold."""
+    level: Level, index: int, eqn: Any, found: list[Held | None], spoiled: Spoiled
+) -> Sequence[Held]:
+    """Decides one equation; returns what its outputs hold."""
     name = eqn.primitive.name
-    held = [view for view in found if view is not None]
-    alone = len(held) == 1
-    outs = view_op(eqn, held[0]) if alone else None
+    places = [k for k, held in enumerate(found) if held is not None]
+    (one, *others) = (found[k] for k in places)
+    outs = view_op(eqn, one) if not others else None
+    if name == "concatenate":
+        joined = join(eqn, found)
+        outs = outs if joined is None else [joined]
     if outs is not None:
         return outs
     if name == "stop_gradient" or not _differentiable(eqn):
@@ -111,17 +129,17 @@ def _step(
         level.inner[index] = _LOOPS[name].survey(eqn, found, spoiled)
         return []
     reason = f"{name} reads it"
-    if alone and name in RULES and _real(eqn):
-        position = next(k for k, view in enumerate(found) if view is not None)
-        linear = RULES[name](eqn, position, held[0])
-        if isinstance(linear, Linear) and not _empty(linear):
-            level.uses[index] = Use(eqn, position, held[0], linear)
-            return []
+    if not others and name in RULES and _real(eqn):
+        uses = linear_in(eqn, places[0], one)
         reason = "nothing of it is read"
-        if isinstance(linear, str):
-            reason = f"it is read by {linear}"
-    for view in held:
-        spoiled.setdefault(view.leaf, reason)
+        if isinstance(uses, str):
+            reason = f"it is read by {uses}"
+        elif not any(_empty(linear) for _, linear in uses):
+            own = (Use(eqn, places[0], view, linear) for view, linear in uses)
+            level.uses[index] = tuple(own)
+            return []
+    for k in places:
+        _spoil(found[k], reason, spoiled)
     return []
 
 
@@ -147,7 +165,7 @@ def probes(level: Level) -> Tree:
     """Zeros like the output of every use, by equation number, loops nested."""
     own: Tree = {
         index: jnp.zeros(use.eqn.outvars[0].aval.shape, use.eqn.outvars[0].aval.dtype)
-        for index, use in level.uses.items()
+        for index, (use, *_) in level.uses.items()
     }
     for index, inner in level.inner.items():
         eqn = level.closed.jaxpr.eqns[index]
@@ -173,7 +191,7 @@ def play(level: Level, args: Sequence[Any], probe: Tree) -> tuple[list[Any], Tre
     for index, eqn in enumerate(level.closed.jaxpr.eqns):
         values = [read(env, v) for v in eqn.invars]
         if index in level.uses:
-            use = level.uses[index]
+            use = level.uses[index][0]
             apply = use.linear.apply
             (out,) = [apply(*values)] if apply else evaluate(eqn, values)
             outs = [out + probe[index]]
@@ -194,27 +212,33 @@ def play(level: Level, args: Sequence[Any], probe: Tree) -> tuple[list[Any], Tre
 class Loop:
     """How probes and records pass through an equation that contains a program."""
 
-    survey: Callable[[Any, list[View | None], Spoiled], Level]
+    survey: Callable[[Any, list[Held | None], Spoiled], Level]
     probes: Callable[[Any, Tree], Tree]
     play: Callable[[Any, Level, list[Any], Tree], tuple[list[Any], Tree]]
 
 
-def _survey_scan(eqn: Any, found: list[View | None], spoiled: Spoiled) -> Level:
+def _survey_scan(eqn: Any, found: list[Held | None], spoiled: Spoiled) -> Level:
     """Constants are shared by all turns; stacked inputs give each turn its own."""
     length, consts = eqn.params["length"], eqn.params["num_consts"]
     carry_end = consts + eqn.params["num_carry"]
-    views: list[View | None] = []
-    for place, view in enumerate(found):
-        if view is not None and consts <= place < carry_end:
-            spoiled.setdefault(view.leaf, "it starts a loop's carry")
-            view = None
-        if view is not None and place < consts:
-            view = replace(view, loops=(*view.loops, Turns(length, None)))
-        elif view is not None:
-            loops = (*view.loops, Turns(length, view.axes[0]))
-            view = replace(view, axes=view.axes[1:], loops=loops)
-        views.append(view)
-    return survey(flat(as_closed(eqn.params["jaxpr"])), views, spoiled)
+    inner: list[Held | None] = []
+    for place, held in enumerate(found):
+        turned = None
+        if consts <= place < carry_end:
+            _spoil(held, "it starts a loop's carry", spoiled)
+        elif held is not None and place < consts:
+            turned = each_view(held, lambda v: _turned(v, length, None))
+        elif isinstance(held, View):
+            own = replace(held, axes=held.axes[1:])
+            turned = _turned(own, length, held.axes[0])
+        else:
+            _spoil(held, "concatenate makes what a loop runs over", spoiled)
+        inner.append(turned)
+    return survey(flat(as_closed(eqn.params["jaxpr"])), inner, spoiled)
+
+
+def _turned(view: View, length: int, digits: Digits | None) -> View:
+    return replace(view, loops=(*view.loops, Turns(length, digits)))
 
 
 def _stack(eqn: Any, inner: Tree) -> Tree:
@@ -241,7 +265,7 @@ def _play_scan(
     return [*carry, *outs], records
 
 
-def _survey_remat(eqn: Any, found: list[View | None], spoiled: Spoiled) -> Level:
+def _survey_remat(eqn: Any, found: list[Held | None], spoiled: Spoiled) -> Level:
     return survey(flat(as_closed(eqn.params["jaxpr"])), found, spoiled)
 
 

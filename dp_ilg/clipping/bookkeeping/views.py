@@ -3,7 +3,8 @@
 A `View` says that a variable is a parameter leaf up to isometries: transposed,
 reshaped, cast, sliced or times a constant. It is written in digits: a coordinate of
 the leaf along one axis is a start plus the sum of digit times step, as in a mixed
-radix. All of it is static; no array is touched.
+radix; where the leaf is read backwards the step is negative. Views laid one after the
+other are `Joined`. All of it is static; no array is touched.
 """
 
 from __future__ import annotations
@@ -56,6 +57,60 @@ class View:
     starts: tuple[int, ...]
     scale: float = 1.0
     loops: tuple[Turns, ...] = ()
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A variable whose pieces along one axis are views, or hold no parameter.
+
+    Attributes:
+        axis: along which the pieces lie.
+        pieces: the length of each, and its view or None.
+    """
+
+    axis: int
+    pieces: tuple[tuple[int, View | None], ...]
+
+    def each(self, change: Callable[[View], View | None]) -> Joined:
+        """The same pieces with their views changed."""
+        pieces = ((size, view and change(view)) for size, view in self.pieces)
+        return replace(self, pieces=tuple(pieces))
+
+
+Held = View | Joined
+"""What a variable may hold of parameters."""
+
+
+def views_in(held: Held) -> list[View]:
+    """The views a variable holds.
+
+    Example:
+        >>> len(views_in(Joined(0, ((3, whole(0, (3,))), (2, None)))))
+        1
+    """
+    if isinstance(held, View):
+        return [held]
+    return [view for _, view in held.pieces if view is not None]
+
+
+def each_view(held: Held, change: Callable[[View], View | None]) -> Held | None:
+    """What is held with every view changed, or None where nothing is left."""
+    if isinstance(held, View):
+        return change(held)
+    changed = held.each(change)
+    return changed if views_in(changed) else None
+
+
+def join(eqn: Any, found: Sequence[Held | None]) -> Joined | None:
+    """What a concatenation holds, if its operands are views or hold nothing."""
+    axis = eqn.params["dimension"]
+    pieces: list[tuple[int, View | None]] = []
+    for var, held in zip(eqn.invars, found, strict=True):
+        if isinstance(held, Joined) and held.axis != axis:
+            return None
+        own = [(var.aval.shape[axis], held)]
+        pieces += held.pieces if isinstance(held, Joined) else own
+    return Joined(axis, tuple(pieces))
 
 
 def whole(leaf: int, shape: Sequence[int]) -> View:
@@ -115,8 +170,17 @@ def merged(digits: Sequence[Digit]) -> Digits:
 
 
 def order(digits: Sequence[Digit]) -> list[int]:
-    """The permutation that puts digits in the order of the leaf's own layout."""
-    return sorted(range(len(digits)), key=lambda i: (digits[i].axis, -digits[i].step))
+    """The permutation that puts digits in the order of the leaf's own layout.
+
+    Digits that run backwards keep doing so, see `backwards`.
+    """
+    places = range(len(digits))
+    return sorted(places, key=lambda i: (digits[i].axis, -abs(digits[i].step)))
+
+
+def backwards(digits: Sequence[Digit]) -> list[int]:
+    """Which of the digits run against the leaf's own layout."""
+    return [k for k, digit in enumerate(digits) if digit.step < 0]
 
 
 def coordinates(digits: Sequence[Digit], axis: int, start: int) -> np.ndarray:
@@ -129,12 +193,22 @@ def coordinates(digits: Sequence[Digit], axis: int, start: int) -> np.ndarray:
     return found
 
 
-def view_op(eqn: Any, view: View) -> list[View] | None:
+def view_op(eqn: Any, held: Held) -> Sequence[Held] | None:
     """What the outputs of an equation hold that reads a view first, if still views."""
     rule = _VIEW_OPS.get(eqn.primitive.name)
     if rule is None or not jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.floating):
         return None
-    return rule(eqn, view)
+    if isinstance(held, View):
+        return rule(eqn, held)
+    moves = _JOINED_OPS.get(eqn.primitive.name)
+    axis = None if moves is None else moves(eqn, held.axis)
+    if axis is None:
+        return None
+    pieces = [(size, view and rule(eqn, view)) for size, view in held.pieces]
+    both = zip(held.pieces, pieces, strict=True)
+    if any(found is None for (_, view), (_, found) in both if view is not None):
+        return None
+    return [Joined(axis, tuple((size, found and found[0]) for size, found in pieces))]
 
 
 def _same(eqn: Any, view: View) -> list[View]:
@@ -166,6 +240,16 @@ def _broadcast(eqn: Any, view: View) -> list[View] | None:
     for axis, place in zip(view.axes, eqn.params["broadcast_dimensions"], strict=True):
         axes[place] = axis
     return [replace(view, axes=tuple(axes))]
+
+
+def _reverse(eqn: Any, view: View) -> list[View]:
+    """Every digit of a reversed axis starts at its end and runs backwards."""
+    axes, starts = list(view.axes), list(view.starts)
+    for axis in eqn.params["dimensions"]:
+        for digit in view.axes[axis]:
+            starts[digit.axis] += (digit.size - 1) * digit.step
+        axes[axis] = tuple(d._replace(step=-d.step) for d in view.axes[axis])
+    return [replace(view, axes=tuple(axes), starts=tuple(starts))]
 
 
 def _cut(view: View, axis: int, start: int, size: int, stride: int) -> View | None:
@@ -236,9 +320,31 @@ _VIEW_OPS: dict[str, Callable[[Any, View], list[View] | None]] = {
     "neg": _negate,
     "reduce_precision": _same,
     "reshape": _reshape,
+    "rev": _reverse,
     "sharding_constraint": _same,
     "slice": _slice,
     "split": _split,
     "squeeze": _squeeze,
     "transpose": _transpose,
 }
+
+
+def _stays(eqn: Any, axis: int) -> int:
+    return axis
+
+
+def _transposed(eqn: Any, axis: int) -> int:
+    return tuple(eqn.params["permutation"]).index(axis)
+
+
+def _unreversed(eqn: Any, axis: int) -> int | None:
+    return None if axis in eqn.params["dimensions"] else axis
+
+
+_JOINED_OPS: dict[str, Callable[[Any, int], int | None]] = {
+    **dict.fromkeys(("convert_element_type", "copy", "copy_p", "div", "mul"), _stays),
+    **dict.fromkeys(("name", "neg", "reduce_precision"), _stays),
+    "rev": _unreversed,
+    "transpose": _transposed,
+}
+"""Where an equation puts the axis that views are joined along, or None."""

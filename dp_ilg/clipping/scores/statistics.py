@@ -28,14 +28,16 @@ class Statistics:
     """What a score reads of one example.
 
     Attributes:
-        norms: L2 norm of its gradient in every group, float32 ``[groups]``.
+        norms: L2 norm of its gradient in every group, float32 ``[groups]``; in the
+            maps' coordinates, where the geometry has `dp_ilg.geometry.maps.AxisMaps`.
         sizes: number of parameters in every group, float32 ``[groups]``; public.
         lengths: maps a public tree, shaped like the parameters, to its L2 norm in every
-            group, float32 ``[groups]``.
+            group, float32 ``[groups]``; of ``L^T tree`` where there is a map L, so that
+            an inner product is at most its norm times this.
         inner: maps a public tree, shaped like the parameters, to the inner product of
-            gradient and tree in every group, float32 ``[groups]``. Computed only if it
-            is called. The tree may be made of constants, `params` and `release`, not
-            of `norms`.
+            gradient and tree in every group, float32 ``[groups]``; maps do not change
+            it. Computed only if it is called. The tree may be made of constants,
+            `params` and `release`, not of `norms`.
 
     Privacy: raw values of one example; what a score makes of them is bounded, summed
     and noised before it leaves. `params` and `release` are earlier releases.
@@ -65,7 +67,11 @@ class Statistics:
 
     @property
     def release(self) -> Params:
-        """The last released gradient; zeros before the first."""
+        """The last released gradient r; zeros before the first.
+
+        Where there is a map L it is ``L^-T L^-1 r``, the step along it in L's
+        coordinates, so that products with it are those of ``L^-1 g`` and ``L^-1 r``.
+        """
         if self._release is None:
             raise ValueError(
                 "The score reads the last release, which the chain does not keep; give "
@@ -90,9 +96,11 @@ def inner_products(
         float32 ``[batch, groups]``; not finite where an example's gradient is not.
 
     Raises:
-        ValueError: for a tree of another shape, or a geometry of scaled entries.
+        ValueError: for a tree of another shape, or a geometry that scales each entry
+            by itself.
 
-    Privacy: raw values, one a group and example.
+    Privacy: raw values, one a group and example. Under a map L of the leaves, which is
+    public, ``<g, w> = <L^-1 g, L^T w>``, and ``L^-1 g`` is what the engine sums.
 
     Example:
         >>> from dp_ilg.clipping.per_example import from_gradients
@@ -103,14 +111,15 @@ def inner_products(
         >>> inner_products(found, params, geometry).tolist()
         [[7.0, 2.0]]
     """
-    if geometry.coordinates is not None:
+    if geometry.coordinates is not None and not _has_maps(geometry):
         raise ValueError(
-            "The score reads inner products, but the gradients are clipped in "
-            "coordinates of their own; leave out maps and scales of entries, or take "
-            "a score that reads norms only."
+            "The score reads inner products, but the gradients are clipped with a "
+            "centre and scale of every entry; leave these out, or take a score that "
+            "reads norms only."
         )
     leaves = jax.tree.leaves(tree)
     geometry.groups.check(leaves)
+    leaves = _paired(geometry, leaves)
     count = per_example.norms.shape[0], len(geometry.groups.names)
 
     def paired(coefficients: Array) -> Array:
@@ -165,7 +174,7 @@ def vectors(
         Array([[25.,  4.]], dtype=float32)
     """
     sizes = jnp.array(geometry.groups.sizes, jnp.float32)
-    public = _lengths(geometry), per_example.params, geometry.release
+    public = _lengths(geometry), per_example.params, _direction(geometry)
     asked: list[Any] = []
 
     def asks(tree: Any) -> Array:
@@ -211,9 +220,29 @@ def _lengths(geometry: Geometry) -> Callable[[Params], Array]:
     def lengths(tree: Params) -> Array:
         leaves = [jnp.asarray(x) for x in jax.tree.leaves(tree)]
         geometry.groups.check(leaves)
+        leaves = _paired(geometry, leaves)
         return geometry.groups.norms(leaves).astype(jnp.float32)
 
     return lengths
+
+
+def _paired(geometry: Geometry, leaves: list[Any]) -> list[Any]:
+    """A public tree as gradients in the geometry's coordinates pair with it."""
+    maps: Any = geometry.coordinates
+    return maps.paired(leaves) if _has_maps(geometry) else leaves
+
+
+def _has_maps(geometry: Geometry) -> bool:
+    return hasattr(geometry.coordinates, "paired")
+
+
+def _direction(geometry: Geometry) -> Params | None:
+    """The last release, as the step along it; see `Statistics.release`."""
+    if geometry.release is None or not _has_maps(geometry):
+        return geometry.release
+    maps: Any = geometry.coordinates
+    leaves, treedef = jax.tree.flatten(geometry.release)
+    return jax.tree.unflatten(treedef, maps.steps(geometry.unrestored(leaves)))
 
 
 def checked(

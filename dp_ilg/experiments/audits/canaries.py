@@ -287,7 +287,7 @@ def _compiled(observer: Observer, kinds: list[Family]) -> Any:
         noise = observer.tau(state), observer.metrics_multiplier(state)
         return params, after, _log_ratios(left, moved, noise, rate)
 
-    return jax.jit(jax.vmap(one))
+    return jax.jit(observer.over_runs(one))
 
 
 def _log_ratios(

@@ -99,7 +99,7 @@ def _oracle_step(observer: Observer) -> Any:
         params, after = observer.step(params, state, total)
         return params, after, observer.left(state, after, known)
 
-    return jax.jit(jax.vmap(one))
+    return jax.jit(observer.over_runs(one))
 
 
 def gradient_noise(noise: Noise) -> Finding:

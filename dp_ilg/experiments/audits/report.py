@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from dp_ilg import validation
@@ -28,7 +29,7 @@ from dp_ilg.experiments.audits.noise import Noise
 from dp_ilg.experiments.audits.one_run import one_run
 from dp_ilg.experiments.audits.residuals import Observer, observe
 from dp_ilg.experiments.audits.sampler import Draws
-from dp_ilg.experiments.audits.subject import AuditedTrainer, run_shape
+from dp_ilg.experiments.audits.subject import AuditedTrainer
 
 _CHOOSING = 0.2  # of all runs; the threshold is chosen on them
 _NO_JAX_PRIVACY = (
@@ -166,8 +167,20 @@ def audit_trainer(
         "checks": checks,
         "claim": claim,
         "verdict": "not refuted" if fine else "refuted",
-        "plan": run_shape(trainer),
+        "plan": _run_shape(trainer),
         "notes": _notes(trainer, claim),
+    }
+
+
+def _run_shape(trainer: AuditedTrainer) -> dict[str, Any]:
+    """What an audit says of the runs it made, for its notes and records."""
+    plan = trainer.plan
+    facts = asdict(plan)
+    names = ("num_examples", "batch_size", "num_steps", "score_budget", "delta")
+    names += ("metric_budget",) if plan.metric_budget else ()
+    return {name: facts[name] for name in names} | {
+        "noise_multipliers": [z for _, z in plan.stages],
+        "parameters": sum(np.size(p) for p in jax.tree.leaves(trainer.params)),
     }
 
 

@@ -7,6 +7,7 @@ is standard normal, in every group, and so is what is left of the score.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
@@ -30,6 +31,7 @@ from dp_ilg.geometry.geometry import Geometry
 from dp_ilg.noise.add_noise import multiplier_at, noise_stddev
 from dp_ilg.optimizers.importance import ScoreLayerImportanceState
 from dp_ilg.optimizers.metric_links import metrics_place
+from dp_ilg.optimizers.public.link import ProbeImportanceState
 
 
 class Seen(NamedTuple):
@@ -105,13 +107,44 @@ class Observer:
     decay: float
     told: int | None = None
 
-    def init(self, key: Any) -> Any:
-        """Fresh optimizer state under a key, which may be traced."""
-        return tapped(self.trainer.optimizer(key)).init(self.trainer.params)
+    @cached_property
+    def init(self) -> Callable[[Any], Any]:
+        """From a key to fresh optimizer state; compiled once, as a probe takes long."""
+        fresh = lambda key: tapped(self.trainer.optimizer(key))  # noqa: E731
+        return jax.jit(lambda key: fresh(key).init(self.trainer.params))
 
-    def states(self, keys: Any) -> Any:
-        """Fresh states of several runs, with a leading axis."""
-        return jax.jit(jax.vmap(self.init))(keys)
+    @cached_property
+    def states(self) -> Callable[[Any], Any]:
+        """From keys to fresh states of several runs, along the axes of `over_runs`."""
+        return jax.jit(jax.vmap(self.init, out_axes=self._axes))
+
+    @cached_property
+    def _axes(self) -> Any:
+        """Axis 0 of all of a state, but none of the step that a probe counts."""
+        is_probe = lambda x: isinstance(x, ProbeImportanceState)  # noqa: E731
+        of_probe: Any = ProbeImportanceState._make((None, 0, 0))
+        shapes = jax.eval_shape(self.init, jax.random.key(0))
+        axes = lambda x: of_probe if is_probe(x) else 0  # noqa: E731
+        return jax.tree.map(axes, shapes, is_leaf=is_probe)
+
+    def over_runs(self, one: Callable[..., Any]) -> Callable[..., Any]:
+        """A step of one run as a step of several, which are at the same step.
+
+        So a probe is made where it is due: were each run at a step of its own, all
+        would make it at every step, and choose afterwards.
+
+        Args:
+            one: ``(params, state, ...) -> (params, state, more)``.
+
+        Returns:
+            The same with a leading axis of everything.
+        """
+
+        def many(params: Params, state: Any, *rest: Any) -> Any:
+            ins = (0, self._axes, *(0 for _ in rest))
+            return jax.vmap(one, ins, (0, self._axes, 0))(params, state, *rest)
+
+        return many
 
     def many_params(self, count: int) -> Params:
         """The starting parameters of several runs."""

@@ -6,7 +6,6 @@ whole runs fit into minutes, and the number of steps may be; the claim is that o
 plan cut to them. Every part can be replaced, which is how tests plant faults.
 """
 
-import dataclasses
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from dp_ilg.accounting.ledger import PrivacyLedger
 from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.base import ClippedGrad, LossFn, Params, PrivateTransformation
 from dp_ilg.experiments.config.schema import Config, LearningRateConfig
+from dp_ilg.experiments.config.sources import ProbeConfig
 from dp_ilg.experiments.data.container import Dataset
 from dp_ilg.experiments.runs import projection
 from dp_ilg.experiments.runs.job import Job, build_job, load_data, ready
@@ -100,7 +100,8 @@ def audited_trainer(
 
     A projection of the inputs is a release of its own, which the audited claim leaves
     out, so only its form matters: without `basis` a few rows make one. Several views
-    of an image are drawn under one public key, since the claim holds for every key.
+    of an image are drawn under one public key, since the claim holds for every key. A
+    probe is made anew within the audited steps, however seldom the run makes it.
 
     Args:
         config: the run.
@@ -128,6 +129,7 @@ def audited_trainer(
     small = scene_plan(full.plan, max_steps)
     steady = replace(
         config,
+        probe=_probed_within(config, small.num_steps),
         optimizer=replace(
             config.optimizer, learning_rate_schedule=LearningRateConfig()
         ),
@@ -158,6 +160,14 @@ def audited_trainer(
         resume=through_checkpoint,
         keys=lambda plan: run_keys(replace(scene, plan=plan), seed),
     )
+
+
+def _probed_within(config: Config, steps: int) -> ProbeConfig:
+    """Often enough for an audited run to see more than the first probe."""
+    if config.optimizer.source != "probe":
+        return config.probe
+    every = min(config.probe.every, max(1, 2 * steps // 3))
+    return replace(config.probe, every=every)
 
 
 def _measured(job: Job, own: LossFn) -> Callable[[LossFn], LossFn]:
@@ -329,15 +339,3 @@ def padded(indices: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     rows = np.zeros(size, np.int64)
     rows[: len(indices)] = indices
     return rows, np.arange(size) >= len(indices)
-
-
-def run_shape(trainer: AuditedTrainer) -> dict[str, Any]:
-    """What an audit says of the runs it made, for its notes and records."""
-    plan = trainer.plan
-    facts = dataclasses.asdict(plan)
-    names = ("num_examples", "batch_size", "num_steps", "score_budget", "delta")
-    names += ("metric_budget",) if plan.metric_budget else ()
-    return {name: facts[name] for name in names} | {
-        "noise_multipliers": [z for _, z in plan.stages],
-        "parameters": sum(np.size(p) for p in jax.tree.leaves(trainer.params)),
-    }

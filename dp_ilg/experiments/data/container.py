@@ -1,8 +1,9 @@
 """What a data set is: its two parts, and the public facts about them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,6 +13,27 @@ from dp_ilg.experiments.data.files import DataError
 _SYSTEM_FOLDER = Path("/usr/share/datasets")  # where Debian installs Fashion-MNIST
 
 Inputs = Any  # an array or a tuple of arrays, in memory, mapped or in shards
+
+
+class MadeOf(NamedTuple):
+    """What inputs that are features were computed from, and how.
+
+    Attributes:
+        shape: of ONE raw input, such as an image.
+        dtype: of its entries.
+        compute: raw inputs ``[batch, ...]`` to features; JAX can trace it, and row i is
+            a function of raw input i alone.
+
+    Privacy: holds no data.
+
+    Example:
+        >>> MadeOf((28, 28, 1), "float32", lambda images: images - 0.5).shape
+        (28, 28, 1)
+    """
+
+    shape: tuple[int, ...]
+    dtype: Any
+    compute: Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
@@ -36,6 +58,8 @@ class Dataset:
         map_shape: (channels, positions) of inputs that are flat feature maps, or None.
         target_range: the least and the largest answer, where numbers are asked for; a
             public fact such as a scale of ratings, or None for classes.
+        made_of: how inputs follow from raw ones, so that features of synthetic inputs
+            can be computed; None where inputs are raw, or nobody can trace how.
 
     Raises:
         DataError: for ids outside the tables that `num_categories` makes for them: a
@@ -64,6 +88,7 @@ class Dataset:
     words: tuple[str, ...] = ()
     map_shape: tuple[int, int] | None = None
     target_range: tuple[float, float] | None = None
+    made_of: MadeOf | None = None
 
     def __post_init__(self):
         if self.num_categories:

@@ -11,14 +11,16 @@ import dataclasses
 import hashlib
 from collections import ChainMap
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from dp_ilg.experiments.data.container import Dataset
+from dp_ilg.experiments.data.container import Dataset, MadeOf
 from dp_ilg.experiments.data.images.patches import PATCH_FEATURES
 from dp_ilg.experiments.data.images.scattering import (
     NUM_COEFFICIENTS,
@@ -64,9 +66,11 @@ def with_features(data: Dataset, name: str, cache: Path | None = None) -> Datase
             "word_counts" is for texts, "public_words" numbers their words by a public
             list, "public_words_counts" counts those; "scaled_words_4000" scales the
             most frequent words by their rank, "even_words_4000" does not,
-            "public_words_scaled" scales those of the public list; "photo_patches" is
-            for colour images, its filters come from photographs; "word_vectors" and
-            "sentence_encoder" have weights that come inside packages of their own.
+            "words_and_vectors_4000" and "toned_words_4000" add what public weights and
+            a public lexicon know of them, "public_words_scaled" scales those of the
+            public list; "photo_patches" is for colour images, its filters come from
+            photographs; "word_vectors" and "sentence_encoder" have weights that come
+            inside packages of their own.
         cache: the folder for results; by default `cache_folder()`. One that cannot be
             written to is done without.
 
@@ -110,7 +114,12 @@ def with_features(data: Dataset, name: str, cache: Path | None = None) -> Datase
         x_test=x_test,
         note=note,
         map_shape=(maps, x_train.shape[1] // maps) if maps else None,
+        made_of=_made_of(data, FEATURES[name][0]) if name in FEATURES else None,
     )
+
+
+def _made_of(images: Dataset, compute: Callable[[Any], Any]) -> MadeOf:
+    return MadeOf(images.x_train.shape[1:], images.x_train.dtype, compute)
 
 
 def feature_names() -> tuple[str, ...]:
@@ -135,13 +144,16 @@ def _standardized(data: Dataset) -> Dataset:
     _check_images(data, EVEN)
     x_train, x_test = (_even(x) for x in (data.x_train, data.x_test))
     note = f"{data.note} Each image is centred and scaled by its own mean and contrast."
-    return dataclasses.replace(data, x_train=x_train, x_test=x_test, note=note)
+    made_of = _made_of(data, partial(_even, xp=jnp))
+    return dataclasses.replace(
+        data, x_train=x_train, x_test=x_test, note=note, made_of=made_of
+    )
 
 
-def _even(images: Any) -> np.ndarray:
+def _even(images: Any, xp: Any = np) -> Any:
     pixels = (1, 2, 3)
-    centred = images - np.mean(images, axis=pixels, keepdims=True)
-    contrast = np.std(centred, axis=pixels, keepdims=True)
+    centred = images - xp.mean(images, axis=pixels, keepdims=True)
+    contrast = xp.std(centred, axis=pixels, keepdims=True)
     return (centred / (contrast + _LEAST_CONTRAST)).astype(np.float32)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from dp_ilg.experiments.data.encoder import BLOCKS, encode_texts, read_safetensors
 from dp_ilg.experiments.data.files import DataError
 from dp_ilg.experiments.data.word_counts import word_counts
-from dp_ilg.experiments.data.words import scaled
+from dp_ilg.experiments.data.words import public, scaled
 
 _TEXTS = 500  # turned into vectors at once
 _VECTORS = ("wordllama", "l2_supercat_256.safetensors")
@@ -255,4 +255,14 @@ TEXT_FEATURES: dict[str, TextFeatures] = {
     "scaled_words_4000": _words(4000, scaled.log_rank),
     "scaled_words_8000": _words(8000, scaled.log_rank),
     "even_words_4000": _words(4000, scaled.even),
+    "words_and_vectors_4000": TextFeatures(
+        functools.partial(public.with_vectors, most=4000, vectors=word_table),
+        4000 + 256,
+        f"words 4000 beside wordllama l2 256 white {public.SHARE}",
+    ),
+    "toned_words_4000": TextFeatures(
+        functools.partial(public.toned, most=4000),
+        4000,
+        f"words 4000 toned by vader {public.TONE}",
+    ),
 }

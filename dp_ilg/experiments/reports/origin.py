@@ -2,12 +2,15 @@
 
 import datetime
 import hashlib
+import importlib.metadata
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 NOT_GIVEN = "not given"
+_PACKAGES = ("dp_ilg", "jax", "jaxlib", "optax", "flax", "dp-accounting", "numpy")
 
 
 @dataclass(frozen=True)
@@ -132,3 +135,14 @@ def file_sha256(path: Path) -> str:
     """
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python and of the packages that a result depends on.
+
+    Example:
+        >>> sorted(versions())[:3]
+        ['dp-accounting', 'dp_ilg', 'flax']
+    """
+    found = {"python": platform.python_version()}
+    return found | {name: importlib.metadata.version(name) for name in _PACKAGES}

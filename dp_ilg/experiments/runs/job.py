@@ -29,7 +29,7 @@ from dp_ilg.experiments.data.shards import ShardedArray
 from dp_ilg.experiments.models.networks import Model, build_model
 from dp_ilg.experiments.models.sizes import Facts
 from dp_ilg.experiments.runs import projection, views
-from dp_ilg.experiments.runs.measures import run_metrics
+from dp_ilg.experiments.runs.measures import known_of, run_metrics
 from dp_ilg.experiments.runs.outside.parts import check_parts, sources
 from dp_ilg.experiments.runs.recipe import (
     build_schedule,
@@ -203,6 +203,7 @@ def build_job(
     """
     _check_names(config)  # a wrong name is told before a missing file
     data = data or load_data(config, data_dir)
+    projection.check_probe(config, data)
     plan = plan or make_plan(config, len(data.y_train))
     raw = data if config.data.projection.wanted else None
     if raw is not None:
@@ -210,7 +211,7 @@ def build_job(
     model = _model(config, data)
     grad_fn = _grad_fn(config, plan, model, data)
     metrics = run_metrics(config.metrics, data)
-    known = _known(model, data)
+    known = known_of(model, data)
     make = functools.partial(_optimizer, config, plan, metrics=metrics, known=known)
     job = Job(config, data, plan, model, grad_fn, make, raw, sources(config))
     _rehearse(job)
@@ -272,15 +273,6 @@ def _shapes(config: Config, data: Dataset, size: int) -> Any:
 
 def _optimizer(config: Config, plan: PrivacyPlan, key: Any, **facts: Any) -> Any:
     return make_optimizer(config, plan, key, **facts)
-
-
-def _known(model: Model, data: Dataset) -> dict[str, Any]:
-    """What a probe must know of a run: all of it public."""
-    shape = lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype)  # noqa: E731
-    example = jax.tree.map(shape, (data.x_train, data.y_train))
-    facts = dict(num_classes=data.num_classes or None)
-    facts["num_tokens"] = data.num_tokens or None
-    return dict(loss_fn=model.loss_fn, example=example) | facts
 
 
 def _measured(config: Config, model: Model) -> Any:

@@ -1,15 +1,20 @@
-"""The metrics a run releases: its training loss and accuracy or error, with noise."""
+"""What a run tells its optimizer: the metrics it releases, and what a probe must know.
+
+Metrics are its training loss and accuracy or error, with noise.
+"""
 
 import math
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from dp_ilg.base import LossFn
 from dp_ilg.clipping.adding.metric_sums import Metric
 from dp_ilg.experiments.config.metrics import MetricsConfig
 from dp_ilg.experiments.data.container import Dataset
+from dp_ilg.experiments.models.networks import Model
 
 Records = dict[str, dict[str, float]]
 
@@ -116,3 +121,38 @@ def in_words(released: Mapping[str, Mapping[str, float]]) -> list[str]:
         f"{name.replace('_', ' ')} {one['smoothed']:.3f} ± {one['smoothed_stderr']:.3f}"
         for name, one in released.items()
     ]
+
+
+def known_of(model: Model, data: Dataset) -> dict[str, Any]:
+    """What a probe must know of a run.
+
+    Where inputs are features of images, the generator makes images, and the features
+    that the run is configured with are computed of them.
+
+    Args:
+        model: the network.
+        data: the data set; only shapes and public facts are read.
+
+    Returns:
+        Fields of `dp_ilg.Probe`.
+
+    Privacy: all of it is public.
+
+    Example:
+        >>> from dp_ilg.experiments.runs.job import Config, build_job
+        >>> job = build_job(Config())
+        >>> known_of(job.model, job.data)["num_classes"]
+        10
+    """
+    shape = lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype)  # noqa: E731
+    inputs, labels = jax.tree.map(shape, (data.x_train, data.y_train))
+    facts: dict[str, Any] = dict(
+        loss_fn=model.loss_fn,
+        num_classes=data.num_classes or None,
+        num_tokens=data.num_tokens or None,
+    )
+    made = data.made_of
+    if made is not None:
+        inputs = jax.ShapeDtypeStruct(made.shape, made.dtype)
+        facts["features"] = lambda rows: (made.compute(rows[0]), *rows[1:])
+    return facts | dict(example=(inputs, labels))

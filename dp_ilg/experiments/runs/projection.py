@@ -12,11 +12,37 @@ import jax
 import numpy as np
 
 from dp_ilg.experiments.config.data import ProjectionConfig
+from dp_ilg.experiments.config.schema import Config
 from dp_ilg.experiments.data.container import Dataset
 from dp_ilg.projection.factor_pca import FactorPca, private_factor_pca
 
 FILE = "projection.npz"
 _USE = 0x0B_A5_15  # folded into the sampler's key, which steps fold differently
+
+
+def check_probe(config: Config, data: Dataset) -> None:
+    """Refuses synthetic images where a projection stands between them and the model.
+
+    Args:
+        config: the run.
+        data: before the projection.
+
+    Raises:
+        ValueError: in one sentence.
+
+    Example:
+        >>> from dp_ilg.experiments.data.datasets import load_dataset
+        >>> check_probe(Config(), load_dataset("digits"))
+    """
+    chosen, projected = config.probe.batch, config.data.projection.wanted
+    if config.optimizer.source != "probe" or not projected or data.made_of is None:
+        return
+    if chosen == "pink_images":
+        raise ValueError(
+            f"probe.batch is {chosen!r}, but data.projection is made after the first "
+            'probe, which cannot project images; take probe.batch = "gaussian", which '
+            "fills projected features, or leave the projection out."
+        )
 
 
 def stand_in(data: Dataset, chosen: ProjectionConfig) -> Dataset:
@@ -54,7 +80,11 @@ def stand_in(data: Dataset, chosen: ProjectionConfig) -> Dataset:
             )
     empty = lambda a: np.broadcast_to(np.float32(0), (len(a), sizes[0] * sizes[1]))  # noqa: E731
     return dataclasses.replace(
-        data, x_train=empty(data.x_train), x_test=empty(data.x_test), map_shape=None
+        data,
+        x_train=empty(data.x_train),
+        x_test=empty(data.x_test),
+        map_shape=None,
+        made_of=None,
     )
 
 
@@ -113,6 +143,7 @@ def apply(data: Dataset, pca: FactorPca) -> Dataset:
         x_train=pca.project(data.x_train),
         x_test=pca.project(data.x_test),
         map_shape=None,
+        made_of=None,
         note=f"{data.note} Inputs are projected by a private factor PCA.",
     )
 

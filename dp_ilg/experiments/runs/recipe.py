@@ -128,6 +128,21 @@ def _source(config: Config) -> dict[str, Any]:
     return {} if chosen is None else {"source": chosen.build()}
 
 
+def source_of_importance(chosen: OptimizerConfig) -> str:
+    """Where a run's weights come from; "none" where nothing is weighted.
+
+    Example:
+        >>> source_of_importance(OptimizerConfig(importance="uniform"))
+        'none'
+    """
+    weighted = chosen.method.startswith(("dp_adam_ilg", "dp_sgd_ilg"))
+    rule = chosen.method.partition("_ilg_")[2] or chosen.importance
+    described = chosen.source in ("prior", "probe")
+    if not weighted or (rule == "uniform" and not described):
+        return "none"
+    return chosen.source
+
+
 def _changed(chosen: OptimizerConfig) -> dict[str, Any]:
     """What differs from the defaults, but for what every method has."""
     every = "learning_rate learning_rate_schedule method layers blocks frozen average"

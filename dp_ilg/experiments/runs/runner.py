@@ -1,9 +1,7 @@
 """A run from a configuration to a finished folder, or on from where it stopped."""
 
 import dataclasses
-import importlib.metadata
 import json
-import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
@@ -20,7 +18,7 @@ from dp_ilg.experiments.data.locks import locked
 from dp_ilg.experiments.models.networks import MODELS
 from dp_ilg.experiments.reports.event_files import event_file
 from dp_ilg.experiments.reports.iterates import error_bar
-from dp_ilg.experiments.reports.origin import file_sha256, now
+from dp_ilg.experiments.reports.origin import file_sha256, now, versions
 from dp_ilg.experiments.reports.page import write_report
 from dp_ilg.experiments.runs.distributed import (
     Team,
@@ -42,6 +40,7 @@ from dp_ilg.experiments.runs.hosts import Devices, joined
 from dp_ilg.experiments.runs.job import Job, build_job, ready
 from dp_ilg.experiments.runs.keys import check_keys, derived_keys, identity, run_keys
 from dp_ilg.experiments.runs.measures import in_words, told
+from dp_ilg.experiments.runs.recipe import source_of_importance
 from dp_ilg.experiments.runs.trainer import (
     Position,
     Watch,
@@ -54,7 +53,6 @@ from dp_ilg.training.environment import check_repeatable
 from dp_ilg.training.memory_limits import memory_advice
 
 _ONE_DEVICE = Devices()
-_PACKAGES = ("dp_ilg", "jax", "jaxlib", "optax", "flax", "dp-accounting", "numpy")
 _FIXED_SEED = (
     "The seed was fixed: the run can be repeated, and its guarantee holds only against "
     "those who do not know the seed."
@@ -305,7 +303,7 @@ def _summary(
         "framework": config.model.framework if own_model else "its own",
         "num_params": sum(np.size(p) for p in jax.tree.leaves(position.params)),
         "importance": config.optimizer.importance,
-        "source": config.optimizer.source,
+        "source": source_of_importance(config.optimizer),
         "clip_mode": config.privacy.clip_mode,
         "batch_size": plan.batch_size,
         "noise_multipliers": [z for _, z in plan.stages],
@@ -318,7 +316,7 @@ def _summary(
         "seed_note": _FIXED_SEED if seed_fixed else _FRESH_KEYS,
         "unprotected_train_loss_shown": config.run.unprotected_train_loss,
         "statement": plan.statement().text,
-        "versions": _versions(),
+        "versions": versions(),
     }
     perplexity = perplexity_fn(job)
     if perplexity is not None:
@@ -333,11 +331,6 @@ def _summary(
             "noise: the guarantee does not hold for who has seen it."
         )
     return summary
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    return found | {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
 def with_seed(config: Config, seed: int | None) -> Config:

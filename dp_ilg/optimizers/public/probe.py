@@ -22,6 +22,7 @@ from dp_ilg.optimizers.public.readings import as_reading
 from dp_ilg.optimizers.public.statistics import DEPTHS, Kinds
 
 GROUPS = ("probe", "scores")
+_FUNCTIONS = {"loss_fn": "(params, example) -> scalar", "features": "batch -> batch"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,15 +55,19 @@ class Probe:
             and charged; not at depth "group").
         steps: what the optimizer is given, as in `dp_ilg.Prior`.
         microbatch_size: examples differentiated at once, at most.
+        features: what turns a batch of the generator's into one that the loss takes,
+            where the model reads features of its inputs: ``batch -> batch``, traceable.
+            `example` is then one of the inputs. None where the loss reads the inputs.
 
     Raises:
         ValueError: for an unknown depth, generator, rule, reading or source of groups,
             and for numbers out of range.
-        TypeError: for a batch or a loss that is no function.
+        TypeError: for a batch, a loss or features that are no function.
 
     Privacy: free. Weights and maps are functions of parameters that were released
     before, of (seed, step), and of the public facts given here; no private example is
-    read. An `example`, a generator or a loss that holds private data would void that.
+    read. An `example`, a generator, features or a loss that holds private data would
+    void that.
 
     Example:
         >>> import dp_ilg, jax.numpy as jnp
@@ -96,6 +101,7 @@ class Probe:
     groups: str = "probe"
     steps: str = "restored"
     microbatch_size: int = 16
+    features: Any = None
 
     def __post_init__(self) -> None:
         """Checks all that can be known without parameters."""
@@ -103,11 +109,12 @@ class Probe:
         _check_row("groups", self.groups, GROUPS)
         if not callable(self.batch):
             as_generator(self.batch)
-        if self.loss_fn is not None and not callable(self.loss_fn):
-            raise TypeError(
-                f"loss_fn is {type(self.loss_fn).__name__}, but must be a function "
-                "(params, example) -> scalar."
-            )
+        for name, form in _FUNCTIONS.items():
+            value = getattr(self, name)
+            if value is not None and not callable(value):
+                raise TypeError(
+                    f"{name} is {type(value).__name__}, but must be a function {form}."
+                )
         for name in ("every", "num_examples", "max_axis", "microbatch_size"):
             validation.whole(name, getattr(self, name))
         for name in ("num_classes", "num_tokens"):
@@ -143,11 +150,17 @@ class Probe:
         return next(k for k in range(most, 0, -1) if self.num_examples % k == 0)
 
     def generator(self) -> Callable[[Any], Any]:
-        """The function ``key -> batch``.
+        """The function ``key -> batch``, of features where there are some.
 
         Raises:
             ValueError: where the example is missing or does not fit.
         """
+        make = self._maker()
+        features = self.features
+        return make if features is None else lambda key: features(make(key))
+
+    def _maker(self) -> Callable[[Any], Any]:
+        """What makes inputs."""
         if not callable(self.batch):
             if self.example is None:
                 raise ValueError(
@@ -176,9 +189,9 @@ class Probe:
                 "dp_ilg.private_training, which knows the loss."
             )
         make, shapes = self.generator(), lambda tree: jax.eval_shape(lambda x: x, tree)
-        rows = jax.eval_shape(make, jax.random.key(0))
-        one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), rows)
+        row = lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype)  # noqa: E731
         try:
+            one = jax.tree.map(row, jax.eval_shape(make, jax.random.key(0)))
             found = jax.eval_shape(self.loss_fn, shapes(params), one)
         except Exception as error:  # noqa: BLE001 - the user's own code
             words = " ".join(str(error).split())[:200]

@@ -22,8 +22,7 @@ def maps_reader(
         A function of the geometry and the chain's state.
 
     Raises:
-        ValueError: for two links with maps, scales of another kind, or a score that
-            reads gradients entry by entry.
+        ValueError: for two links with maps, or scales of another kind.
 
     Example:
         >>> maps_reader((), 0)(3, ())
@@ -40,12 +39,6 @@ def maps_reader(
     (place,) = places
     if place == holder:
         return lambda geometry, state: geometry
-    score = getattr(getattr(transformations[holder], "facts", None), "score", None)
-    if score is not None and score.name not in ("l1", "l2"):
-        raise ValueError(
-            f"The score {score} reads gradients entry by entry, which a prior or probe "
-            "rescales; take the score 'l2' or 'l1' beside it."
-        )
     maps = transformations[place].maps
 
     def told(geometry: Geometry, state: Any) -> Geometry:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,9 @@ from dp_ilg.clipping.scores.table import SCORES, Score, as_score
 from dp_ilg.geometry.coordinates import Coordinates
 from dp_ilg.geometry.facts import ClipFacts
 from dp_ilg.geometry.groups import weighted_norm
+from dp_ilg.geometry.maps import AxisMaps
 from dp_ilg.geometry.rounding import weighted_norm_rounding
+from tests.helpers.mapped import entered_by_hand, random_axes
 
 PARAMS = {
     "emb": jnp.linspace(-1, 1, 24).reshape(6, 4),
@@ -47,7 +50,7 @@ HOSTILE = {
 ALL = {**SCORES, **HOSTILE}
 
 
-def geometry_for(score, params=PARAMS, layers=BLOCKS):
+def geometry_for(score, params=PARAMS, layers: Any = BLOCKS):
     plain = dp_ilg.Geometry.uniform(params, layers)
     facts = ClipFacts(score=as_score(score))
     release = RELEASE if as_score(score).reads_release else None
@@ -236,6 +239,75 @@ def test_inner_products_are_those_of_every_examples_gradient(engine, loss):
     np.testing.assert_allclose(found(batch), expected, rtol=1e-4, atol=1e-5 * scale)
 
 
+@pytest.mark.parametrize("whitened", [False, True])
+@pytest.mark.parametrize("name", ["weight", "signal"])
+def test_scores_beside_maps_are_of_the_mapped_gradients(name, whitened):
+    rng = np.random.default_rng(8)
+    batch = rng.integers(0, 6, (5, 5)), rng.normal(size=(5, 3)).astype("float32")
+    maps = AxisMaps.of(PARAMS, random_axes(PARAMS, "mixed", seed=1), whitened=whitened)
+    plain = geometry_for(name, layers="leaf")
+    release = jax.tree.unflatten(  # as the chain keeps it: restored, or not
+        jax.tree.structure(RELEASE), maps.restored(jax.tree.leaves(RELEASE))
+    )
+    release = release if name == "signal" else None
+    geometry = dataclasses.replace(plain, coordinates=maps, release=release)
+    grad_fn = dp_ilg.clipped_grad(network, l2_clip_norm=1.0)
+    found = jax.jit(grad_fn)(PARAMS, batch, geometry=geometry)
+
+    gradients = jax.jit(jax.vmap(jax.grad(network), (None, 0)))(PARAMS, batch)
+    inside = jax.tree.leaves(entered_by_hand(gradients, maps))
+    norms = np.stack([np.linalg.norm(x.reshape(5, -1), axis=1) for x in inside], 1)
+    total = np.zeros(3)
+    for i in range(5):
+        pairs = zip(*map(jax.tree.leaves, (gradients, PARAMS)), strict=True)
+        taylor = np.array([abs(np.sum(np.asarray(g[i] * w, float))) for g, w in pairs])
+        mean = [np.asarray(x, float) for x in jax.tree.leaves(RELEASE)]  # L^-1 r
+        along = [
+            np.sum(g[i] * r) / np.linalg.norm(r)
+            for g, r in zip(inside, mean, strict=True)
+        ]
+        rest = np.sqrt(norms[i] ** 2 - np.square(along))
+        total += {
+            "weight": taylor / np.linalg.norm(taylor),
+            "signal": rest / np.linalg.norm(norms[i]),
+        }[name]
+    np.testing.assert_allclose(found.layer_shares, total, rtol=1e-4)
+
+
+def test_a_length_beside_maps_bounds_the_inner_product():
+    maps = AxisMaps.of(PARAMS, random_axes(PARAMS, "mixed", seed=2))
+    plain = geometry_for("l2", layers="leaf")
+    geometry = dataclasses.replace(plain, coordinates=maps)
+    batch = np.arange(10).reshape(2, 5) % 6, np.ones((2, 3), np.float32)
+
+    def ratio(one):
+        return 0.5 * one.inner(one.params) / (one.norms * one.lengths(one.params))
+
+    geometry = dataclasses.replace(geometry, facts=ClipFacts(score=as_score(ratio)))
+    grad_fn = jax.jit(dp_ilg.clipped_grad(network, l2_clip_norm=1.0))
+    found = grad_fn(PARAMS, batch, geometry=geometry).layer_shares
+    gradients = jax.jit(jax.vmap(jax.grad(network), (None, 0)))(PARAMS, batch)
+    inside = jax.tree.leaves(entered_by_hand(gradients, maps))
+    total = np.zeros(3)
+    for i in range(2):
+        for j, (g, w) in enumerate(zip(inside, _paired_by_hand(maps), strict=True)):
+            lengths = np.linalg.norm(g[i]) * np.linalg.norm(w)
+            total[j] += 0.5 * np.sum(g[i] * w) / lengths
+    np.testing.assert_allclose(found, total, atol=2e-5)
+
+
+def _paired_by_hand(maps):
+    """``L^T w`` of every leaf, in NumPy."""
+    for w, own in zip(jax.tree.leaves(PARAMS), maps.back, strict=True):
+        w = np.asarray(w, float)
+        for axis, factor in enumerate(own):
+            if factor is not None:
+                square = np.asarray(factor, float)
+                square = np.diag(square) if square.ndim == 1 else square
+                w = np.moveaxis(np.tensordot(w, square, ((axis,), (0,))), -1, axis)
+        yield w
+
+
 def test_micro_batches_change_nothing():
     rng = np.random.default_rng(7)
     batch = rng.integers(0, 6, (8, 5)), rng.normal(size=(8, 3)).astype("float32")
@@ -305,7 +377,7 @@ def test_inner_products_in_scaled_entries_are_refused():
     coordinates = Coordinates(scale)
     scaled = dataclasses.replace(geometry, coordinates=coordinates)
     tx = dp_ilg.clip_per_example(1.0)
-    with pytest.raises(ValueError, match="clipped in coordinates of their own"):
+    with pytest.raises(ValueError, match="a centre and scale of every entry"):
         tx.update(random_gradients(0, 2), tx.init(PARAMS), PARAMS, geometry=scaled)
 
 

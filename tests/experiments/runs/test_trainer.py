@@ -33,7 +33,7 @@ from dp_ilg.experiments.runs import runner
 from dp_ilg.experiments.runs.evaluation import params_sha256
 from dp_ilg.experiments.runs.job import build_job
 from dp_ilg.experiments.runs.keys import derived_keys, identity, run_keys
-from dp_ilg.experiments.runs.recipe import learning_rate
+from dp_ilg.experiments.runs.recipe import learning_rate, source_of_importance
 from dp_ilg.experiments.runs.runner import Interrupted, run_training, with_seed
 from dp_ilg.experiments.runs.trainer import Watch, start, train
 from dp_ilg.training import checkpoints
@@ -476,3 +476,19 @@ def test_other_data_of_the_same_size_are_another_run():
     )
     assert identity(job) == identity(build_job(tiny()))
     assert identity(job) != identity(other)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, "scores"),
+        ({"source": "public"}, "public"),
+        ({"importance": "uniform"}, "none"),
+        ({"importance": "uniform", "source": "probe"}, "probe"),
+        ({"method": "dp_adam_ilg_uniform"}, "none"),
+        ({"method": "dp_adam_ilg_paper", "importance": "uniform"}, "scores"),
+        ({"method": "adaclip"}, "none"),
+    ],
+)
+def test_a_summary_names_a_source_only_where_weights_have_one(options, words):
+    assert source_of_importance(OptimizerConfig(**options)) == words

@@ -295,6 +295,32 @@ def test_counts_of_the_private_rows_are_refused():
     assert "hidden" in repr(counts) and "hidden" in str(counts)
 
 
+@pytest.mark.parametrize("steps", ["restored", "whitened"])
+def test_a_score_around_the_release_stands_beside_a_prior(steps):
+    given = {"emb": (SHARES, None), "out/w": (None, np.array([1.0, 4.0, 9.0]))}
+    prior = dp_ilg.Prior(given, groups="scores", steps=steps)
+    tx = optimizer(SCORED, source=prior, score="signal")
+    update, state = jax.jit(tx.update), tx.init(PARAMS)
+    for step in range(2):
+        _, state = update(gradients(step), state, PARAMS)
+    geometry = tx.geometry(state)
+    assert len(set(np.asarray(geometry.weights).tolist())) == 3  # something was learnt
+    maps = geometry.coordinates
+    inside = maps.entered(jax.tree.leaves(gradients(9)))
+    release = jax.tree.leaves(geometry.release)
+    release = release if steps == "whitened" else maps.entered(release)
+    squares = np.zeros((3, 5))
+    for j, (g, r) in enumerate(zip(inside, release, strict=True)):
+        g, r = (np.asarray(x, float).reshape(len(x), -1) for x in (g, r[None]))
+        along = g @ r[0] / np.linalg.norm(r)
+        squares[j] = np.sum(g**2, axis=1) - along**2
+    whole = sum(np.sum(np.square(x.reshape(5, -1)), axis=1) for x in inside)
+    total = np.sum(np.sqrt(squares / np.asarray(whole, float)), axis=1)
+    clip = dp_ilg.clip_per_example(1.0)
+    found, _ = clip.update(gradients(9), clip.init(PARAMS), PARAMS, geometry=geometry)
+    np.testing.assert_allclose(found.layer_shares, total, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -310,8 +336,6 @@ def test_unknown_words_are_refused(options, words):
 
 def test_what_goes_wrong_in_a_chain_is_refused():
     prior = dp_ilg.Prior({"emb": SHARES}, groups="scores")
-    with pytest.raises(ValueError, match="entry by entry"):
-        optimizer(SCORED, source=prior, score="weight")
     with pytest.raises(ValueError, match="2 priors or probes"):
         link = dp_ilg.set_prior(prior)
         rest = dp_ilg.dp_adam_ilg(0.1, FREE, key=jax.random.key(0), source="public")
