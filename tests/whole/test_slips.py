@@ -509,6 +509,11 @@ def unpaid_rows(rows, params, state, ids):
     dp_ilg.keep_rows(optimizer(), {"t": 4}, key=jax.random.key(0))
 
 
+def unused_rows(rows, params, state, ids):
+    loss = lambda p, i: p["t"][i].sum()  # noqa: E731
+    dp_ilg.private_training(loss, optax.sgd(0.1), rows.plan, seed=0)
+
+
 def rows_of_a_whole_table(rows, params, state, ids):
     loss = lambda p, i: p["t"][i].sum() + jnp.sum(p["t"] ** 2)  # noqa: E731
     rows.counts(dp_ilg.clipped_grad(loss, l2_clip_norm=1.0), params, ids)
@@ -519,6 +524,10 @@ ROW_SLIPS = {
     "`keep_rows` with a plan that pays for no rows": (
         of_rows(unpaid_rows),
         "make the plan with row_budget=0.1",
+    ),
+    "`private_training` without `rows`, its plan pays for rows": (
+        of_rows(unused_rows),
+        "but rows names no table",
     ),
     "a table that the loss also reads whole, in `keep_rows`": (
         of_rows(rows_of_a_whole_table),

@@ -113,7 +113,7 @@ class RowOptimizer:
 
     def metrics(self, state: KeepRowsState) -> Any:
         """The released metrics, if the optimizer has any."""
-        return self.tx.metrics(state.inner)
+        return self.tx.metrics(state.inner) if self.tx.metrics else {}
 
     @own_promotion
     def counts(
@@ -207,13 +207,17 @@ class RowOptimizer:
             ValueError: as `grad_fn`, and for a loss that reads a table otherwise than
                 row by row.
 
+        Micro-batches are as large as for all rows: what they hold is small beside the
+        whole table, and each adds up all kept rows once more.
+
         Privacy: sensitivity C given the kept rows, for adding or removing one example.
         """
         check_kept(kept, self.plan)
         owners, _ = compact.owners_of(self.tx.init, params, kept.tables)
         geometry = self.tx.geometry(compact.narrowed(state.inner, owners, kept.ids))
         loss_fn = compact_loss(grad_fn.loss_fn, params, kept.tables, kept.slots())
-        few = dataclasses.replace(grad_fn, loss_fn=loss_fn)
+        at_once = grad_fn.microbatch(params, batch)
+        few = dataclasses.replace(grad_fn, loss_fn=loss_fn, microbatch_size=at_once)
         small = compact.compact_params(params, kept.tables, kept.ids)
         mask = dict(is_padding_example=is_padding_example)
         return RowGradient(few(small, batch, geometry=geometry, **mask), kept)

@@ -31,7 +31,7 @@ def audited_step(recipe: Recipe, model: Any) -> tuple[Callable[..., Any], Any]:
         device.
 
     Raises:
-        ValueError: for a run whose noise the host draws.
+        ValueError: for a run whose noise the host draws, or that keeps rows.
 
     Privacy: the keys are fixed and known: nothing private may go in.
 
@@ -50,6 +50,11 @@ def audited_step(recipe: Recipe, model: Any) -> tuple[Callable[..., Any], Any]:
         raise ValueError(
             "The noise of this run is drawn on the host, which audit_step cannot "
             "repeat; audit the same run made without exact noise."
+        )
+    if recipe.rows is not None:
+        raise ValueError(
+            "Kept rows change from step to step, and audit_step reads the sums of "
+            "fixed numbers alone; audit the same run made without rows."
         )
     adapted = adapt(model, recipe.loss_fn)
     random = adapted.random or recipe.augment is not None

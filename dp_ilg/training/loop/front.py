@@ -28,6 +28,7 @@ def private_training(
     augment: Any = None,
     has_aux: bool = False,
     metrics: Mapping[str, Metric] | None = None,
+    rows: Mapping[str, int] | None = None,
     engine: str = "auto",
     microbatch_size: Any = None,
     chunk_size: Any = None,
@@ -64,6 +65,8 @@ def private_training(
         has_aux: whether the loss returns ``(loss, aux)``; aux feeds the metrics.
         metrics: name -> `dp_ilg.Metric`, released with noise at every step and charged
             to the plan's `metric_budget`; read them by ``metrics(state)``.
+        rows: path of a table -> the most rows of it that a step trains, chosen by noisy
+            counts that the plan's `row_budget` pays for, as in `dp_ilg.keep_rows`.
         engine: as in `dp_ilg.clipped_grad`.
         microbatch_size: examples differentiated at once; None: the engine picks.
         chunk_size: rows of a compiled batch; a larger draw comes in several chunks,

@@ -16,6 +16,8 @@ from dp_ilg.base import Params, PrivateTransformation
 from dp_ilg.clipping.clipped_grad import ClippedGradFn, clipped_grad
 from dp_ilg.clipping.memory import fit_microbatch
 from dp_ilg.noise.exact import nothing
+from dp_ilg.optimizers.kept_rows.compiled import CompiledRowStep, compile_rows
+from dp_ilg.optimizers.kept_rows.stages import RowOptimizer
 from dp_ilg.training.loop.losses import KeyedLoss, with_row_words, without_key
 from dp_ilg.training.loop.state import Counted
 from dp_ilg.training.memory_limits import OutOfMemory, ran_out
@@ -23,6 +25,17 @@ from dp_ilg.training.mesh import Shardings, spread
 from dp_ilg.training.step import CompiledStep, make_train_step
 
 _ADDRESS = re.compile(r"0x[0-9a-f]+")
+
+
+class CountedRows(NamedTuple):
+    """A compiled step on kept rows, for a state that is `Counted`."""
+
+    rows: CompiledRowStep
+
+    def __call__(self, params: Params, state: Counted, chunks: Any, _: Any = None):
+        """One step, of draws that the device makes."""
+        params, inner = self.rows(params, state.inner, chunks)
+        return params, Counted(inner, state.step + 1)
 
 
 class Program(NamedTuple):
@@ -34,7 +47,7 @@ class Program(NamedTuple):
         digest: of the compiled step's program and its constants.
     """
 
-    step: CompiledStep
+    step: CompiledStep | CountedRows
     grad_fn: ClippedGradFn
     digest: str
 
@@ -97,7 +110,7 @@ def gradient_of(recipe: Any, loss: KeyedLoss, random: bool) -> ClippedGradFn:
 
 def build_program(
     recipe: Any,
-    tx: PrivateTransformation,
+    tx: PrivateTransformation | RowOptimizer,
     loss: KeyedLoss,
     state: tuple[Params, Counted],
     chunk: tuple[Any, Any],
@@ -121,6 +134,10 @@ def build_program(
     if recipe.mesh is not None:
         shardings = Shardings.of(*state, recipe.mesh)
         on_devices = spread(grad_fn, recipe.mesh)
+    if isinstance(tx, RowOptimizer):
+        rows = compile_rows(tx, grad_fn)
+        traced = rows.whole.trace(state[0], state[1].inner, *chunk)
+        return Program(CountedRows(rows), grad_fn, jaxpr_digest(traced.jaxpr))
     step = make_train_step(on_devices, counted(tx), shardings)
     given = (nothing(state[0], tx.geometry(state[1].inner)),) if recipe.exact else ()
     traced = step.whole.trace(*state, *chunk, *given)

@@ -11,7 +11,9 @@ from dp_ilg import validation
 from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.base import PrivateTransformation
 from dp_ilg.clipping.clip import as_clip_mode
+from dp_ilg.clipping.lookups.tables import check_asked
 from dp_ilg.optimizers.behind_noise import behind_noise
+from dp_ilg.optimizers.kept_rows.keep import keep_rows
 from dp_ilg.optimizers.sources import as_source, knowing
 from dp_ilg.training.frameworks.optimizers import optimizer_of
 
@@ -43,6 +45,7 @@ class Recipe:
     ahead: Any
     has_aux: bool
     metrics: Any
+    rows: Any
     random: bool = False
 
     @property
@@ -78,20 +81,43 @@ class Recipe:
                 "Exact noise is drawn for one device; leave mesh out, or plan without "
                 "exact_noise."
             )
+        self._check_rows()
         as_clip_mode(self.clip_mode)
         as_source(self.source)
         if self.optimizer is not None and not self._makes_it_private():
             optimizer_of(None, self.optimizer)
+
+    def _check_rows(self) -> None:
+        """Raises for rows without a budget, and where they cannot be kept."""
+        if self.rows is None:
+            if self.plan.row_budget:
+                raise ValueError(
+                    f"The plan's row_budget of {self.plan.row_budget:g} buys counts of "
+                    "rows, but rows names no table; pass rows={'table': 4096}, or plan "
+                    "without row_budget."
+                )
+            return
+        check_asked(self.rows)
+        if not self.plan.row_budget:
+            raise ValueError(
+                f"rows is {self.rows}, but the plan's row_budget is 0 and pays for no "
+                "counts; make the plan with row_budget=0.1."
+            )
+        if self.mesh is not None or self.exact:
+            what = "mesh" if self.mesh is not None else "exact noise"
+            raise ValueError(
+                f"private_training keeps rows on one device and with the default "
+                f"noise, but {what} was asked for; leave out rows or {what}, or take "
+                "the stages of dp_ilg.keep_rows by hand."
+            )
 
     def clip_facts(self) -> dict[str, Any]:
         """What `dp_ilg.clipped_grad` is told beside loss and clip norm."""
         names = ("engine", "microbatch_size", "has_aux", "metrics")
         return {name: getattr(self, name) for name in names}
 
-    def transformation(
-        self, key: Any, model: Any, loss: Any = None
-    ) -> PrivateTransformation:
-        """The private chain around the optimizer.
+    def transformation(self, key: Any, model: Any, loss: Any = None) -> Any:
+        """The private chain around the optimizer, and around that the choice of rows.
 
         Args:
             key: of the noise; secret.
@@ -101,13 +127,17 @@ class Recipe:
 
         Returns:
             The chain: what a function of the key makes, or the optimizer behind the
-            noise.
+            noise; with `rows` a `RowOptimizer`.
 
         Raises:
             TypeError: for what is no optimizer.
             ValueError: for what cannot stand behind the noise, a private optimizer with
                 a key of its own, and one of another plan.
         """
+        found = self._chain(key, model, loss)
+        return found if self.rows is None else keep_rows(found, self.rows, key=key)
+
+    def _chain(self, key: Any, model: Any, loss: Any) -> PrivateTransformation:
         if not self._makes_it_private():
             behind = optimizer_of(model, self.optimizer)
             facts = self._noise_facts() | {"source": self.source_with(loss)}
