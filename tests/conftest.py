@@ -3,7 +3,7 @@
 Most of a test's time is XLA's. So programs are compiled without its costly passes, kept
 on disk for the other workers and the next run, and dropped from memory when they are
 many.
-`pytest --optimized` compiles as users do; CI runs the laws and the noise both ways.
+`pytest --optimized` compiles as users do; CI runs the laws and the noise that way.
 """
 
 import ctypes

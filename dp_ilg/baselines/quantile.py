@@ -20,13 +20,14 @@ from dp_ilg import validation
 from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.base import ClippedGrad, Params, PrivateTransformation
 from dp_ilg.geometry.geometry import LARGEST_RATIO, Geometry
-from dp_ilg.geometry.seal import sound
+from dp_ilg.geometry.seal import check_clipped, sound
 from dp_ilg.noise.add_noise import fresh_key, multiplier_at
 from dp_ilg.noise.normal import array_steps
 from dp_ilg.noise.release import check_multiplier, grid_of, noised
 from dp_ilg.noise.secure import check_draws, given_scores
 
 _COUNT_TAG = 0xC0047
+_WHOSE = "groups of the thresholds"
 
 
 class AdaptClipNormState(NamedTuple):
@@ -208,17 +209,7 @@ def noisy_counts(
 
 
 def _counts(updates: Any, state: AdaptClipNormState, each_group: bool) -> Array:
-    if not isinstance(updates, ClippedGrad):
-        raise TypeError(
-            f"adapt_clip_norm got {type(updates).__name__}, not a ClippedGrad; put "
-            "clip_per_example before it in the chain."
-        )
-    if updates.geometry.groups != state.geometry.groups:
-        raise ValueError(
-            f"The gradients were clipped in {updates.geometry.groups.names}, but the "
-            f"thresholds are for {state.geometry.groups.names}; clip with this "
-            "optimizer's geometry(state)."
-        )
+    check_clipped(updates, state.geometry.groups, "adapt_clip_norm", _WHOSE)
     if updates.fits is None:
         raise ValueError(
             "The ClippedGrad has no counts of examples within the bound; make it with "

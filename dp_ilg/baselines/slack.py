@@ -24,7 +24,7 @@ from dp_ilg.clipping.clip import clip_per_example
 from dp_ilg.clipping.scores.slack import MOST_NOISE, SLACK
 from dp_ilg.geometry.facts import ClipFacts
 from dp_ilg.geometry.geometry import Geometry
-from dp_ilg.geometry.seal import sound
+from dp_ilg.geometry.seal import check_clipped, sound
 from dp_ilg.noise.add_noise import add_importance_noise, fresh_key, multiplier_at
 from dp_ilg.noise.normal import array_steps
 from dp_ilg.noise.release import grid_of, noised
@@ -32,6 +32,7 @@ from dp_ilg.noise.secure import check_draws, given_scores
 from dp_ilg.optimizers.chains import chain
 
 _SLACK_TAG = 0x51ACC
+_WHOSE = "groups of the thresholds"
 
 
 class AdaptBySlackState(NamedTuple):
@@ -208,17 +209,7 @@ def _check_noise(plan: PrivacyPlan) -> None:
 
 
 def _check_clipped(updates: Any, state: AdaptBySlackState) -> None:
-    if not isinstance(updates, ClippedGrad):
-        raise TypeError(
-            f"adapt_by_slack got {type(updates).__name__}, not a ClippedGrad; put "
-            "clip_per_example before it in the chain."
-        )
-    if updates.geometry.groups != state.geometry.groups:
-        raise ValueError(
-            f"The gradients were clipped in {updates.geometry.groups.names}, but the "
-            f"thresholds are for {state.geometry.groups.names}; clip with this "
-            "optimizer's geometry(state)."
-        )
+    check_clipped(updates, state.geometry.groups, "adapt_by_slack", _WHOSE)
     if getattr(updates.geometry.facts, "score", None) != SLACK:
         raise ValueError(
             "The ClippedGrad holds no slack, whose sum has room in the gradient's own "

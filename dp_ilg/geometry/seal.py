@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from dp_ilg.base import SEAL, ClippedGrad
+from dp_ilg.geometry.groups import Groups
 
 
 def sealed(clipped: ClippedGrad) -> Any:
@@ -83,3 +84,37 @@ def sound(clipped: ClippedGrad) -> Any:
     facts = (clipped.geometry.divisors(), clipped.l2_clip_norm)
     good = [jnp.all(jnp.isfinite(x) & (jnp.asarray(x) > 0)) for x in facts]
     return sealed(clipped) & good[0] & good[1]
+
+
+def check_clipped(updates: Any, groups: Groups, reader: str, whose: str) -> None:
+    """Raises for what is no sum that was clipped in a reader's own groups.
+
+    Args:
+        updates: what a link of a chain was given.
+        groups: those the link knows.
+        reader: name of the link, for the sentence.
+        whose: what stands for the groups there, such as "scored groups".
+
+    Raises:
+        TypeError: for anything but a `ClippedGrad`.
+        ValueError: for one of other groups.
+
+    Privacy: looks at types and names only.
+
+    Example:
+        >>> from dp_ilg.geometry.layers import group
+        >>> own = group({"w": jnp.ones(2)})
+        >>> check_clipped(3, own, "score_layer_importance", "scored groups")
+        Traceback (most recent call last):
+        TypeError: score_layer_importance got int, not a ClippedGrad; put ...
+    """
+    if not isinstance(updates, ClippedGrad):
+        raise TypeError(
+            f"{reader} got {type(updates).__name__}, not a ClippedGrad; put "
+            "clip_per_example before it in the chain."
+        )
+    if updates.geometry.groups != groups:
+        raise ValueError(
+            f"The gradients were clipped in {updates.geometry.groups.names}, but the "
+            f"{whose} are {groups.names}; clip with this optimizer's geometry(state)."
+        )

@@ -25,8 +25,9 @@ from dp_ilg.geometry.geometry import Geometry, public_values, scaled_to_profile
 from dp_ilg.geometry.groups import Groups, accumulator
 from dp_ilg.geometry.layers import group
 from dp_ilg.geometry.rules import Rule, as_rule, check_rule, drops
+from dp_ilg.geometry.seal import check_clipped
 from dp_ilg.noise.add_noise import fresh_key, noise_stddev
-from dp_ilg.optimizers.released_scores import check_clipped, released_scores
+from dp_ilg.optimizers.released_scores import released_scores
 
 
 class ScoreLayerImportanceState(NamedTuple):
@@ -120,7 +121,8 @@ def score_layer_importance(
         **extra: Any,
     ) -> tuple[ClippedGrad, ScoreLayerImportanceState]:
         del params, extra
-        check_clipped(updates, state.geometry.groups)
+        groups = state.geometry.groups
+        check_clipped(updates, groups, "score_layer_importance", "scored groups")
         if plan.score_budget == 0:
             return updates, state._replace(step=state.step + 1)
         released, variance = released_scores(updates, plan, state, noise)

@@ -10,7 +10,6 @@ from jaxtyping import Array
 
 from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.base import ClippedGrad
-from dp_ilg.geometry.groups import Groups
 from dp_ilg.geometry.seal import sound
 from dp_ilg.noise.add_noise import multiplier_at
 from dp_ilg.noise.normal import array_steps
@@ -68,25 +67,3 @@ def released_scores(
     grid = grid_of(1.0, tau, shares.size)
     total = noised(shares, clipped.shares_remainder, grid, draw)
     return total / plan.batch_size, jnp.square(tau / plan.batch_size)
-
-
-def check_clipped(updates: Any, groups: Groups) -> None:
-    """Raises for what is no clipped sum of a scorer's groups.
-
-    Example:
-        >>> from dp_ilg.geometry.layers import group
-        >>> check_clipped(3, group({"w": jnp.ones(2)}))
-        Traceback (most recent call last):
-        TypeError: score_layer_importance got int, not a ClippedGrad; put ...
-    """
-    if not isinstance(updates, ClippedGrad):
-        raise TypeError(
-            f"score_layer_importance got {type(updates).__name__}, not a ClippedGrad; "
-            "put clip_per_example before it in the chain."
-        )
-    if updates.geometry.groups != groups:
-        raise ValueError(
-            f"The gradients were clipped in {updates.geometry.groups.names}, but the "
-            f"scored groups are {groups.names}; clip with this "
-            "optimizer's geometry(state)."
-        )

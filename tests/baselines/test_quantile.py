@@ -156,5 +156,5 @@ def test_what_is_refused():
         adapt.update(bare, state)
     by_path = dp_ilg.layers.by_path(lambda path: "all")
     other = dp_ilg.Geometry.uniform(PARAMS, by_path)
-    with pytest.raises(ValueError, match="thresholds are for"):
+    with pytest.raises(ValueError, match="groups of the thresholds are"):
         adapt.update(dp_ilg.ClippedGrad(PARAMS, jnp.zeros(1), other, 1.0), state)

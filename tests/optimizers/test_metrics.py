@@ -416,18 +416,17 @@ def test_a_budget_without_verb_and_a_verb_without_budget_are_refused():
 def test_sums_and_verb_have_the_same_metrics():
     tx = optimizer()
     state = tx.init(PARAMS)
-    batch = jnp.ones((20, 3))
-    for metrics, words in (
-        (None, "has no metrics"),
-        ({"loss": LOSS}, "give both the same metrics"),
-        (METRICS | {"loss": dp_ilg.Metric(LOSS.function, high=5.0)}, "the same"),
+    other = (("loss", 0.0, 5.0), FACTS[1])
+    for sums, words in (
+        (empty(metrics=None), "has no metrics"),
+        (empty(FACTS[:1]), "give both the same metrics"),
+        (empty(other), "the same"),
     ):
         with pytest.raises(ValueError, match=words):
-            tx.update(clipped(tx, state, batch, metrics), state, PARAMS)
+            tx.update(sums, state, PARAMS)
     without = dp_ilg.dp_adam_ilg(0.1, plan(), key=KEY)
-    sums = clipped(without, without.init(PARAMS), batch)
     with pytest.raises(ValueError, match="the optimizer releases none"):
-        without.update(sums, without.init(PARAMS), PARAMS)
+        without.update(empty(), without.init(PARAMS), PARAMS)
 
 
 BAD = {

@@ -1,4 +1,4 @@
-"""What is computed of parameters: accuracy or error, perplexity, loss, digest."""
+"""What is computed of parameters, accuracy and such; what a finished run says."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
@@ -8,10 +8,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dp_ilg.accounting.ledger import PrivacyLedger
+from dp_ilg.accounting.plan import PrivacyPlan
+from dp_ilg.baselines.made_of import parts_of
+from dp_ilg.experiments.models.networks import MODELS
+from dp_ilg.experiments.reports.origin import file_sha256, now, versions
 from dp_ilg.experiments.runs.job import Job
+from dp_ilg.experiments.runs.measures import in_words, told
+from dp_ilg.experiments.runs.recipe import source_of_importance
 from dp_ilg.sampling.gather import take
 
 _EVAL_ROWS = 1000
+_FIXED_SEED = (
+    "The seed was fixed: the run can be repeated, and its guarantee holds only against "
+    "those who do not know the seed."
+)
+_FRESH_KEYS = (
+    "The keys came from the operating system and are in the checkpoints only, which "
+    "must stay secret."
+)
+_LOSS_SHOWN = (
+    "The training loss was shown, which is computed from the data without noise: the "
+    "guarantee does not hold for who has seen it."
+)
 
 
 def answer_fn(job: Job) -> Callable[[Any], float]:
@@ -178,3 +197,87 @@ def _batches(source: Any, length: int) -> Iterator[Any]:
     for begin in range(0, length, size):
         rows = np.arange(begin, begin + size)
         yield take(source, np.where(rows < length, rows, -1))
+
+
+def summary_of(
+    job: Job, position: Any, ledger: PrivacyLedger, seed_fixed: bool
+) -> dict[str, Any]:
+    """What ``summary.json`` holds: what a run reached, by what, and what it spent.
+
+    Args:
+        job: the run.
+        position: a `dp_ilg.experiments.runs.trainer.Position`, after the last step.
+        ledger: of the run, complete.
+        seed_fixed: whether its keys came from a seed.
+
+    Returns:
+        Plain values by name.
+
+    Privacy:
+        Released values, public facts, and accuracy on the test set, which the guarantee
+        does not cover. The training loss, if it was shown, is not in it.
+
+    Example:
+        >>> import inspect
+        >>> list(inspect.signature(summary_of).parameters)
+        ['job', 'position', 'ledger', 'seed_fixed']
+    """
+    summary = {
+        **answered(job, answer_fn(job)(position.kept)),
+        "epsilon": ledger.epsilon(),
+        "delta": job.plan.delta,
+        "steps": ledger.steps,
+        "seconds": round(position.seconds, 3),
+        "finished": now(),
+        "params_sha256": params_sha256(position.kept),
+        "ledger_sha256": file_sha256(ledger.path),
+        **_ways(job),
+        "num_params": sum(np.size(p) for p in jax.tree.leaves(position.params)),
+        **_guarantee(job.plan),
+        "seed_fixed": seed_fixed,
+        "seed_note": _FIXED_SEED if seed_fixed else _FRESH_KEYS,
+        "unprotected_train_loss_shown": job.config.run.unprotected_train_loss,
+        "versions": versions(),
+    }
+    perplexity = perplexity_fn(job)
+    if perplexity is not None:
+        summary["test_perplexity"] = perplexity(position.kept)
+    if job.config.metrics.release:
+        reader = job.make_optimizer(jax.random.key(0))
+        summary["released"] = told(reader.metrics(position.state))
+        summary["released_in_words"] = ", ".join(in_words(summary["released"]))
+    if job.config.run.unprotected_train_loss:
+        summary["warning"] = _LOSS_SHOWN
+    return summary
+
+
+def _ways(job: Job) -> dict[str, Any]:
+    """Data, model and method of a run."""
+    config = job.config
+    own_model = config.model.name in MODELS
+    return {
+        "dataset": job.data.name,
+        "outside": dict(job.outside),
+        "method": config.optimizer.method,
+        "made_of": ", ".join(parts_of(job.make_optimizer(jax.random.key(0)))),
+        "data_note": job.data.note,
+        "model": config.model.name,
+        "framework": config.model.framework if own_model else "its own",
+        "importance": config.optimizer.importance,
+        "source": source_of_importance(config.optimizer),
+        "clip_mode": config.privacy.clip_mode,
+    }
+
+
+def _guarantee(plan: PrivacyPlan) -> dict[str, Any]:
+    """What a plan promises, and how it spends that."""
+    return {
+        "batch_size": plan.batch_size,
+        "noise_multipliers": [z for _, z in plan.stages],
+        "score_budget": plan.score_budget,
+        "metric_budget": plan.metric_budget,
+        "accountant": plan.accountant,
+        "neighboring_relation": plan.neighboring_relation,
+        "plan_digest": plan.digest(),
+        "statement": plan.statement().text,
+    }

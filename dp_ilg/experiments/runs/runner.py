@@ -8,29 +8,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-
 from dp_ilg.accounting.ledger import PrivacyLedger
-from dp_ilg.baselines.made_of import parts_of
 from dp_ilg.experiments.config.schema import Config
 from dp_ilg.experiments.data.locks import locked
-from dp_ilg.experiments.models.networks import MODELS
 from dp_ilg.experiments.reports.event_files import event_file
 from dp_ilg.experiments.reports.iterates import error_bar
-from dp_ilg.experiments.reports.origin import file_sha256, now, versions
 from dp_ilg.experiments.reports.page import write_report
 from dp_ilg.experiments.runs.distributed import (
     Team,
     deaf_to_interrupts,
     stop_requests,
 )
-from dp_ilg.experiments.runs.evaluation import (
-    answer_fn,
-    answered,
-    params_sha256,
-    perplexity_fn,
-)
+from dp_ilg.experiments.runs.evaluation import summary_of
 from dp_ilg.experiments.runs.folder import (
     RunFolder,
     differing_field,
@@ -39,8 +28,6 @@ from dp_ilg.experiments.runs.folder import (
 from dp_ilg.experiments.runs.hosts import Devices, joined
 from dp_ilg.experiments.runs.job import Job, build_job, ready
 from dp_ilg.experiments.runs.keys import check_keys, derived_keys, identity, run_keys
-from dp_ilg.experiments.runs.measures import in_words, told
-from dp_ilg.experiments.runs.recipe import source_of_importance
 from dp_ilg.experiments.runs.trainer import (
     Position,
     Watch,
@@ -53,14 +40,6 @@ from dp_ilg.training.environment import check_repeatable
 from dp_ilg.training.memory_limits import memory_advice
 
 _ONE_DEVICE = Devices()
-_FIXED_SEED = (
-    "The seed was fixed: the run can be repeated, and its guarantee holds only against "
-    "those who do not know the seed."
-)
-_FRESH_KEYS = (
-    "The keys came from the operating system and are in the checkpoints only, which "
-    "must stay secret."
-)
 
 
 class Interrupted(Exception):
@@ -214,7 +193,7 @@ def _go_on(
                 f"Stopped after step {position.step} of {job.plan.num_steps}; go on "
                 f"with --resume --run-dir {folder.path}."
             )
-        summary = _summary(job, position, ledger, bool(facts["seed_fixed"]))
+        summary = summary_of(job, position, ledger, bool(facts["seed_fixed"]))
         summary |= error_bar(folder.metrics)
     write_atomically(folder.summary, json.dumps(summary, indent=1) + "\n")
     write_report(folder.path)
@@ -278,59 +257,6 @@ def _train(
 @contextmanager
 def _silent(job: Job, step: int) -> Iterator[Watch]:
     yield Watch()
-
-
-def _summary(
-    job: Job, position: Position, ledger: PrivacyLedger, seed_fixed: bool
-) -> dict[str, Any]:
-    config, plan = job.config, job.plan
-    own_model = config.model.name in MODELS
-    summary = {
-        **answered(job, answer_fn(job)(position.kept)),
-        "epsilon": ledger.epsilon(),
-        "delta": plan.delta,
-        "steps": ledger.steps,
-        "seconds": round(position.seconds, 3),
-        "finished": now(),
-        "params_sha256": params_sha256(position.kept),
-        "ledger_sha256": file_sha256(ledger.path),
-        "dataset": job.data.name,
-        "outside": dict(job.outside),
-        "method": config.optimizer.method,
-        "made_of": ", ".join(parts_of(job.make_optimizer(jax.random.key(0)))),
-        "data_note": job.data.note,
-        "model": config.model.name,
-        "framework": config.model.framework if own_model else "its own",
-        "num_params": sum(np.size(p) for p in jax.tree.leaves(position.params)),
-        "importance": config.optimizer.importance,
-        "source": source_of_importance(config.optimizer),
-        "clip_mode": config.privacy.clip_mode,
-        "batch_size": plan.batch_size,
-        "noise_multipliers": [z for _, z in plan.stages],
-        "score_budget": plan.score_budget,
-        "metric_budget": plan.metric_budget,
-        "accountant": plan.accountant,
-        "neighboring_relation": plan.neighboring_relation,
-        "plan_digest": plan.digest(),
-        "seed_fixed": seed_fixed,
-        "seed_note": _FIXED_SEED if seed_fixed else _FRESH_KEYS,
-        "unprotected_train_loss_shown": config.run.unprotected_train_loss,
-        "statement": plan.statement().text,
-        "versions": versions(),
-    }
-    perplexity = perplexity_fn(job)
-    if perplexity is not None:
-        summary["test_perplexity"] = perplexity(position.kept)
-    if job.config.metrics.release:
-        reader = job.make_optimizer(jax.random.key(0))
-        summary["released"] = told(reader.metrics(position.state))
-        summary["released_in_words"] = ", ".join(in_words(summary["released"]))
-    if config.run.unprotected_train_loss:
-        summary["warning"] = (
-            "The training loss was shown, which is computed from the data without "
-            "noise: the guarantee does not hold for who has seen it."
-        )
-    return summary
 
 
 def with_seed(config: Config, seed: int | None) -> Config:
