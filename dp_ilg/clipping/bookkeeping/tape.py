@@ -115,8 +115,8 @@ def _step(
 ) -> Sequence[Held]:
     """Decides one equation; returns what its outputs hold."""
     name = eqn.primitive.name
-    places = [k for k, held in enumerate(found) if held is not None]
-    (one, *others) = (found[k] for k in places)
+    present = [(k, held) for k, held in enumerate(found) if held is not None]
+    (position, one), *others = present
     outs = view_op(eqn, one) if not others else None
     if name == "concatenate":
         joined = join(eqn, found)
@@ -130,16 +130,16 @@ def _step(
         return []
     reason = f"{name} reads it"
     if not others and name in RULES and _real(eqn):
-        uses = linear_in(eqn, places[0], one)
+        uses = linear_in(eqn, position, one)
         reason = "nothing of it is read"
         if isinstance(uses, str):
             reason = f"it is read by {uses}"
         elif not any(_empty(linear) for _, linear in uses):
-            own = (Use(eqn, places[0], view, linear) for view, linear in uses)
+            own = (Use(eqn, position, view, linear) for view, linear in uses)
             level.uses[index] = tuple(own)
             return []
-    for k in places:
-        _spoil(found[k], reason, spoiled)
+    for _, held in present:
+        _spoil(held, reason, spoiled)
     return []
 
 

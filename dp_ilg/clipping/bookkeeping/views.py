@@ -71,11 +71,6 @@ class Joined:
     axis: int
     pieces: tuple[tuple[int, View | None], ...]
 
-    def each(self, change: Callable[[View], View | None]) -> Joined:
-        """The same pieces with their views changed."""
-        pieces = ((size, view and change(view)) for size, view in self.pieces)
-        return replace(self, pieces=tuple(pieces))
-
 
 Held = View | Joined
 """What a variable may hold of parameters."""
@@ -97,7 +92,8 @@ def each_view(held: Held, change: Callable[[View], View | None]) -> Held | None:
     """What is held with every view changed, or None where nothing is left."""
     if isinstance(held, View):
         return change(held)
-    changed = held.each(change)
+    pieces = [(size, view and change(view)) for size, view in held.pieces]
+    changed = Joined(held.axis, tuple(pieces))
     return changed if views_in(changed) else None
 
 
@@ -108,8 +104,10 @@ def join(eqn: Any, found: Sequence[Held | None]) -> Joined | None:
     for var, held in zip(eqn.invars, found, strict=True):
         if isinstance(held, Joined) and held.axis != axis:
             return None
-        own = [(var.aval.shape[axis], held)]
-        pieces += held.pieces if isinstance(held, Joined) else own
+        if isinstance(held, Joined):
+            pieces += held.pieces
+        else:
+            pieces.append((var.aval.shape[axis], held))
     return Joined(axis, tuple(pieces))
 
 
@@ -204,11 +202,13 @@ def view_op(eqn: Any, held: Held) -> Sequence[Held] | None:
     axis = None if moves is None else moves(eqn, held.axis)
     if axis is None:
         return None
-    pieces = [(size, view and rule(eqn, view)) for size, view in held.pieces]
-    both = zip(held.pieces, pieces, strict=True)
-    if any(found is None for (_, view), (_, found) in both if view is not None):
-        return None
-    return [Joined(axis, tuple((size, found and found[0]) for size, found in pieces))]
+    pieces: list[tuple[int, View | None]] = []
+    for size, view in held.pieces:
+        found = None if view is None else rule(eqn, view)
+        if view is not None and not found:
+            return None
+        pieces.append((size, found[0] if found else None))
+    return [Joined(axis, tuple(pieces))]
 
 
 def _same(eqn: Any, view: View) -> list[View]:
