@@ -19,6 +19,7 @@ from tables.lines import (
 from tables.utility import BALANCED, ILG
 
 _NONE = "none"
+_NOT_RUN = "not run"
 
 
 class Measure(NamedTuple):
@@ -156,18 +157,25 @@ def best(lines: Lines) -> str:
         shaped = _best([m for m in found if m.source], row)
         cells = [row.words, f"{epsilon:g}", _before(lines, row, epsilon)]
         digits = row.measure.digits
-        cells += [
-            spread(m.by_seed.values(), digits) if m else _NONE for m in (plain, shaped)
-        ]
-        cells += [f"{shaped.source}: {shaped.name}" if shaped else _NONE]
+        cells += [_told(method, digits) for method in (plain, shaped)]
+        cells += [f"{shaped.source}: {shaped.name}" if shaped else _NOT_RUN]
         rows.append([*cells, _won(shaped, plain, digits)])
     return markdown(head, rows)
+
+
+def _told(method: Method | None, digits: int) -> str:
+    """Mean and spread over its seeds, and where there are fewer than five how many."""
+    if method is None:
+        return _NOT_RUN
+    found, count = spread(method.by_seed.values(), digits), len(method.by_seed)
+    few = {1: " (one seed)"}.get(count, f" ({count} seeds)")
+    return found + few * (count < 5)
 
 
 def _won(shaped: Method | None, plain: Method | None, digits: int) -> str:
     """What the best with importance is better by than the best without."""
     if shaped is None or plain is None:
-        return _NONE
+        return _NOT_RUN
     found = gap(shaped.by_seed, plain.by_seed)
     return "one seed" if found.pairs == 1 else or_tie(found, digits)
 

@@ -186,7 +186,23 @@ def encoders(lines: Lines) -> str:
     for features, words in named.items():
         found = [percent(heads[features, e]) for e in epsilons]
         rows.append([words] + [spread(of.values()) for of in found])
+    rows += [
+        [f"linear model, {method}", *_present(cells, epsilons)]
+        for method, cells in by_method(lines("compare_imdb_public")).items()
+    ]
     return markdown(["IMDB, test %", *(f"epsilon {e:g}" for e in epsilons)], rows)
+
+
+def by_method(records: Sequence[Record]) -> dict[str, dict[float, str]]:
+    """Test accuracy in percent by method and epsilon, as words."""
+    found: dict[str, dict[float, str]] = {}
+    for (method, epsilon), runs in accuracies(records).items():
+        found.setdefault(method, {})[epsilon] = spread(runs.values())
+    return found
+
+
+def _present(cells: dict[float, str], epsilons: Sequence[float]) -> list[str]:
+    return [cells.get(epsilon, "not run") for epsilon in epsilons]
 
 
 def frozen(lines: Lines) -> str:
