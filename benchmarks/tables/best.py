@@ -53,10 +53,11 @@ RECORDS = (
     Best("compare_insteval", "InstEval, squared error", ERROR),
     Best("compare_flights_prior", "Flights", before=("compare_flights", (ILG,))),
     Best(
-        "compare_cifar_features",
+        "compare_cifar_roots",
         "CIFAR-10, fixed features",
         before=("compare_cifar_scattering", (ILG,)),
     ),
+    Best("compare_cifar_features", "CIFAR-10, the same without square roots"),
     Best("compare_cifar_conv", "CIFAR-10, CNN", before=("compare_cifar_cnn", (ILG,))),
     Best("compare_digits_sources", "Digits, MLP"),
     Best(
