@@ -99,7 +99,7 @@ def each_view(held: Held, change: Callable[[View], View | None]) -> Held | None:
 
 def join(eqn: Any, found: Sequence[Held | None]) -> Joined | None:
     """What a concatenation holds, if its operands are views or hold nothing."""
-    axis = eqn.params["dimension"]
+    axis = int(eqn.params["dimension"])
     pieces: list[tuple[int, View | None]] = []
     for var, held in zip(eqn.invars, found, strict=True):
         if isinstance(held, Joined) and held.axis != axis:
