@@ -7,6 +7,7 @@ lines. `pages` finds the markers and puts the tables there.
 from tables import (
     best,
     commands,
+    correlated,
     costs,
     front,
     papers,
@@ -35,6 +36,10 @@ TABLES: dict[str, Table] = {
     "frozen": utility.frozen,
     "metric-band": utility.metric_band,
     "layers": studies.layers,
+    # docs/correlated.md
+    "correlated-noise": correlated.noise,
+    "correlated-weights": correlated.weights,
+    "correlated-time": correlated.seconds,
     # docs/choosing.md
     "questions": studies.questions,
     "exponents": studies.exponents,

@@ -7,16 +7,23 @@ target.
 
 import dataclasses
 import functools
-import warnings
 from typing import Any, SupportsFloat, SupportsIndex
 
 from dp_ilg import validation
 from dp_ilg.accounting import plan_checks, schedules, search
+from dp_ilg.accounting.correlated import choice
 from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.accounting.shapes import multipliers_of
 
 _CONSTANT = schedules.constant()
-_NOT_IN_A_PLAN = ("epsilon", "noise_multiplier", "schedule", "num_stages", "num_epochs")
+_NOT_IN_A_PLAN = (
+    "epsilon",
+    "noise_multiplier",
+    "schedule",
+    "num_stages",
+    "num_epochs",
+    "bands",
+)
 _LEAST_NOISE, _MOST_NOISE = 1e-3, 1e6
 _MOST_STEPS = 1_000_000
 
@@ -50,6 +57,8 @@ class Calibration:
     exact_noise: Any
     metric_budget: Any
     row_budget: Any
+    bands: Any = None
+    strategy: Any = ()
 
     def template(self) -> PrivacyPlan:
         """Returns the plan with noise 1 throughout."""
@@ -93,6 +102,8 @@ def plan_privacy(
     exact_noise: bool = False,
     metric_budget: SupportsFloat = 0.0,
     row_budget: SupportsFloat = 0.0,
+    bands: Any = None,
+    strategy: Any = (),
 ) -> PrivacyPlan:
     """Plans a run: finds the noise for a target epsilon, or takes it as given.
 
@@ -130,6 +141,10 @@ def plan_privacy(
         exact_noise: draw from an exact sampler only (`dp_ilg.noise.exact`); slower.
         metric_budget: the share for released metrics, in [0, 1); 0.005 is plenty.
         row_budget: the share for choosing an embedding's rows (`dp_ilg.keep_rows`).
+        bands: over how many steps noise is correlated so that it cancels in their sum
+            (`dp_ilg.accounting.correlated`); "auto" for the number that leaves least,
+            None for independent noise.
+        strategy: instead of `bands`, the coefficients themselves.
 
     Returns:
         The plan.
@@ -140,8 +155,9 @@ def plan_privacy(
             reached.
 
     Privacy:
-        Holds for the relation named and batches drawn by Poisson sampling. These
-        arguments must not depend on the data.
+        Holds for the relation named and batches drawn by Poisson sampling, with bands
+        by `PoissonSampler` with as many parts. These arguments must not depend on the
+        data.
 
     Example:
         >>> plan = plan_privacy(epsilon=2.0, delta=1e-5, num_examples=60_000,
@@ -151,20 +167,20 @@ def plan_privacy(
         >>> round(float(plan.noise_multipliers[0]), 2)
         1.13
     """
-    asked = Calibration(**locals())
+    asked = choice.with_strategy(Calibration(**locals()), plan_privacy)
     if (epsilon is None) == (noise_multiplier is None):
         raise ValueError(
             f"epsilon is {epsilon!r} and noise_multiplier is {noise_multiplier!r}, but "
             "exactly one of them must be given."
         )
-    _warn_of_delta(asked.template())
+    plan_checks.warn_of_delta(asked.template())
     search.check_answerable(epsilon, delta, accountant)
     plan = asked.shaped()
     if epsilon is None:
         if noise_multiplier != 0:
             validation.positive("noise_multiplier", noise_multiplier)
         return _scaled(plan, noise_multiplier)
-    _check_left(plan)
+    plan_checks.check_left(plan)
     scale = search.furthest_plan(
         lambda x: _scaled(plan, x), epsilon, _MOST_NOISE, _LEAST_NOISE, whole=False
     )
@@ -239,7 +255,7 @@ def steps_for_epsilon(
             f"epsilon {epsilon} allows more than {_MOST_STEPS:,} steps; use less noise "
             "or a larger batch."
         )
-    _warn_of_delta(plan)
+    plan_checks.warn_of_delta(plan)
     return plan
 
 
@@ -308,7 +324,7 @@ def batch_size_for_epsilon(
         validation.whole("max_batch_size", max_batch_size)
     limits = [x for x in (asked.num_examples, asked.max_batch_size) if x]
     plan = _largest("batch_size", asked, min(limits, default=1))
-    _warn_of_delta(plan)
+    plan_checks.warn_of_delta(plan)
     return plan
 
 
@@ -317,7 +333,7 @@ def _largest(name: str, asked: Calibration, most: Any) -> PrivacyPlan:
     validation.positive("epsilon", asked.epsilon)
     validation.positive("noise_multiplier", asked.noise_multiplier)
     changed = functools.partial(dataclasses.replace, asked)
-    _check_left(changed(**{name: 1}).template())
+    plan_checks.check_left(changed(**{name: 1}).template())
     search.check_answerable(asked.epsilon, asked.delta, asked.accountant)
 
     def at(value: float) -> PrivacyPlan:
@@ -327,29 +343,6 @@ def _largest(name: str, asked: Calibration, most: Any) -> PrivacyPlan:
     return at(search.furthest_plan(at, asked.epsilon, 1, most, whole=True))
 
 
-def _warn_of_delta(plan: PrivacyPlan) -> None:
-    if plan.delta > 1 / plan.num_examples:
-        warnings.warn(
-            f"delta is {plan.delta:g}, above 1 / num_examples = "
-            f"{1 / plan.num_examples:.3g}, so publishing one example drawn at random "
-            "would satisfy the guarantee; choose a smaller delta.",
-            UserWarning,
-            stacklevel=3,
-        )
-
-
 def _scaled(plan: PrivacyPlan, scale: Any) -> PrivacyPlan:
     stages = tuple((count, z * float(scale)) for count, z in plan.stages)
     return dataclasses.replace(plan, stages=stages)
-
-
-def _check_left(plan: PrivacyPlan) -> None:
-    """Raises if the prior releases alone cost what was asked for."""
-    spent = plan.epsilon(0)
-    target = plan.target_epsilon
-    if target is not None and spent >= target:
-        names = ", ".join(name for name, _ in plan.prior_releases)
-        raise ValueError(
-            f"epsilon is {target:g}, but {names} alone costs {spent:.4g}, so the budget"
-            " is too small for one step; give it more noise or choose a larger epsilon."
-        )

@@ -18,6 +18,7 @@ import numpy as np
 from dp_ilg import validation
 from dp_ilg.accounting import accountants, plan_checks, sealing, truncation
 from dp_ilg.accounting.charges import noise_law
+from dp_ilg.accounting.correlated import cycles, strategies
 from dp_ilg.accounting.statements.statement import Statement, describe
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ _LATER_FIELDS = (
     "exact_noise",
     "metric_budget",
     "row_budget",
+    "strategy",
 )
 _WHOLE = ("num_examples", "batch_size", "num_steps", "max_batch_size")
 _SHARES = ("score_budget", "metric_budget", "row_budget")
@@ -68,6 +70,8 @@ class PrivacyPlan:
             as the training loss (`dp_ilg.release_metrics`), in [0, 1).
         row_budget: the share of each step's budget spent on choosing the rows of an
             embedding that take part (`dp_ilg.keep_rows`), in [0, 1).
+        strategy: coefficients by which the gradient's noise cancels over the steps
+            (`dp_ilg.accounting.correlated.strategies`); () for independent noise.
 
     Raises:
         ValueError: on construction, for any value that makes no valid plan.
@@ -79,7 +83,8 @@ class PrivacyPlan:
         jointly they are z. The claim holds if batches are
         drawn by Poisson sampling with this plan's rate and one example moves the
         clipped sum by at most C. A prior release is one Gaussian without sampling, its
-        multiplier relative to how far one example moves it.
+        multiplier relative to how far one example moves it. With a strategy of b
+        coefficients, b steps are one such Gaussian (`dp_ilg.accounting.correlated`).
 
     Example:
         >>> plan = PrivacyPlan(
@@ -107,6 +112,7 @@ class PrivacyPlan:
     exact_noise: bool = False
     metric_budget: float = 0.0
     row_budget: float = 0.0
+    strategy: Any = ()
 
     def __post_init__(self):
         plan_checks.check(self)
@@ -118,6 +124,12 @@ class PrivacyPlan:
         object.__setattr__(self, "stages", stages)
         prior = tuple((str(name), float(z)) for name, z in self.prior_releases)
         object.__setattr__(self, "prior_releases", prior)
+        object.__setattr__(self, "strategy", tuple(float(c) for c in self.strategy))
+
+    @property
+    def bands(self) -> int:
+        """Over how many steps noise is correlated; 1 for independent noise."""
+        return max(1, len(self.strategy))
 
     @property
     def sampling_prob(self) -> float:
@@ -151,9 +163,10 @@ class PrivacyPlan:
 
     @property
     def gradient_noise_multipliers(self) -> np.ndarray:
-        """The multiplier of the gradient's noise, z / sqrt(1 - what others take)."""
+        """Of the gradient's fresh noise: z / sqrt(1 - others), |c| times as long."""
         left = 1 - self.score_budget - self.metric_budget - self.row_budget
-        return self.noise_multipliers / math.sqrt(left)
+        longer = strategies.length(self.strategy) / math.sqrt(left)
+        return self.noise_multipliers * longer
 
     @property
     def score_noise_multipliers(self) -> np.ndarray:
@@ -183,7 +196,8 @@ class PrivacyPlan:
 
         Returns:
             The prior releases, each one Gaussian, then one Poisson-sampled Gaussian a
-            step, self-composed by stage; truncated ones with `max_batch_size`.
+            step, self-composed by stage; truncated ones with `max_batch_size`. With
+            a strategy one a cycle of `bands` steps, at `bands` times the rate.
 
         Raises:
             ValueError: for a negative number of steps or one past the plan.
@@ -197,22 +211,18 @@ class PrivacyPlan:
         """
         import dp_accounting  # slow to import, so only where it is needed
 
-        left = self._steps(steps)
         events: list[Any] = [
             dp_accounting.GaussianDpEvent(z) for _, z in self.prior_releases
         ]
-        for count, z in self.stages:
-            taken = min(left, count)
-            left -= taken
-            if taken:
-                step = self._step_event(z)
-                events.append(dp_accounting.SelfComposedDpEvent(step, taken))
+        for rate, z, count in cycles.samples(self, self._steps(steps)):
+            step = self._step_event(rate, z)
+            events.append(dp_accounting.SelfComposedDpEvent(step, count))
         return dp_accounting.ComposedDpEvent(events)
 
-    def _step_event(self, z: float) -> dp_accounting.DpEvent:
+    def _step_event(self, rate: float, z: float) -> dp_accounting.DpEvent:
         import dp_accounting
 
-        rate, most = self.sampling_prob, self.max_batch_size
+        most = self.max_batch_size
         if most is not None:
             return truncation.truncated_event(self.num_examples, rate, most, z)
         gaussian = dp_accounting.GaussianDpEvent(z)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 from dp_ilg import validation
 from dp_ilg.accounting import accountants
 from dp_ilg.accounting.charges import noise_law
+from dp_ilg.accounting.correlated import strategies
 
 _MOST = 2**53  # above, floating point cannot tell a count from the next
 
@@ -84,6 +86,83 @@ def check(plan: Any) -> None:
     noise_law.check(plan)
     _check_stages(plan)
     _check_prior(plan.prior_releases)
+    _check_strategy(plan)
+
+
+def _check_strategy(plan: Any) -> None:
+    strategies.check(plan.strategy)
+    if not plan.strategy:
+        return
+    bands = len(plan.strategy)
+    if bands > plan.num_steps:
+        raise ValueError(
+            f"strategy has {bands} coefficients, but the plan has {plan.num_steps} "
+            "steps; use at most as many bands as steps."
+        )
+    if bands * plan.batch_size > plan.num_examples:
+        raise ValueError(
+            f"{bands} bands deal {plan.num_examples:,} examples to parts of about "
+            f"{plan.num_examples / bands:,.0f}, fewer than a batch of "
+            f"{plan.batch_size:,}; use at most {plan.num_examples // plan.batch_size} "
+            "bands or smaller batches."
+        )
+    if plan.max_batch_size is not None:
+        raise ValueError(
+            f"max_batch_size is {plan.max_batch_size}, but cut batches couple the "
+            "examples and are not accounted with bands; leave one of them out."
+        )
+    if plan.row_budget:
+        raise ValueError(
+            f"row_budget is {plan.row_budget:g}, but rows that come and go break the "
+            "correlation of their noise; leave row_budget or bands out."
+        )
+
+
+def warn_of_delta(plan: Any, level: int = 3) -> None:
+    """Warns of a delta that one example drawn at random would satisfy.
+
+    Args:
+        plan: a `dp_ilg.accounting.plan.PrivacyPlan`.
+        level: how far up the warning points, as ``stacklevel``.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> warn_of_delta(SimpleNamespace(delta=1e-6, num_examples=1000))
+    """
+    if plan.delta > 1 / plan.num_examples:
+        warnings.warn(
+            f"delta is {plan.delta:g}, above 1 / num_examples = "
+            f"{1 / plan.num_examples:.3g}, so publishing one example drawn at random "
+            "would satisfy the guarantee; choose a smaller delta.",
+            UserWarning,
+            stacklevel=level,
+        )
+
+
+def check_left(plan: Any) -> None:
+    """Raises if the prior releases alone cost what was asked for.
+
+    Args:
+        plan: a `dp_ilg.accounting.plan.PrivacyPlan`.
+
+    Raises:
+        ValueError: then, with what they cost.
+
+    Example:
+        >>> import dp_ilg
+        >>> dp_ilg.plan_privacy(epsilon=0.1, delta=1e-5, num_examples=1000,
+        ...     batch_size=10, num_steps=10, prior_releases=(("pca", 1.0),))
+        Traceback (most recent call last):
+        ValueError: epsilon is 0.1, but pca alone costs ...
+    """
+    spent = plan.epsilon(0)
+    target = plan.target_epsilon
+    if target is not None and spent >= target:
+        names = ", ".join(name for name, _ in plan.prior_releases)
+        raise ValueError(
+            f"epsilon is {target:g}, but {names} alone costs {spent:.4g}, so the budget"
+            " is too small for one step; give it more noise or choose a larger epsilon."
+        )
 
 
 def _check_budgets(plan: Any) -> None:

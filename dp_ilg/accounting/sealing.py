@@ -305,6 +305,8 @@ def fields_of(cls: Any, text: str, later: Sequence[str]) -> dict[str, Any]:
     for name in known:
         if name not in fields and name not in later:
             raise ValueError(f"The plan lacks the field {name!r}; write it again.")
+    if isinstance(fields.get("strategy"), list):
+        fields["strategy"] = tuple(fields["strategy"])
     for name in ("stages", "prior_releases"):
         if isinstance(fields.get(name), list):
             fields[name] = tuple(

@@ -67,7 +67,9 @@ def adadp(
     """
     scale = scale_coordinates("adadp", plan, layers=layers, decay=decay, floor=floor)
     validation.positive("eps", eps)
-    return _scaled(learning_rate, plan, key, scale, optax.scale_by_rms(decay, eps))
+    return _scaled(
+        learning_rate, plan, key, layers, scale, optax.scale_by_rms(decay, eps)
+    )
 
 
 def adaclip(
@@ -118,7 +120,7 @@ def adaclip(
     """
     own: Any = dict(mean_decay=mean_decay, decay=decay, floor=floor, layers=layers)
     scale = scale_coordinates("adaclip", plan, **own)
-    return _scaled(learning_rate, plan, key, scale, *heavy_ball(momentum))
+    return _scaled(learning_rate, plan, key, layers, scale, *heavy_ball(momentum))
 
 
 def scale_then_privatize(
@@ -166,7 +168,7 @@ def scale_then_privatize(
     """
     own: Any = dict(decay=b2, floor=scale_eps, layers=layers)
     scale = scale_coordinates("scale_then_privatize", plan, **own)
-    return _scaled(learning_rate, plan, key, scale, scale_by_adam(b1, b2, eps))
+    return _scaled(learning_rate, plan, key, layers, scale, scale_by_adam(b1, b2, eps))
 
 
 def quantile_clipping(
@@ -275,13 +277,14 @@ def _scaled(
     learning_rate: Any,
     plan: PrivacyPlan,
     key: Any,
+    layers: Any,
     scale: PrivateTransformation,
     *tail: optax.GradientTransformation,
 ) -> PrivateTransformation:
     """Clips and noises in the coordinates that `scale` keeps, then does `tail`."""
     return chain(
         clip_per_example(plan.l2_clip_norm),
-        add_importance_noise(plan, key=keys(key)[1]),
+        add_importance_noise(plan, key=keys(key)[1], layers=layers),
         scale,
         *tail,
         descend(learning_rate),
@@ -302,7 +305,7 @@ def _counted(
     return chain(
         clip_per_example(plan.l2_clip_norm, clip_mode=clip_mode),
         adapt_clip_norm(plan, key=count_key, **own),
-        add_importance_noise(plan, key=noise_key),
+        add_importance_noise(plan, key=noise_key, layers=adapt["layers"]),
         tail,
         descend(learning_rate),
     )

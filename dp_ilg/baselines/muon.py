@@ -76,7 +76,7 @@ def dp_muon(
     return chain(
         clip_per_example(plan.l2_clip_norm),
         set_layer_importance("uniform", None, layers=layers),
-        add_importance_noise(plan, key=keys(key)[1]),
+        add_importance_noise(plan, key=keys(key)[1], layers=layers),
         _wide_muon(momentum, adam_factor, b1, b2, eps),
         descend(learning_rate),
     )

@@ -236,7 +236,7 @@ def automatic_clipping(
     return chain(
         clip_per_example(plan.l2_clip_norm, clip_mode=mode),
         set_layer_importance("uniform", None, layers=layers),
-        add_importance_noise(plan, key=keys(key)[1]),
+        add_importance_noise(plan, key=keys(key)[1], layers=layers),
         adam,
         descend(learning_rate),
     )
@@ -303,7 +303,7 @@ def _plain(
     return chain(
         clip_per_example(plan.l2_clip_norm),
         set_layer_importance("uniform", None, layers=layers),
-        add_importance_noise(plan, key=keys(key)[1]),
+        add_importance_noise(plan, key=keys(key)[1], layers=layers),
         *tail,
         descend(learning_rate),
     )

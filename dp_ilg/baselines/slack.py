@@ -193,7 +193,7 @@ def slack_clipping(
     return chain(
         clip_per_example(plan.l2_clip_norm),
         adapt_by_slack(plan, key=slack_key, **own),
-        add_importance_noise(plan, key=noise_key),
+        add_importance_noise(plan, key=noise_key, layers=layers),
         scale_by_adam(b1, b2, eps),
         descend(learning_rate),
     )

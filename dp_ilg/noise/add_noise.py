@@ -17,14 +17,16 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from dp_ilg import validation
+from dp_ilg.accounting.correlated import strategies
 from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.base import ClippedGrad, Params, PrivateTransformation
 from dp_ilg.geometry.geometry import Geometry
 from dp_ilg.geometry.grid import float32_view
 from dp_ilg.geometry.layers import group
 from dp_ilg.geometry.seal import sound
+from dp_ilg.noise import correlated
 from dp_ilg.noise.normal import normal_steps
-from dp_ilg.noise.release import Grid, check_multiplier, grid_of, noised
+from dp_ilg.noise.release import ROUNDING, Grid, check_multiplier, grid_of, noised
 from dp_ilg.noise.secure import check_draws, given_leaves
 
 
@@ -62,8 +64,9 @@ def noise_stddev(
         l2_clip_norm: C of that step's clip.
 
     Returns:
-        ``sigma_t C w_j``, float32 ``[groups]``; divide by ``plan.batch_size`` for the
-        noise on the mean. All of it is public.
+        ``sigma_t C w_j``, float32 ``[groups]``; with bands what the noise of that step
+        amounts to (`dp_ilg.accounting.correlated.strategies.growths`). Divide by
+        ``plan.batch_size`` for the noise on the mean. All of it is public.
 
     Example:
         >>> import dp_ilg, jax.numpy as jnp
@@ -73,7 +76,8 @@ def noise_stddev(
         >>> noise_stddev(plan, jnp.int32(0), geometry, jnp.float32(3.0)).tolist()
         [3.0]
     """
-    sigma = multiplier_at(plan.gradient_noise_multipliers, step)
+    grown = strategies.growths(plan.strategy, plan.num_steps)
+    sigma = multiplier_at(plan.gradient_noise_multipliers * grown, step)
     return sigma * jnp.float32(l2_clip_norm) * geometry.weights
 
 
@@ -82,6 +86,7 @@ def gaussian_noise(
     noise_multiplier: Any,
     key: Array,
     draws: list[Any] | None = None,
+    rounding: float = ROUNDING,
 ) -> Params:
     """The clipped sum plus independent normal noise, one standard deviation a group.
 
@@ -94,7 +99,8 @@ def gaussian_noise(
             ``sigma C w_j`` and up to 0.06 % more, which pays for rounding. 0 adds none.
         key: used for this step only; folded with the leaf's index.
         draws: int32 leaves of `dp_ilg.noise.normal.normal_steps` to take instead of
-            drawing under the key.
+            drawing under the key, or what `dp_ilg.noise.correlated` made of them.
+        rounding: as in `dp_ilg.noise.release.grid_of`.
 
     Returns:
         The noised sum, in float32 or wider; frozen leaves stay exactly 0, and so do
@@ -113,9 +119,9 @@ def gaussian_noise(
     geometry.groups.check(leaves)
     count = sum(x.size for x in wanted if x is not None)
     if not isinstance(noise_multiplier, Tracer):
-        check_multiplier(float(noise_multiplier), count)
+        check_multiplier(float(noise_multiplier), count, rounding)
     reach = jnp.float32(clipped.l2_clip_norm) * geometry.divisors()
-    grid = grid_of(reach, noise_multiplier, count)
+    grid = grid_of(reach, noise_multiplier, count, rounding)
     valid = jnp.all(grid.valid) & whole
     if draws is None:
         draws = normal_steps(key, wanted, valid)
@@ -156,7 +162,7 @@ def released_mean(noised: Params, geometry: Geometry, batch_size: float) -> Para
 
 
 def add_importance_noise(
-    plan: PrivacyPlan, *, key: Any, noise: str | None = None
+    plan: PrivacyPlan, *, key: Any, noise: str | None = None, layers: Any = "module"
 ) -> PrivateTransformation:
     """Adds the plan's noise to a clipped sum and divides by the expected batch size.
 
@@ -170,6 +176,8 @@ def add_importance_noise(
         noise: "default" draws in the compiled step; "exact" takes nothing but the
             draws of `dp_ilg.noise.exact.ExactNoise`, given to every update. None does
             what the plan says (`exact_noise`).
+        layers: as in `dp_ilg.layers`; where the plan has bands, frozen leaves need no
+            memory of their noise.
 
     Returns:
         A transformation from `ClippedGrad` to an ordinary gradient: the release. Its
@@ -187,7 +195,9 @@ def add_importance_noise(
     Poisson-subsampled Gaussian with multiplier ``plan.gradient_noise_multipliers[t]``
     for adding or removing one example, whatever the weights. Together with
     `score_layer_importance` on the same sample it is one with
-    ``plan.noise_multipliers[t]``, which is what the plan accounts. Sum and noise
+    ``plan.noise_multipliers[t]``, which is what the plan accounts. With bands the noise
+    of a step takes back a part of that before (`dp_ilg.noise.correlated`), and a cycle
+    of steps is one such Gaussian. Sum and noise
     are integers of a public grid until they are one; the law of the noise is that of
     `dp_ilg.noise.normal`, and its distance to a Gaussian's is in the plan's delta
     (`dp_ilg.accounting.charges`). Bits come from JAX's threefry generator, or from a
@@ -212,19 +222,23 @@ def add_importance_noise(
     _check_plan(plan)
     exact = _exact(plan, noise)
 
-    def init(params: Params) -> AddImportanceNoiseState:
+    def init(params: Params) -> Any:
         group(params)
         _refuse_ensemble(params, key)
-        return AddImportanceNoiseState(fresh_key(key), jnp.zeros((), jnp.int32))
+        start = fresh_key(key), jnp.zeros((), jnp.int32)
+        if not plan.strategy:
+            return AddImportanceNoiseState(*start)
+        memory = correlated.empty_memory(params, layers, plan.bands)
+        return correlated.CorrelatedNoiseState(*start, memory)
 
     def update(
         updates: Any,
-        state: AddImportanceNoiseState,
+        state: Any,
         params: Params | None = None,
         *,
         noise: Any = None,
         **extra: Any,
-    ) -> tuple[Params, AddImportanceNoiseState]:
+    ) -> tuple[Params, Any]:
         del params, extra
         if not isinstance(updates, ClippedGrad):
             raise TypeError(
@@ -236,15 +250,34 @@ def add_importance_noise(
         _check_size(plan, updates)
         sigma = multiplier_at(plan.gradient_noise_multipliers, state.step)
         step_key = jax.random.fold_in(state.key, state.step)
-        draws = None
+        draws, after = None, state._replace(step=state.step + 1)
         if noise is not None:
             draws, right = given_leaves(noise, state.step, _noised_leaves(updates))
             sigma = jnp.where(right, sigma, jnp.nan)
-        noised = gaussian_noise(updates, sigma, step_key, draws)
-        release = released_mean(noised, geometry, plan.batch_size)
-        return release, AddImportanceNoiseState(state.key, state.step + 1)
+        if plan.strategy:
+            draws, after = _cancelling(plan, updates, state, draws, step_key, sigma)
+        rounding = correlated.rounding(plan.strategy)
+        noised = gaussian_noise(updates, sigma, step_key, draws, rounding)
+        return released_mean(noised, geometry, plan.batch_size), after
 
     return PrivateTransformation(init, update, role="noise", key=key, plan=plan)
+
+
+def _cancelling(
+    plan: PrivacyPlan, clipped: ClippedGrad, state: Any, draws: Any, key: Array, z: Any
+) -> tuple[list[Any], Any]:
+    """What the draws of a step leave of the noise before, and the state after it."""
+    if clipped.geometry.drops:
+        raise ValueError(
+            f"The plan has {plan.bands} bands, but a rule such as top_k drops groups, "
+            "whose noise would come back uncancelled; plan without bands or use a rule "
+            "that keeps all groups."
+        )
+    if draws is None:
+        draws = normal_steps(key, _noised_leaves(clipped), jnp.isfinite(z))
+    step = state.step
+    noise, memory = correlated.correlated(draws, state.memory, step, plan.strategy)
+    return noise, state._replace(step=step + 1, memory=memory)
 
 
 def _refuse_ensemble(params: Params, key: Any) -> None:
@@ -274,7 +307,8 @@ def _exact(plan: PrivacyPlan, noise: str | None) -> bool:
 def _check_size(plan: PrivacyPlan, clipped: ClippedGrad) -> None:
     """Raises for more numbers a step than delta has paid for, or too much noise."""
     wanted = [x.size for x in _noised_leaves(clipped) if x is not None]
-    check_multiplier(float(plan.gradient_noise_multipliers.max()), sum(wanted))
+    most = float(plan.gradient_noise_multipliers.max())
+    check_multiplier(most, sum(wanted), correlated.rounding(plan.strategy))
     count = sum(wanted) + len(clipped.geometry.groups.names)
     count += 0 if clipped.metrics is None else clipped.metrics.total.size
     if count > plan.most_parameters and plan.noise_multipliers.any():

@@ -25,11 +25,23 @@ from dp_ilg.noise.table import GRID_BITS
 ROUNDING = 2.1  # steps by which two sums, put on the grid, can move apart
 _HEADROOM = np.float32(1 + 2.0**-20)  # for the float32 product that is the stddev
 _DIGIT = 12  # bits of a digit, and of a standard deviation: products of 24 are exact
-_LOW = 2 * _DIGIT  # bits of the lower of two parts of the integer
+LOW_BITS = 2 * _DIGIT  # of the lower of two parts of the integer
 _MOST_DIGIT = 2.0**_DIGIT - 1
 _TOP, _MOST_LAST = 126.0, 2.0**23 + 2.0**12  # the upper part fits 31 bits
 _LEAST, _MOST = np.float32(2.0**-80), np.float32(2.0**80)
 _DROPPED = np.uint32(0xFFF)  # bits of a float32 that are not among the first 12
+
+
+class Whole(NamedTuple):
+    """A whole number of grid steps that may need more than 32 bits.
+
+    Attributes:
+        upper: int32.
+        lower: int32, of which `LOW_BITS` are used: ``upper 2^24 + lower`` in all.
+    """
+
+    upper: Any
+    lower: Any
 
 
 class Grid(NamedTuple):
@@ -49,11 +61,12 @@ class Grid(NamedTuple):
     bare: Any
 
 
-def largest_multiplier(count: int) -> float:
+def largest_multiplier(count: int, rounding: float = ROUNDING) -> float:
     """Above this noise multiplier the grid is too coarse for so many coordinates.
 
     Args:
         count: noised coordinates of the release.
+        rounding: as in `grid_of`.
 
     Returns:
         The multiplier at which noise would have to be a tenth larger.
@@ -62,10 +75,12 @@ def largest_multiplier(count: int) -> float:
         >>> round(largest_multiplier(1_000_000))
         5810
     """
-    return 2.0**GRID_BITS / (11 * ROUNDING * math.sqrt(max(count, 1)))
+    return 2.0**GRID_BITS / (11 * rounding * math.sqrt(max(count, 1)))
 
 
-def grid_of(reach: Any, multiplier: Any, count: int) -> Grid:
+def grid_of(
+    reach: Any, multiplier: Any, count: int, rounding: float = ROUNDING
+) -> Grid:
     """The grid for noise of a multiplier, enlarged by what rounding costs.
 
     Args:
@@ -73,6 +88,8 @@ def grid_of(reach: Any, multiplier: Any, count: int) -> Grid:
             group); float32 of any shape, perhaps traced.
         multiplier: the noise multiplier sigma; 0 adds none.
         count: noised coordinates of the whole release.
+        rounding: steps by which two sums on the grid can move apart a coordinate;
+            more where noise is correlated (`dp_ilg.noise.correlated`).
 
     Returns:
         The grid, shaped like `reach`.
@@ -87,7 +104,7 @@ def grid_of(reach: Any, multiplier: Any, count: int) -> Grid:
         >>> 1.0 < float(grid.stddev) < 1.0006, float(grid.step * 2**27 / grid.stddev)
         (True, 1.0)
     """
-    share = np.float32(ROUNDING * math.sqrt(count) * 2.0**-GRID_BITS)
+    share = np.float32(rounding * math.sqrt(count) * 2.0**-GRID_BITS)
     reach = jnp.asarray(reach, jnp.float32)
     sigma = jnp.asarray(multiplier, jnp.float32)
     bare, left = sigma == 0, 1 - sigma * share
@@ -106,7 +123,7 @@ def noised(value: Any, remainder: Any, grid: Grid, steps: Any) -> Float[Array, "
         value: the sum, float32 or wider.
         remainder: what the sum is more than `value`, or None for nothing.
         grid: from `grid_of`, broadcast against the sum.
-        steps: the draw, int32 like the sum.
+        steps: the draw, int32 like the sum, or `Whole`.
 
     Returns:
         Float32, or the wider dtype. NaN where the sum is not finite, or its bound or
@@ -129,10 +146,12 @@ def noised(value: Any, remainder: Any, grid: Grid, steps: Any) -> Float[Array, "
     if remainder is not None:
         low = low + remainder.astype(jnp.float32)
     upper, lower = _on_grid(high, low, grid.step)
+    if isinstance(steps, Whole):
+        upper, steps = upper + steps.upper, steps.lower
     total = lower + steps
-    upper = upper + (total >> _LOW)
-    rest = (total & ((1 << _LOW) - 1)).astype(jnp.float32) + 0.5
-    found = _scaled(upper.astype(jnp.float32), grid.step, _LOW) + rest * grid.step
+    upper = upper + (total >> LOW_BITS)
+    rest = (total & ((1 << LOW_BITS) - 1)).astype(jnp.float32) + 0.5
+    found = _scaled(upper.astype(jnp.float32), grid.step, LOW_BITS) + rest * grid.step
     good = grid.valid & jnp.isfinite(high) & jnp.isfinite(low)
     found = jnp.where(grid.bare, value, found.astype(value.dtype))
     return jnp.where(good, found, jnp.nan)
@@ -149,7 +168,7 @@ def _on_grid(high: Array, low: Array, step: Array) -> tuple[Array, Array]:
     for place, most in ((4, _TOP), (3, _MOST_DIGIT), (2, _MOST_DIGIT)):
         digit, rest = _split(rest, step, inverse, _DIGIT * place, most)
         upper = (upper << _DIGIT) + digit
-    more, low = _split(low, step, inverse, _LOW, _TOP)
+    more, low = _split(low, step, inverse, LOW_BITS, _TOP)
     middle, rest = _split(rest, step, inverse, _DIGIT, _MOST_DIGIT)
     last, _ = _split(rest + low, step, inverse, 0, _MOST_LAST)
     return upper + more, (middle << _DIGIT) + last
@@ -216,12 +235,13 @@ def allowed_stddev(stddev: float, multiplier: float, count: int) -> float:
     return stddev / (1 - share)
 
 
-def check_multiplier(multiplier: float, count: int) -> None:
+def check_multiplier(multiplier: float, count: int, rounding: float = ROUNDING) -> None:
     """Raises if the grid is too coarse for that much noise on so many coordinates.
 
     Args:
         multiplier: the largest noise multiplier of the plan.
         count: noised coordinates of a release.
+        rounding: as in `grid_of`.
 
     Raises:
         ValueError: above `largest_multiplier`.
@@ -231,7 +251,7 @@ def check_multiplier(multiplier: float, count: int) -> None:
         Traceback (most recent call last):
         ValueError: The noise multiplier is 1e+06, but ...
     """
-    most = largest_multiplier(count)
+    most = largest_multiplier(count, rounding)
     if multiplier > most:
         raise ValueError(
             f"The noise multiplier is {multiplier:g}, but with {count:,} coordinates "

@@ -76,7 +76,7 @@ def behind_noise(
     """
     key, layers = validation.key("key", key), as_layering(layers)
     score_key, noise_key = jax.random.split(fresh_key(key))
-    stage = add_importance_noise(plan, key=noise_key, noise=noise)
+    stage = add_importance_noise(plan, key=noise_key, noise=noise, layers=layers)
     scored = dict(layers=layers, ema_decay=ema_decay, floor=floor, score=score)
     release = release_links(
         source, as_rule(importance), score_key, stage, public_importance, **scored

@@ -226,7 +226,7 @@ def dp_adam_ilg(
     layers, moments = as_layering(layers), dict(b1=b1, b2=b2, eps=eps)
     scored = dict(layers=layers, ema_decay=ema_decay, floor=floor, score=score)
     score_key, noise_key = jax.random.split(fresh_key(key))
-    stage = add_importance_noise(plan, key=noise_key, noise=noise)
+    stage = add_importance_noise(plan, key=noise_key, noise=noise, layers=layers)
     rule = as_rule(importance)
     release = release_links(source, rule, score_key, stage, public_importance, **scored)
     return chain(

@@ -6,22 +6,19 @@ all other steps; shuffled epochs and batches of fixed size do not do this. A dra
 fixed size, so it travels as chunks of one compiled size, with a mask for the padding.
 """
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, SupportsIndex
 from weakref import WeakKeyDictionary
 
-import jax
 import numpy as np
-from jax.core import Tracer
 
 from dp_ilg import validation
+from dp_ilg.sampling import words
 from dp_ilg.sampling.batch import Draw, SealedBatch
 from dp_ilg.sampling.gather import PADDING
 from dp_ilg.sampling.gather import take as take
 
-_DOMAIN = b"dp_ilg.sampling1"  # separates these bits from every other use of the key
 _BLOCK = 1 << 20  # 64-bit words drawn at once, which bounds memory for any data size
 
 
@@ -112,6 +109,8 @@ class PoissonSampler:
         num_steps: the number of steps of the plan, or None for no end.
         chunk_size: rows of every chunk.
         max_batch_size: a larger draw is cut to as many examples; None cuts none.
+        parts: b; with more than one, each example belongs to one of b parts and step t
+            draws from part t mod b, with probability b q (cyclic Poisson sampling).
 
     Privacy:
         The sampling that a Poisson event of `dp_accounting` describes, under either
@@ -122,7 +121,8 @@ class PoissonSampler:
         can time it may see (in 2,000 steps of 256 of 60,000: with probability 1e-5).
         With `max_batch_size` who is cut is chosen uniformly at random, which couples
         the examples: that is another event, with another cost
-        (`dp_ilg.accounting.truncation`).
+        (`dp_ilg.accounting.truncation`). Examples are dealt to parts by the key, each
+        by itself, so that adding or removing one moves no other.
 
     Example:
         >>> sampler = PoissonSampler(1000, 0.01, key=jax.random.key(0), num_steps=50)
@@ -137,6 +137,8 @@ class PoissonSampler:
         Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3, SC 2011 (Philox).
     """
 
+    _dealt: np.ndarray | None = None
+
     def __init__(
         self,
         num_examples: int,
@@ -146,6 +148,7 @@ class PoissonSampler:
         num_steps: int | None = None,
         chunk_size: int | None = None,
         max_batch_size: int | None = None,
+        parts: int = 1,
     ):
         """Checks the facts and hides the key.
 
@@ -157,6 +160,7 @@ class PoissonSampler:
             chunk_size: rows of a chunk; by default q N plus six standard deviations,
                 or `max_batch_size`.
             max_batch_size: cut larger draws to this size, at random; None never does.
+            parts: b, of which ``b q`` must be at most 1; 1 for plain Poisson sampling.
 
         Raises:
             ValueError: for a number out of its range, a negative seed included.
@@ -174,7 +178,8 @@ class PoissonSampler:
         self.sampling_prob = float(sampling_prob)
         self.num_steps = None if num_steps is None else int(num_steps)
         self.chunk_size = int(chunk_size or self._usual_chunk_size())
-        self._secret = _key_bytes(key)
+        self._secret = words.key_bytes(key)
+        self.parts = words.checked_parts(parts, self)
 
     @classmethod
     def for_plan(
@@ -183,8 +188,8 @@ class PoissonSampler:
         """Builds the sampler that the plan's accountant assumes (law: one plan).
 
         Args:
-            plan: a `PrivacyPlan`, for its num_examples, sampling_prob, num_steps and
-                max_batch_size, if it has one.
+            plan: a `PrivacyPlan`, for its num_examples, sampling_prob, num_steps and,
+                if it has them, max_batch_size and bands (as many parts).
             key: as for the constructor.
             chunk_size: as for the constructor.
 
@@ -199,10 +204,12 @@ class PoissonSampler:
         """
         sizes = dict(num_steps=plan.num_steps, chunk_size=chunk_size)
         sizes["max_batch_size"] = getattr(plan, "max_batch_size", None)
+        sizes["parts"] = getattr(plan, "bands", 1)
         return cls(plan.num_examples, plan.sampling_prob, key=key, **sizes)
 
     def __repr__(self) -> str:
         most = f", max_batch_size={self.max_batch_size}" if self.max_batch_size else ""
+        most += f", parts={self.parts}" if self.parts > 1 else ""
         return (
             f"PoissonSampler({self.num_examples}, {self.sampling_prob}, key=<hidden>, "
             f"num_steps={self.num_steps}, chunk_size={self.chunk_size}{most})"
@@ -234,10 +241,32 @@ class PoissonSampler:
                 f"step is {step}, but the sampler has {self.num_steps} steps: "
                 f"stop at step {self.num_steps - 1}."
             )
-        bits = self._bits(step)
-        if self.sampling_prob == 1:
-            return self._cut(np.arange(self.num_examples), bits)
-        return self._cut(self._draw(bits.random_raw), bits)
+        bits = words.bits(self._secret, step)
+        rate = min(1.0, self.parts * self.sampling_prob)
+        everybody = np.arange(self.num_examples)
+        drawn = everybody if rate == 1 else self._draw(bits.random_raw, rate)
+        if self.parts > 1:
+            return drawn[self.part_of(drawn) == step % self.parts]
+        return self._cut(drawn, bits)
+
+    def part_of(self, examples: np.ndarray) -> np.ndarray:
+        """Returns the part that each example was dealt to.
+
+        Args:
+            examples: their numbers, from 0; integers of any shape.
+
+        Returns:
+            int64 of that shape, from 0 to ``parts - 1``.
+
+        Example:
+            >>> sampler = PoissonSampler(100, 0.1, key=0, parts=4)
+            >>> drawn = sampler.indices(6)
+            >>> set(sampler.part_of(drawn).tolist())
+            {2}
+        """
+        if self._dealt is None:
+            self._dealt = words.dealt(self._secret, self.num_examples, self.parts)
+        return self._dealt[examples]
 
     def chunks(self, step: SupportsIndex) -> list[Chunk]:
         """Returns the examples of one step, cut into chunks of one size.
@@ -279,17 +308,14 @@ class PoissonSampler:
         stddev = math.sqrt(mean * (1 - self.sampling_prob))
         return min(self.num_examples, math.ceil(mean + 6 * stddev))
 
-    def _bits(self, step: int) -> np.random.Philox:
-        message = self._secret + step.to_bytes(16, "little")
-        digest = hashlib.blake2b(message, digest_size=16, person=_DOMAIN).digest()
-        return np.random.Philox(key=np.frombuffer(digest, "<u8").astype(np.uint64))
-
-    def _draw(self, random_words: Callable[[int], np.ndarray]) -> np.ndarray:
-        threshold = np.uint64(int(self.sampling_prob * 2.0**64))  # exact: a power of 2
+    def _draw(
+        self, random_words: Callable[[int], np.ndarray], rate: float
+    ) -> np.ndarray:
+        threshold = np.uint64(int(rate * 2.0**64))  # exact: a power of 2
         blocks = []
         for start in range(0, self.num_examples, _BLOCK):
-            words = random_words(min(_BLOCK, self.num_examples - start))
-            blocks.append(np.flatnonzero(words < threshold) + start)
+            found = random_words(min(_BLOCK, self.num_examples - start))
+            blocks.append(np.flatnonzero(found < threshold) + start)
         return np.concatenate(blocks).astype(np.int64)
 
     def _cut(self, drawn: np.ndarray, bits: np.random.Philox) -> np.ndarray:
@@ -297,22 +323,5 @@ class PoissonSampler:
         most = self.max_batch_size
         if most is None or len(drawn) <= most:
             return drawn
-        words = bits.random_raw(len(drawn))
-        return np.sort(drawn[np.argsort(words, kind="stable")[:most]])
-
-
-def _key_bytes(key: Any) -> bytes:
-    """Returns the key's bits; equal bytes mean equal kind and equal key."""
-    if isinstance(key, Tracer):
-        raise TypeError("key is traced; build the sampler outside jit.")
-    if isinstance(key, jax.Array):
-        words = np.asarray(jax.random.key_data(validation.key("key", key)))
-        return b"key" + words.astype("<u4").tobytes()
-    if isinstance(key, np.integer | int) and not isinstance(key, bool):
-        if key < 0:
-            raise ValueError("key is a negative seed; use an integer of at least 0.")
-        return b"seed" + f"{int(key):x}".encode()
-    raise TypeError(
-        f"key must be a JAX key or an integer seed, not {type(key).__name__}; "
-        "make one with jax.random.key(seed)."
-    )
+        order = np.argsort(bits.random_raw(len(drawn)), kind="stable")
+        return np.sort(drawn[order[:most]])

@@ -12,6 +12,7 @@ import dataclasses
 import math
 from typing import Any, NamedTuple
 
+from dp_ilg.accounting.correlated import cycles
 from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.auditing import delta_lower_bound
 from dp_ilg.base import Example, Params
@@ -206,6 +207,6 @@ def _accounting(plan: PrivacyPlan) -> dict[str, Any]:
         "least_share_of_delta": None,
     }
     if math.isfinite(epsilon) and plan.num_steps <= _MOST_STEPS:
-        steps = [(plan.sampling_prob, z, count) for count, z in plan.stages]
+        steps = cycles.samples(plan)
         found["least_share_of_delta"] = delta_lower_bound(steps, epsilon) / plan.delta
     return found

@@ -147,7 +147,8 @@ def state_shardings(state: Any, params: Params, mesh: Mesh) -> Any:
 
     Args:
         state: an optimizer's state, or its shapes; any part of it with the structure
-            and shapes of `params` (moments, averages) is placed as they are.
+            and shapes of `params` (moments, averages) is placed as they are, with one
+            axis more (the memory of correlated noise) too.
         params: the parameters, or their shapes.
         mesh: from `make_mesh`.
 
@@ -163,14 +164,21 @@ def state_shardings(state: Any, params: Params, mesh: Mesh) -> Any:
         True
     """
     structure, shapes = jax.tree.structure(params), _shapes(params)
-    alike = lambda x: jax.tree.structure(x) == structure and _shapes(x) == shapes  # noqa: E731
+
+    def axes(part: Any) -> int | None:
+        """How many axes stand before the parameters' own; None if unlike them."""
+        found = _shapes(part) if jax.tree.structure(part) == structure else None
+        cut = [[shape[lead:] for shape in found or []] for lead in (0, 1)]
+        return cut.index(shapes) if shapes in cut else None
 
     def placed(part: Any) -> Any:
-        if alike(part):
-            return param_shardings(part, mesh)
-        return jax.tree.map(lambda x: NamedSharding(mesh, P()), part)
+        lead = axes(part)
+        if lead is None:
+            return jax.tree.map(lambda x: NamedSharding(mesh, P()), part)
+        lying = [P(*[None] * lead, *s) if (s := _spec(x, mesh)) else s for x in shapes]
+        return jax.tree.unflatten(structure, [NamedSharding(mesh, s) for s in lying])
 
-    return jax.tree.map(placed, state, is_leaf=alike)
+    return jax.tree.map(placed, state, is_leaf=lambda x: axes(x) is not None)
 
 
 def row_sharding(mesh: Mesh) -> NamedSharding:

@@ -214,6 +214,7 @@ def test_digest_depends_on_every_field(name):
         "max_batch_size": 700,
         "num_parameters": 10**6,
         "exact_noise": True,
+        "strategy": (1.0, 0.5),
     }
     changes = {name: other.get(name, 1e-6)}
     if name == "num_steps":

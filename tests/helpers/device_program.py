@@ -1,5 +1,6 @@
 """Run under simulated devices by test_devices.py: prints what it found as JSON."""
 
+import dataclasses
 import json
 import re
 import sys
@@ -54,9 +55,9 @@ def batch():
     return jax.random.normal(jax.random.key(0), (ROWS, 8)), jnp.arange(ROWS) >= 60
 
 
-def prepared(shape, engine):
+def prepared(shape, engine, plan=PLAN):
     """The step, and its arguments, on a mesh; on one device for no shape."""
-    tx = dp_ilg.dp_adam_ilg(1e-2, PLAN, key=jax.random.key(3))
+    tx = dp_ilg.dp_adam_ilg(1e-2, plan, key=jax.random.key(3))
     grad_fn = dp_ilg.clipped_grad(loss, l2_clip_norm=0.1, engine=engine)
     params = jax.tree.map(jnp.copy, PARAMS)
     state = tx.init(params)
@@ -97,11 +98,22 @@ def ordinary(shape):
     return jax.jit(step, **told).lower(PARAMS, state, *batch()).compile().as_text()
 
 
-def trained(shape, engine, quick):
-    step, params, state, rows = prepared(shape, engine)
+def trained(shape, engine, quick, plan=PLAN):
+    step, params, state, rows = prepared(shape, engine, plan)
     for chunks in ([rows], [rows], [rows] if quick else [rows, rows]):
         params, state = step(params, state, chunks)
     return meshes.whole(params)
+
+
+def correlated():
+    """Noise that cancels: the run of one device, and where its memory lies."""
+    plan = dataclasses.replace(PLAN, strategy=(1.0, 0.75, 0.5))
+    one, got = (trained(shape, "vmap", True, plan) for shape in (None, (2, 4)))
+    _, _, state, _ = prepared((2, 4), "vmap", plan)
+    (memory,) = [part.memory for part in state if hasattr(part, "memory")]
+    gaps = [float(np.abs(np.asarray(got[k]) - one[k]).max()) for k in got]
+    cut = [not x.is_fully_replicated for x in jax.tree.leaves(memory)]
+    return {"apart": max(gaps), "cut": cut, "rows": memory["a"].shape[0]}
 
 
 def noise(shards):
@@ -142,6 +154,7 @@ def main(quick):
             )
     moved = float(jnp.abs(one["vmap"]["a"] - PARAMS["a"]).max())
     found = {"devices": jax.device_count(), "apart": apart, "moved": moved}
+    found["correlated"] = correlated()
     found["noise"] = {n: noise(n) for n in ([8] if quick else [1, 2, 4, 8])}
     for name, shape in {"replicated": (8, 1), "cut": (1, 8), "both": (2, 4)}.items():
         if quick and name == "both":

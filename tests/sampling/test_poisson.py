@@ -11,7 +11,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dp_ilg.sampling import poisson
+from dp_ilg.sampling import poisson, words
 from dp_ilg.sampling.gather import take
 from dp_ilg.sampling.poisson import PoissonSampler
 
@@ -156,9 +156,9 @@ def test_p_values_over_many_keys_are_uniform():
 
 def test_rate_is_exact_to_the_last_bit():
     """An example is drawn for exactly the words below q * 2**64."""
-    words = np.array([0, 2**62 - 1, 2**62, 2**64 - 1], np.uint64)
+    given_words = np.array([0, 2**62 - 1, 2**62, 2**64 - 1], np.uint64)
     sampler = PoissonSampler(4, 0.25, key=0)
-    assert sampler._draw(lambda count: words[:count]).tolist() == [0, 1]
+    assert sampler._draw(lambda count: given_words[:count], 0.25).tolist() == [0, 1]
 
 
 # ------------------------------------------------------------ keyed by step: no state
@@ -212,7 +212,7 @@ def test_raw_and_typed_keys_agree_and_unlike_keys_do_not():
 
 def test_bits_are_not_those_of_jax_or_of_a_plain_philox():
     """The same key's noise, and a plain generator's stream, are other numbers."""
-    mine = PoissonSampler(N, 0.5, key=jax.random.key(3))._bits(0).random_raw(100)
+    mine = words.bits(words.key_bytes(jax.random.key(3)), 0).random_raw(100)
     jaxs = np.asarray(jax.random.bits(jax.random.key(3), (200,), np.uint32))
     plain = np.random.Philox(key=[0, 3]).random_raw(100)
     assert not set(mine.view(np.uint32)) & set(jaxs)

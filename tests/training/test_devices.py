@@ -34,6 +34,9 @@ def check(got):
     assert got["devices"] == 8
     assert got["moved"] > 0.01
     assert max(got["apart"].values()) < ROUNDING, got["apart"]
+    assert got["correlated"]["apart"] < ROUNDING
+    assert got["correlated"]["cut"] == [True, True, True, False]
+    assert got["correlated"]["rows"] == 2
     for shards, noise in got["noise"].items():
         assert all(noise["same"]), f"noise differs on {shards} shards"
         cut = int(shards) > 1

@@ -339,6 +339,14 @@ def old_maps(tmp_path):
     other.update(theirs, start, PARAMS)
 
 
+def cast_memory(tmp_path):
+    noise = dp_ilg.add_importance_noise(plan(bands=2), key=jax.random.key(0))
+    state = noise.init(PARAMS)
+    cast = state._replace(memory=optax.tree.cast(state.memory, jnp.bfloat16))
+    geometry = dp_ilg.Geometry.uniform(PARAMS)
+    noise.update(GRAD_FN(PARAMS, ROWS, geometry=geometry), cast)
+
+
 def forgotten_link(tmp_path):
     (tx,), own = mapped(2.0, whitened=True)
     tx.update(own, tx.init(PARAMS), PARAMS)
@@ -583,6 +591,7 @@ SLIPS = {
         slack_for_scores,
         "score is 'slack' in clipped_grad, but 'l2' in the chain",
     ),
+    "the memory of correlated noise cast to bfloat16": (cast_memory, "must be int32"),
     "one step past the plan": (past_the_plan, "has taken 4 steps, but its plan has 3"),
     "a release handed to a second private optimizer": (
         second_release,

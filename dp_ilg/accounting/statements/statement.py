@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from dp_ilg.accounting import accountants
+from dp_ilg.accounting.correlated import cycles, strategies
 
 RELATIONS = {
     "add_or_remove_one": "adding one training example to the data or removing one",
@@ -140,15 +141,41 @@ def _mechanism(plan, steps: int) -> str:
     noise = f"{low:.4g}" if low == high else f"between {low:.4g} and {high:.4g}"
     word = "step" if plan.num_steps == 1 else "steps"
     return (
-        f"Training takes {plan.num_steps:,} {word}. In each step every one of the "
-        f"{plan.num_examples:,} examples takes part independently of all others with "
-        f"probability {plan.sampling_prob:.6g} (Poisson sampling), {plan.batch_size:,} "
-        f"on average{_cut(plan)}; sums are divided by this average and never by the "
-        "number drawn, and rows that only fill up a batch count as absent. The "
+        f"Training takes {plan.num_steps:,} {word}. {_sampling(plan)}, "
+        f"{plan.batch_size:,} on average{_cut(plan)}; sums are divided by this average "
+        "and never by the number drawn, and rows that only fill up a batch count as "
+        "absent. The "
         f"gradient of each example is limited to a norm of {plan.l2_clip_norm:g} "
         "before it enters the sum, and normally distributed noise is added whose "
         "standard deviation, relative to that limit and over all that a step releases, "
-        f"is {noise} (the noise multiplier)."
+        f"is {noise} (the noise multiplier).{_bands(plan)}"
+    )
+
+
+def _sampling(plan) -> str:
+    if plan.bands == 1:
+        return (
+            f"In each step every one of the {plan.num_examples:,} examples takes part "
+            "independently of all others with probability "
+            f"{plan.sampling_prob:.6g} (Poisson sampling)"
+        )
+    return (
+        f"Each of the {plan.num_examples:,} examples belongs to one of {plan.bands} "
+        "parts, dealt at random and each by itself; the parts take turns, and in a "
+        "step every example of the part takes part independently of all others with "
+        f"probability {cycles.sampling_rate(plan):.6g} (cyclic Poisson sampling)"
+    )
+
+
+def _bands(plan) -> str:
+    if plan.bands == 1:
+        return ""
+    return (
+        f" The noise of a step takes back a part of that of the {plan.bands - 1} "
+        f"before, so that it adds up to less; its fresh part is "
+        f"{strategies.length(plan.strategy):.4g} times as long for that, and "
+        f"{plan.bands} steps together, in which an example takes part at most once, "
+        "are one release with that noise multiplier."
     )
 
 
@@ -265,7 +292,9 @@ def _facts(plan, steps: int, epsilon: float, text: str) -> dict[str, Any]:
         "unit_of_privacy": "one training example",
         "neighboring_relation": plan.neighboring_relation,
         "neighboring_relation_in_words": RELATIONS[plan.neighboring_relation],
-        "sampling": "poisson" if plan.max_batch_size is None else "truncated poisson",
+        "sampling": _sampling_name(plan),
+        "bands": plan.bands,
+        "strategy": plan.strategy,
         "sampling_probability": plan.sampling_prob,
         "num_examples": plan.num_examples,
         "expected_batch_size": plan.batch_size,
@@ -291,6 +320,12 @@ def _facts(plan, steps: int, epsilon: float, text: str) -> dict[str, Any]:
         "not_covered": NOT_COVERED,
         "text": text,
     }
+
+
+def _sampling_name(plan) -> str:
+    if plan.bands > 1:
+        return "cyclic poisson"
+    return "poisson" if plan.max_batch_size is None else "truncated poisson"
 
 
 def round_up(value: float) -> str:

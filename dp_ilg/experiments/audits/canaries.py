@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dp_ilg.base import Params
+from dp_ilg.experiments.audits.blocks import Blocks
 from dp_ilg.experiments.audits.residuals import (
     Observer,
     Seen,
@@ -228,7 +229,8 @@ def _world(
 ) -> dict[str, np.ndarray]:
     """Scores ``[runs, canaries]`` of runs in which one canary, or none, is present."""
     key, runs, world, count = which
-    size = int(np.clip(_ENTRIES // _parameters(observer), 1, _RUNS))
+    held = _parameters(observer) * observer.trainer.plan.bands
+    size = int(np.clip(_ENTRIES // held, 1, _RUNS))
     found = []
     for start in range(0, runs, size):
         length = min(size, runs - start)
@@ -244,11 +246,14 @@ def _runs(
     last = trainer.plan.num_examples - 1
     rows, masks, drawn = draws(trainer, keys[0], lambda row: row[row != last])
     params = observer.many_params(len(keys[0]))
-    state, total = observer.states(keys[1]), 0.0
+    state, blocks = (
+        observer.states(keys[1]),
+        Blocks(trainer.plan, _parts(trainer, keys[0])),
+    )
     for t in range(trainer.plan.num_steps):
         joins = jnp.asarray(drawn[t][:, None] & present)
-        params, state, logs = step(params, state, rows[t], masks[t], joins)
-        total = total + np.asarray(logs, np.float64)
+        params, state, told = step(params, state, rows[t], masks[t], joins)
+        blocks.add(*told)
     final = [
         jax.vmap(lambda p, k=k: jax.vmap(lambda e: -k.loss_fn(p, e))(k.examples))(
             params
@@ -257,12 +262,12 @@ def _runs(
     ]
     last_scores = np.asarray(jnp.concatenate(final, axis=1), np.float64)
     seen, model = ADVERSARIES
-    return {seen: np.asarray(total), model: last_scores}
+    return {seen: blocks.total(), model: last_scores}
 
 
 def _compiled(observer: Observer, kinds: list[Family]) -> Any:
-    """One step of many runs: parameters, states, and each canary's log-likelihood."""
-    trainer, rate = observer.trainer, observer.trainer.plan.sampling_prob
+    """One step of many runs: parameters, states, and what `Blocks` is told."""
+    trainer = observer.trainer
 
     def one(params: Params, state: Any, rows: Any, mask: Any, joins: Any) -> tuple:
         geometry = observer.tx.geometry(state)
@@ -285,26 +290,31 @@ def _compiled(observer: Observer, kinds: list[Family]) -> Any:
         params, after = observer.step(params, state, total)
         left = observer.left(state, after, known)
         noise = observer.tau(state), observer.metrics_multiplier(state)
-        return params, after, _log_ratios(left, moved, noise, rate)
+        shifts = jax.tree.map(lambda *parts: jnp.concatenate(parts), *moved)
+        beside = _beside(left, shifts, noise)
+        return params, after, (left.gradient, shifts.gradient, beside)
 
     return jax.jit(observer.over_runs(one))
 
 
-def _log_ratios(
-    left: Seen, moved: list[Seen], noise: tuple[Any, Any], rate: float
-) -> Any:
-    """Log of how much likelier the releases are with each canary in the data."""
+def _beside(left: Seen, moved: Seen, noise: tuple[Any, Any]) -> Any:
+    """Log of how much likelier score and metrics are with each canary, if drawn."""
 
     def ratio(canary: Seen) -> Any:
-        pairs = [*zip(left.gradient, canary.gradient, strict=True)]
-        for own, other, sigma in zip(left[1:], canary[1:], noise, strict=True):
-            pairs.append((own / sigma, other / sigma))
-        drawn = sum(jnp.vdot(w, m) - jnp.vdot(m, m) / 2 for w, m in pairs)
-        if rate == 1:
-            return drawn
-        return jnp.logaddexp(np.log1p(-rate), np.log(rate) + drawn)
+        pairs = zip(left[1:], canary[1:], noise, strict=True)
+        scaled = [(own / sigma, other / sigma) for own, other, sigma in pairs]
+        return sum(jnp.vdot(w, m) - jnp.vdot(m, m) / 2 for w, m in scaled)
 
-    return jnp.concatenate([jax.vmap(ratio)(family) for family in moved])
+    return jax.vmap(ratio)(moved)
+
+
+def _parts(trainer: AuditedTrainer, keys: Any) -> np.ndarray:
+    """The part that the canary, the last example, belongs to in each run."""
+    if trainer.plan.bands == 1:
+        return np.zeros(len(keys), int)
+    last = np.array([trainer.plan.num_examples - 1])
+    samplers: list[Any] = [trainer.sampler(key) for key in keys]
+    return np.array([int(sampler.part_of(last)[0]) for sampler in samplers])
 
 
 def _parameters(observer: Observer) -> int:

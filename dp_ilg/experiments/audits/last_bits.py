@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from dp_ilg.accounting.correlated import cycles
 from dp_ilg.auditing import delta_lower_bound
 from dp_ilg.base import ClippedGrad
 from dp_ilg.clipping.row_check import rows_are_independent
@@ -202,7 +203,7 @@ def claimed_epsilon(observer: Observer, seed: int) -> Finding:
     epsilon = plan.epsilon()
     if not np.isfinite(epsilon):
         return Finding("epsilon is infinite", "a finite claim", True)
-    steps = [(plan.sampling_prob, z, count) for count, z in plan.stages]
+    steps = cycles.samples(plan)
     share = delta_lower_bound(steps, epsilon) / plan.delta
     return Finding(
         f"at epsilon {epsilon:.4g} delta is at least {share:.4f} of the claimed one",

@@ -13,7 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dp_ilg.accounting.correlated import strategies
 from dp_ilg.base import Params
+from dp_ilg.experiments.audits.blocks import fresh
 from dp_ilg.experiments.audits.checks import Finding, normal_limit
 from dp_ilg.experiments.audits.residuals import Observer, draws
 from dp_ilg.geometry.groups import pieces_of
@@ -74,13 +76,12 @@ class Noise:
         rows, masks, _ = draws(trainer, keys[0], lambda row: row)
         step = _oracle_step(self.observer)
         params, state = self.observer.many_params(runs), self.observer.states(keys[1])
-        found = []
+        found, drawn = [], []
         for t in range(trainer.plan.num_steps):
             params, state, left = step(params, state, rows[t], masks[t])
             found.append(jax.tree.map(np.asarray, left))
-        leaves = [
-            np.stack(x, 1) for x in zip(*(f.gradient for f in found), strict=True)
-        ]
+            drawn.append(fresh(trainer.plan, [f.gradient for f in found]))
+        leaves = [np.stack(x, 1) for x in zip(*drawn, strict=True)]
         scores = np.stack([f.score for f in found], 1)
         metrics = np.stack([f.metrics for f in found], 1)
         return [x for x in leaves if x.size], scores, metrics
@@ -192,7 +193,7 @@ def charge(noise: Noise) -> Finding:
         Fails where they release more than the plan accounts.
     """
     plan = noise.observer.trainer.plan
-    sigma = plan.gradient_noise_multipliers
+    sigma = plan.gradient_noise_multipliers / strategies.length(plan.strategy)
     found, spread = _variance(np.concatenate(noise.groups))
     inverse, error = 1 / (found * sigma**2), 0.0
     for part in (noise.scores, noise.metrics):

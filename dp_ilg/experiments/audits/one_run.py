@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dp_ilg.base import Params
+from dp_ilg.experiments.audits.blocks import Blocks
 from dp_ilg.experiments.audits.residuals import Observer
 from dp_ilg.experiments.audits.subject import padded
 
@@ -84,19 +85,29 @@ def _scores(
 ) -> np.ndarray:
     """Log-likelihood ratios, summed over the steps of one run."""
     trainer = observer.trainer
-    plan, count = trainer.plan, len(places)
+    plan, count, rounds = trainer.plan, len(places), []
     keys = jax.random.split(jax.random.key(seed), 1 + -(-count // plan.num_examples))
     params, state = trainer.params, observer.init(keys[0])
     samplers = [trainer.sampler(key) for key in keys[1:]]
     drawn = np.stack([_drawn(samplers, t, plan, count) for t in range(plan.num_steps)])
     step = _compiled(observer, jnp.asarray(places))
-    total = np.zeros(count)
     width = int(max(1, np.max(np.sum(drawn & coins, axis=1))))
     for who in drawn & coins:
         rows, mask = padded(np.flatnonzero(who), width)
-        params, state, logs = step(params, state, rows, mask)
-        total += np.asarray(logs, np.float64)
-    return total
+        params, state, *seen = step(params, state, rows, mask)
+        rounds.append(seen)
+    parts = np.concatenate([_parts(sampler, plan) for sampler in samplers])[:count]
+    blocks = Blocks(plan, parts)
+    for left, level in rounds:
+        moved = jnp.full((count, 1, 1), level)
+        blocks.add([left[:, None]], [moved], jnp.zeros((count, 1)))
+    return blocks.total()[:, 0]
+
+
+def _parts(sampler: Any, plan: Any) -> np.ndarray:
+    """The part that each example belongs to; 0 where there is one."""
+    everybody = np.arange(plan.num_examples)
+    return sampler.part_of(everybody) if plan.bands > 1 else 0 * everybody
 
 
 def _drawn(samplers: list, step: int, plan: Any, count: int) -> np.ndarray:
@@ -109,7 +120,7 @@ def _drawn(samplers: list, step: int, plan: Any, count: int) -> np.ndarray:
 
 def _compiled(observer: Observer, places: Any) -> Any:
     """One step with the canaries as its batch."""
-    trainer, rate = observer.trainer, observer.trainer.plan.sampling_prob
+    trainer = observer.trainer
     flat = lambda leaves: jnp.concatenate([x.ravel() for x in leaves])  # noqa: E731
 
     def along(params: Params, place: Any) -> Any:
@@ -128,14 +139,7 @@ def _compiled(observer: Observer, places: Any) -> Any:
         level = _level(observer, state, run, places)
         new, after = observer.step(params, state, total)
         left = _entries(observer, observer.left(state, after, nobody).gradient)[places]
-        drawn = left * level - level**2 / 2
-        if rate == 1:
-            return new, after, drawn
-        return (
-            new,
-            after,
-            jnp.logaddexp(np.log1p(-rate), np.log(rate) + drawn),
-        )
+        return new, after, left, level
 
     return jax.jit(step)
 

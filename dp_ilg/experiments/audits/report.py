@@ -97,6 +97,7 @@ CHECKS: dict[str, Callable[[Evidence], Finding]] = {
     "inclusion frequency": _on("draws", sampler_checks.inclusion),
     "batch size": _on("draws", sampler_checks.batch_size),
     "independence of batches": _on("draws", sampler_checks.steps_apart),
+    "turns of the parts": _on("draws", sampler_checks.turns),
     "repeated batches": _on("draws", sampler_checks.repeated),
     "clipped sum": _step(promises.exact_sum),
     "sensitivity": _step(promises.sensitivity),

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from dp_ilg.accounting.correlated import strategies
 from dp_ilg.base import ClippedGrad, Params
 from dp_ilg.baselines.quantile import AdaptClipNormState
 from dp_ilg.baselines.slack import AdaptBySlackState
@@ -172,7 +173,8 @@ class Observer:
             known: the clipped sum the auditor knows of.
 
         Returns:
-            Standard normal leaves if that was all, and the score's noise.
+            Standard normal leaves if that was all, and the score's noise. With bands
+            it is the noise of the step, in units of its fresh draw (`blocks.fresh`).
         """
         plan, release = self.trainer.plan, release_of(after)
         geometry = known.geometry
@@ -240,6 +242,8 @@ class Observer:
     def _whitened(self, geometry: Geometry, leaves: list, step: Any) -> list:
         plan = self.trainer.plan
         stddev = noise_stddev(plan, step, geometry, plan.l2_clip_norm)
+        grown = strategies.growths(plan.strategy, plan.num_steps)
+        stddev = stddev / multiplier_at(grown, step)  # of the fresh draw alone
         scales = geometry.groups.expand(stddev)
         facts = geometry.groups.leaves
         return [

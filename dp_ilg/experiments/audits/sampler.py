@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from dp_ilg.accounting.correlated import cycles
 from dp_ilg.experiments.audits.checks import Finding, normal_limit
 from dp_ilg.experiments.audits.subject import AuditedTrainer
 
@@ -32,12 +33,24 @@ class Draws:
 
     @property
     def rate(self) -> float:
-        """The claimed probability of an example in a step."""
-        return self.trainer.plan.sampling_prob
+        """The claimed probability of an example in a step, or in a cycle of parts."""
+        return cycles.sampling_rate(self.trainer.plan)
 
     @cached_property
     def taken(self) -> np.ndarray:
-        """Who takes part: bool ``[samplers, steps, examples]``."""
+        """Who takes part: bool ``[samplers, steps, examples]``.
+
+        With bands a cycle counts as a step, and the last ones that make no whole cycle
+        are left out.
+        """
+        count, steps, examples = self.by_step.shape
+        bands = self.trainer.plan.bands
+        whole = self.by_step[:, : steps // bands * bands]
+        return np.any(whole.reshape(count, -1, bands, examples), axis=2)
+
+    @cached_property
+    def by_step(self) -> np.ndarray:
+        """The same for every single step."""
         plan = self.trainer.plan
         each = plan.num_steps * plan.num_examples
         count = int(np.clip(_BERNOULLI // each, 20, 400))
@@ -134,6 +147,24 @@ def steps_apart(draws: Draws) -> Finding:
         f"{limit:.2f}",
         abs(scores[name]) <= limit,
     )
+
+
+def turns(draws: Draws) -> Finding:
+    """Whether every example takes part in the steps of one part alone.
+
+    Args:
+        draws: the batches.
+
+    Returns:
+        Fails for an example that takes part twice in as many steps as there are bands.
+    """
+    bands = draws.trainer.plan.bands
+    if bands == 1:
+        return Finding("one part", "-", True)
+    steps = range(bands)
+    parts = np.stack([draws.by_step[:, t::bands].any(1) for t in steps])
+    most = int(parts.sum(0).max())
+    return Finding(f"an example is drawn from {most} of {bands} parts", "1", most <= 1)
 
 
 def repeated(draws: Draws) -> Finding:

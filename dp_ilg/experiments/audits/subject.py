@@ -223,7 +223,8 @@ def scene_plan(plan: PrivacyPlan, max_steps: int) -> PrivacyPlan:
     rate, most = plan.sampling_prob, plan.num_examples
     sizes = [(min(most, round(b / rate)), min(b, most)) for b in _BATCH_SIZES]
     count, size = min(sizes, key=lambda s: round(abs(s[1] / s[0] - rate) / rate, 3))
-    steps = min(max_steps, plan.num_steps)
+    count = max(count, plan.bands * size)
+    steps = min(max(max_steps, plan.bands), plan.num_steps)
     places = np.linspace(0, plan.num_steps - 1, steps).round().astype(int)
     values, counts = [], []
     for z in plan.noise_multipliers[places]:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 import dp_ilg
+from dp_ilg.accounting.correlated import choice
 from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.experiments.config.schema import ScheduleConfig
 
@@ -28,6 +29,7 @@ class AccountingOptions:
         accountant: how privacy loss is composed.
         neighboring_relation: what two data sets may differ in.
         max_batch_size: cut larger draws to this size, at random.
+        bands: over how many steps noise is correlated, or auto.
     """
 
     schedule: ScheduleConfig = _CONSTANT
@@ -35,6 +37,7 @@ class AccountingOptions:
     accountant: Accountant = "pld"
     neighboring_relation: Relation = "add_or_remove_one"
     max_batch_size: int | None = None
+    bands: int | Literal["auto"] | None = None
 
     def facts(self) -> dict[str, Any]:
         """Returns the arguments of `dp_ilg.plan_privacy` that these are.
@@ -43,6 +46,8 @@ class AccountingOptions:
             ValueError: for an unknown schedule.
         """
         given = {field.name: getattr(self, field.name) for field in fields(self)}
+        if self.bands is None:
+            del given["bands"]
         return given | {"schedule": _schedule(self.schedule)}
 
 
@@ -90,10 +95,16 @@ def calibrate(
     sought = dict(
         noise_multiplier=noise_multiplier, num_steps=num_steps, batch_size=batch_size
     )
-    find = _FINDERS[_left_out(sought)]
+    left_out = _left_out(sought)
+    find = _FINDERS[left_out]
+    if accounting.bands is not None and left_out != "noise_multiplier":
+        raise ValueError(
+            f"--bands is {accounting.bands}, for which calibrate finds the noise and "
+            f"not the {left_out.replace('_', ' ')}; give --num-steps and --batch-size."
+        )
     facts |= {name: value for name, value in sought.items() if value is not None}
     facts |= {"epsilon": epsilon, "score_budget": score_budget}
-    return lambda: _show_plan(find(**facts), json)
+    return lambda: _show_plan(find(**facts), json, accounting.bands)
 
 
 _FINDERS: dict[str, Callable[..., PrivacyPlan]] = {
@@ -153,7 +164,7 @@ def epsilon(
             score_budget=0.0,
             **accounting.facts(),
         )
-        _show_plan(plan, json)
+        _show_plan(plan, json, accounting.bands)
 
     return work
 
@@ -222,6 +233,8 @@ _PLAN_ROWS: Rows = {
     "batch_size": ("Expected batch size", "{:,}"),
     "max_batch_size": ("Draws are cut to", "{:,}"),
     "uncut_epsilon": ("Epsilon if none were cut", "{:.4f}"),
+    "bands": ("Noise is correlated over steps", "{:,}"),
+    "expected_noise": ("Noise of sums of steps, of independent noise's", "{:.3f}"),
     "num_examples": ("Training examples", "{:,}"),
     "accountant": ("Accountant", "{}"),
     "neighboring_relation": ("Neighbouring relation", "{}"),
@@ -236,7 +249,7 @@ _EXPORT_ROWS: Rows = {
 }
 
 
-def _show_plan(plan: PrivacyPlan, json: bool) -> None:
+def _show_plan(plan: PrivacyPlan, json: bool, bands: Any = None) -> None:
     multipliers = plan.noise_multipliers
     found = {
         "epsilon": plan.epsilon(),
@@ -256,6 +269,9 @@ def _show_plan(plan: PrivacyPlan, json: bool) -> None:
     if plan.max_batch_size is not None:
         found["max_batch_size"] = plan.max_batch_size
         found["uncut_epsilon"] = replace(plan, max_batch_size=None).epsilon()
+    if bands is not None:
+        found["bands"] = plan.bands
+        found["expected_noise"] = choice.expected(plan)
     show(found, json, _PLAN_ROWS)
 
 

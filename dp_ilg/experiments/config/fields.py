@@ -207,10 +207,13 @@ _SCALARS = {
 
 def _typed(hint: Any, value: Any, source: str, where: str) -> Any:
     """Returns `value` as `hint` says, or raises."""
+    others = ""
     if hint is Any:
         return value
     if get_origin(hint) in (Union, types.UnionType):
-        hint = next(arg for arg in get_args(hint) if arg is not type(None))
+        hints = [arg for arg in get_args(hint) if arg is not type(None)]
+        hint = next((x for x in hints if _is_of(x, value)), hints[0])
+        others = "".join(f" or {x!r}" for h in hints[1:] for x in get_args(h))
     if dataclasses.is_dataclass(hint):
         return from_mapping(hint, value, source=source, where=where)  # type: ignore
     if get_origin(hint) is tuple:
@@ -223,7 +226,14 @@ def _typed(hint: Any, value: Any, source: str, where: str) -> Any:
         words, accepts = _SCALARS[hint]
         if accepts(value):
             return hint(value)
-    raise ValueError(f"{source} has {where} = {value!r}, but it must be {words}.")
+    raise ValueError(
+        f"{source} has {where} = {value!r}, but it must be {words}{others}."
+    )
+
+
+def _is_of(hint: Any, value: Any) -> bool:
+    """Whether a value is one of the words of a literal type."""
+    return get_origin(hint) is Literal and value in get_args(hint)
 
 
 def _items(hint: Any, value: Any, source: str, where: str) -> tuple:

@@ -60,6 +60,7 @@ MEANINGS: dict[str, str] = {
     "privacy.schedule.values": "of `stages`: relative noise of each stage",
     "privacy.num_stages": "largest number of distinct noise multipliers",
     "privacy.max_batch_size": "cut larger draws to this size, at random and charged",
+    "privacy.bands": "steps over which noise cancels: a number, or `auto`",
     "privacy.noise": "`default`, or `exact`: drawn by an exact sampler, slower",
     "optimizer.learning_rate": "the learning rate",
     "optimizer.learning_rate_schedule.name": "`constant`, `cosine` or `linear`",

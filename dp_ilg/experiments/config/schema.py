@@ -95,7 +95,8 @@ class PrivacyConfig:
     Privacy:
         These fields, the number of training examples and the sampler decide
         (epsilon, delta); the batch size is the expected one of a Poisson sample, which
-        `max_batch_size` cuts where it is larger, at a cost that epsilon includes.
+        `max_batch_size` cuts where it is larger, at a cost that epsilon includes. With
+        `bands` noise is correlated over as many steps, which draw from parts in turn.
 
     Example:
         >>> PrivacyConfig(epsilon=-1.0)
@@ -117,6 +118,7 @@ class PrivacyConfig:
     schedule: ScheduleConfig = ScheduleConfig()
     num_stages: int = 16
     max_batch_size: int | None = None
+    bands: int | Literal["auto"] | None = None
     noise: Annotated[Literal["default", "exact"], flag("--noise")] = "default"
 
     def __post_init__(self):
@@ -129,6 +131,8 @@ class PrivacyConfig:
         whole("privacy.num_stages", self.num_stages)
         if self.max_batch_size is not None:
             whole("privacy.max_batch_size", self.max_batch_size, self.batch_size)
+        if self.bands is not None and self.bands != "auto":
+            whole("privacy.bands", self.bands)
 
 
 @dataclass(frozen=True)

@@ -184,6 +184,7 @@ def make_plan(config: Config, num_examples: int) -> PrivacyPlan:
         neighboring_relation=privacy.neighboring_relation,
         num_stages=privacy.num_stages,
         max_batch_size=privacy.max_batch_size,
+        bands=privacy.bands,
         prior_releases=_prior(config),
         exact_noise=privacy.noise == "exact",
         metric_budget=config.metrics.budget if config.metrics.release else 0.0,
