@@ -13,7 +13,6 @@ from tables.lines import (
 
 SWEEPS = {
     "compare_mnist_bands": "MNIST, tanh CNN, 400 steps",
-    "compare_text_lm_bands": "Python's documentation, next words, 120 steps",
 }
 ALONE, BANDS = "dp_sgd", "dp_sgd, bands"
 
