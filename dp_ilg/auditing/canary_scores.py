@@ -81,8 +81,8 @@ def canary_report(
     Example:
         >>> rng = np.random.default_rng(0)
         >>> report = canary_report(rng.normal(3, 1, 200), rng.normal(0, 1, 200))
-        >>> report.auroc > 0.95, 0 < report.epsilon_one_run < report.epsilon
-        (True, True)
+        >>> report.auroc > 0.95, report.epsilon > 1, report.epsilon_one_run > 1
+        (True, True, True)
 
     Reference: Steinke, Nasr and Jagielski 2023 (one run); Carlini et al. 2022 (the rate
     at a low false positive rate).
