@@ -40,6 +40,7 @@ TABLES: dict[str, Table] = {
     "correlated-noise": correlated.noise,
     "correlated-weights": correlated.weights,
     "correlated-time": correlated.seconds,
+    "correlated-accuracy": correlated.accuracy,
     # docs/choosing.md
     "questions": studies.questions,
     "exponents": studies.exponents,
