@@ -78,7 +78,7 @@ def length(source: Any) -> int:
 
     Raises:
         ValueError: for an empty source, or parts of unequal length.
-        TypeError: for a source without positions.
+        TypeError: for a source without positions, a loader above all.
 
     Example:
         >>> length({"x": np.eye(3), "y": [4, 5, 6]})
@@ -94,6 +94,7 @@ def length(source: Any) -> int:
             )
         count = lengths[0]
     else:
+        refuse_loader(source)
         try:
             count = len(source)
         except TypeError as error:
@@ -104,6 +105,39 @@ def length(source: Any) -> int:
     if not count:
         raise ValueError("the source holds no examples; pass at least one.")
     return count
+
+
+def refuse_loader(source: Any) -> None:
+    """Raises for what hands out batches of its own instead of examples by position.
+
+    Args:
+        source: anything; a ``torch.utils.data.DataLoader``, a ``grain.DataLoader``, a
+            ``tf.data.Dataset`` or an iterator is a loader.
+
+    Raises:
+        TypeError: for a loader, with what to give instead.
+
+    Privacy: a loader shuffles and cuts batches of one size, or says nothing of how it
+        draws. "Shuffled epochs, accounted as Poisson samples" claims an epsilon that
+        nobody has proven, and that is too small.
+
+    Example:
+        >>> refuse_loader(np.eye(3))
+        >>> refuse_loader(iter([np.eye(3)]))
+        Traceback (most recent call last):
+        TypeError: list_iterator hands out batches in an order and of a size of its ...
+    """
+    if hasattr(source, "__getitem__") or hasattr(source, "__getitems__"):
+        return
+    if hasattr(source, "__iter__") or hasattr(source, "__next__"):
+        inner = getattr(source, "dataset", None)
+        told = "its dataset (loader.dataset)" if inner is not None else "what it reads"
+        raise TypeError(
+            f"{type(source).__name__} hands out batches in an order and of a size of "
+            "its own, which is no Poisson sample, so that no plan's epsilon holds for "
+            f"them; pass {told}, an object with len and source[int], from which the "
+            "plan's sampler draws."
+        )
 
 
 def _rows(source: Any, picked: np.ndarray) -> Any:
