@@ -125,6 +125,7 @@ class PoissonSampler:
         by itself, so that adding or removing one moves no other.
 
     Example:
+        >>> import jax
         >>> sampler = PoissonSampler(1000, 0.01, key=jax.random.key(0), num_steps=50)
         >>> sampler
         PoissonSampler(1000, 0.01, key=<hidden>, num_steps=50, chunk_size=29)

@@ -24,7 +24,14 @@ FENCE = re.compile(r'^```(\w*)(?: title="[\w.]+")?\n(.*?)^```$', re.S | re.M)
 FILE = re.compile(r'^```\w+ title="([\w.]+)"\n(.*?)^```$', re.S | re.M)
 NUMBER = re.compile(r"\d+\.\d+(?:e[+-]?\d+)?")
 TOLERANCE = 0.03  # what other processors' rounding may change over a short training
-NEEDS = ("equinox", "flax.linen", "haiku", "orbax.checkpoint", "sklearn")
+NEEDS = (
+    "equinox",
+    "flax.linen",
+    "haiku",
+    "jax_privacy",
+    "orbax.checkpoint",
+    "sklearn",
+)
 
 
 class Block(NamedTuple):

@@ -144,7 +144,10 @@ def test_a_run_that_diverges_is_failed_and_not_chosen():
 def test_shipped_sweeps_can_be_and_report_five_seeds(path):
     sweep = read_sweep(path)
     assert len(sweep.seeds) >= 5
-    assert sweep.reference.startswith("dp_adam") or "uniform" in sweep.reference
+    assert (
+        sweep.reference.startswith(("dp_adam", "dp_sgd"))
+        or "uniform" in sweep.reference
+    )
     tuned = [len(tuning_runs(sweep, cell)) for cell in cells(sweep)]
     assert len(set(tuned)) == 1 and tuned[0] >= 6
 
