@@ -6,6 +6,7 @@ import inspect
 import operator
 import pathlib
 import re
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ ROWS = [
 CODE = re.compile(r"`([^`]+)`")
 
 
-def resolved(dotted):
+def resolved(dotted: str) -> Any:
     """The object of a dotted name."""
     parts = dotted.split(".")
     for count in range(len(parts), 0, -1):
