@@ -59,7 +59,7 @@ def test_rows_are_distinct_examples_of_the_user(per_user):
 def test_which_examples_is_uniform_and_a_function_of_key_step_and_user():
     (chunk,) = everybody()
     again = [TABLE.rows(chunk, per_user=1, step=5, key=2) for _ in range(2)]
-    np.testing.assert_array_equal(*again)
+    np.testing.assert_array_equal(again[0], again[1])
     steps = [TABLE.rows(chunk, per_user=1, step=t, key=2)[:, 0] for t in range(600)]
     user = int(np.flatnonzero(np.unique(IDS) == "u00")[0])
     counts = np.unique([row[user] for row in steps], return_counts=True)[1]
