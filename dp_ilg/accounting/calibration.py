@@ -59,6 +59,7 @@ class Calibration:
     row_budget: Any
     bands: Any = None
     strategy: Any = ()
+    unit: Any = None
 
     def template(self) -> PrivacyPlan:
         """Returns the plan with noise 1 throughout."""
@@ -104,6 +105,7 @@ def plan_privacy(
     row_budget: SupportsFloat = 0.0,
     bands: Any = None,
     strategy: Any = (),
+    unit: str | None = None,
 ) -> PrivacyPlan:
     """Plans a run: finds the noise for a target epsilon, or takes it as given.
 
@@ -145,6 +147,8 @@ def plan_privacy(
             (`dp_ilg.accounting.correlated`); "auto" for the number that leaves least,
             None for independent noise.
         strategy: instead of `bands`, the coefficients themselves.
+        unit: "user" to protect users, each with all examples: N and B count users then,
+            drawn by `dp_ilg.sampling.users`.
 
     Returns:
         The plan.

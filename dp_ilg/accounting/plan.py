@@ -32,6 +32,7 @@ _LATER_FIELDS = (
     "metric_budget",
     "row_budget",
     "strategy",
+    "unit",
 )
 _WHOLE = ("num_examples", "batch_size", "num_steps", "max_batch_size")
 _SHARES = ("score_budget", "metric_budget", "row_budget")
@@ -72,6 +73,8 @@ class PrivacyPlan:
             embedding that take part (`dp_ilg.keep_rows`), in [0, 1).
         strategy: coefficients by which the gradient's noise cancels over the steps
             (`dp_ilg.accounting.correlated.strategies`); () for independent noise.
+        unit: "user" where the N examples are users, each with all of theirs; None where
+            they are examples.
 
     Raises:
         ValueError: on construction, for any value that makes no valid plan.
@@ -113,6 +116,7 @@ class PrivacyPlan:
     metric_budget: float = 0.0
     row_budget: float = 0.0
     strategy: Any = ()
+    unit: str | None = None
 
     def __post_init__(self):
         plan_checks.check(self)
@@ -125,6 +129,8 @@ class PrivacyPlan:
         prior = tuple((str(name), float(z)) for name, z in self.prior_releases)
         object.__setattr__(self, "prior_releases", prior)
         object.__setattr__(self, "strategy", tuple(float(c) for c in self.strategy))
+        if self.unit == "example":
+            object.__setattr__(self, "unit", None)
 
     @property
     def bands(self) -> int:

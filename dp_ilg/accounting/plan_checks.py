@@ -10,6 +10,7 @@ from dp_ilg import validation
 from dp_ilg.accounting import accountants
 from dp_ilg.accounting.charges import noise_law
 from dp_ilg.accounting.correlated import strategies
+from dp_ilg.accounting.statements import units
 
 _MOST = 2**53  # above, floating point cannot tell a count from the next
 
@@ -87,6 +88,7 @@ def check(plan: Any) -> None:
     _check_stages(plan)
     _check_prior(plan.prior_releases)
     _check_strategy(plan)
+    units.check(plan.unit)
 
 
 def _check_strategy(plan: Any) -> None:

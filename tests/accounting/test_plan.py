@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from dp_ilg.accounting import accountants
 from dp_ilg.accounting.plan import PrivacyPlan
-from dp_ilg.accounting.statements.statement import RELATIONS, round_up
+from dp_ilg.accounting.statements.statement import round_up
+from dp_ilg.accounting.statements.units import UNITS
 
 FACTS = dict(
     num_examples=60_000,
@@ -215,6 +216,7 @@ def test_digest_depends_on_every_field(name):
         "num_parameters": 10**6,
         "exact_noise": True,
         "strategy": (1.0, 0.5),
+        "unit": "user",
     }
     changes = {name: other.get(name, 1e-6)}
     if name == "num_steps":
@@ -364,7 +366,7 @@ def test_statement_names_every_condition(accountant, relation):
     for phrase in (
         f"({round_up(one.epsilon())}, 1e-05)-differential privacy",
         "unit of privacy is one training example",
-        RELATIONS[relation],
+        UNITS["example"].relations[relation],
         "Poisson sampling",
         "probability 0.01 ",
         "60,000 examples",

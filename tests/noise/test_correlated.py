@@ -14,7 +14,10 @@ from dp_ilg.noise.add_noise import add_importance_noise, noise_stddev
 from dp_ilg.noise.release import ROUNDING, Whole
 from tests.helpers.models import plan
 
-STEEP = (1.0, *[15 * 2048 // 31 / 2048] * 31)  # the largest products there can be
+STEEP = (
+    1.0,
+    *(15 * 2048 // 31 / 2048 for _ in range(31)),
+)  # the largest products there can be
 LEVEL = 1e-4
 
 

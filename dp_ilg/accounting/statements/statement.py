@@ -7,11 +7,8 @@ from typing import Any
 
 from dp_ilg.accounting import accountants
 from dp_ilg.accounting.correlated import cycles, strategies
+from dp_ilg.accounting.statements.units import unit_of
 
-RELATIONS = {
-    "add_or_remove_one": "adding one training example to the data or removing one",
-    "replace_one": "replacing one training example by any other",
-}
 ACCOUNTANTS = {
     "pld": (
         "composition of privacy loss distributions; every approximation is rounded "
@@ -108,15 +105,15 @@ def _no_guarantee(plan, steps: int) -> str:
 def _guarantee(plan, epsilon: float) -> str:
     shown = round_up(epsilon)
     factor = round_up(math.exp(epsilon)) if epsilon < 50 else f"exp({shown})"
+    unit = unit_of(plan)
     weak = " An epsilon this large is a weak promise by itself." if epsilon > 10 else ""
     return (
         f"Training satisfies ({shown}, {plan.delta:g})-differential privacy. The unit "
-        "of privacy is one training example: for every way of "
-        f"{RELATIONS[plan.neighboring_relation]}, any result that a reader of the "
+        f"of privacy is {unit.one}: for every way of "
+        f"{unit.relations[plan.neighboring_relation]}, any result that a reader of the "
         "trained model, or of every noisy gradient released on the way, could look for "
         f"becomes at most {factor} times as likely (epsilon = {shown}), plus a "
-        f"probability of at most {plan.delta:g} (delta). A person who contributed "
-        f"several examples is protected less.{weak}"
+        f"probability of at most {plan.delta:g} (delta). {unit.beside}{weak}"
     )
 
 
@@ -144,25 +141,25 @@ def _mechanism(plan, steps: int) -> str:
         f"Training takes {plan.num_steps:,} {word}. {_sampling(plan)}, "
         f"{plan.batch_size:,} on average{_cut(plan)}; sums are divided by this average "
         "and never by the number drawn, and rows that only fill up a batch count as "
-        "absent. The "
-        f"gradient of each example is limited to a norm of {plan.l2_clip_norm:g} "
-        "before it enters the sum, and normally distributed noise is added whose "
-        "standard deviation, relative to that limit and over all that a step releases, "
-        f"is {noise} (the noise multiplier).{_bands(plan)}"
+        f"absent. The gradient of each {unit_of(plan).noun} is limited to a norm of "
+        f"{plan.l2_clip_norm:g} before it enters the sum, and normally distributed "
+        "noise is added whose standard deviation, relative to that limit and over all "
+        f"that a step releases, is {noise} (the noise multiplier).{_bands(plan)}"
     )
 
 
 def _sampling(plan) -> str:
+    noun = unit_of(plan).noun
     if plan.bands == 1:
         return (
-            f"In each step every one of the {plan.num_examples:,} examples takes part "
+            f"In each step every one of the {plan.num_examples:,} {noun}s takes part "
             "independently of all others with probability "
             f"{plan.sampling_prob:.6g} (Poisson sampling)"
         )
     return (
-        f"Each of the {plan.num_examples:,} examples belongs to one of {plan.bands} "
+        f"Each of the {plan.num_examples:,} {noun}s belongs to one of {plan.bands} "
         "parts, dealt at random and each by itself; the parts take turns, and in a "
-        "step every example of the part takes part independently of all others with "
+        f"step every {noun} of the part takes part independently of all others with "
         f"probability {cycles.sampling_rate(plan):.6g} (cyclic Poisson sampling)"
     )
 
@@ -284,14 +281,15 @@ def _noise(plan) -> str:
 
 def _facts(plan, steps: int, epsilon: float, text: str) -> dict[str, Any]:
     least, most = _multipliers(plan, steps)
+    relation = unit_of(plan).relations[plan.neighboring_relation]
     return {
         "epsilon": None if math.isinf(epsilon) else epsilon,
         "private": not math.isinf(epsilon),
         "delta": plan.delta,
         "target_epsilon": plan.target_epsilon,
-        "unit_of_privacy": "one training example",
+        "unit_of_privacy": unit_of(plan).one,
         "neighboring_relation": plan.neighboring_relation,
-        "neighboring_relation_in_words": RELATIONS[plan.neighboring_relation],
+        "neighboring_relation_in_words": relation,
         "sampling": _sampling_name(plan),
         "bands": plan.bands,
         "strategy": plan.strategy,

@@ -6,7 +6,8 @@ from typing import Any
 
 from dp_ilg.accounting.plan import PrivacyPlan
 from dp_ilg.accounting.statements.membership import right_guesses, right_guesses_of
-from dp_ilg.accounting.statements.statement import RELATIONS, round_up
+from dp_ilg.accounting.statements.statement import round_up
+from dp_ilg.accounting.statements.units import unit_of
 from dp_ilg.experiments.reports.words import short, shown_epsilon
 
 Bullets = list[tuple[str, str]]
@@ -53,16 +54,17 @@ def _promise(plan: PrivacyPlan, facts: Mapping[str, Any]) -> str:
     times = round_up(factor) if factor < 1e6 else f"exp({shown})"
     return (
         f"ε = {shown} at δ = {short(plan.delta)}. Whatever somebody looks for in what "
-        f"was released, one example makes it at most {times} times as likely, plus a "
-        f"probability of at most {short(plan.delta)}."
+        f"was released, one {unit_of(plan).noun} makes it at most {times} times as "
+        f"likely, plus a probability of at most {short(plan.delta)}."
     )
 
 
 def _protected(plan: PrivacyPlan) -> str:
+    unit = unit_of(plan)
+    who = unit.one[0].upper() + unit.one[1:]
     return (
-        f"One training example of {plan.num_examples:,}: the comparison is between "
-        f"the data and the same after {RELATIONS[plan.neighboring_relation]}. A person "
-        "with several examples is protected less."
+        f"{who}, of {plan.num_examples:,}: the comparison is between the data and the "
+        f"same after {unit.relations[plan.neighboring_relation]}. {unit.beside}"
     )
 
 

@@ -1,5 +1,7 @@
 """Correlated noise is charged as one Gaussian a cycle, at b times the rate."""
 
+from typing import Any
+
 import dp_accounting
 import numpy as np
 import pytest
@@ -21,7 +23,8 @@ def test_event_composes_cycles_at_b_times_the_rate():
     one = dp_accounting.SelfComposedDpEvent
     assert banded().event() == dp_accounting.ComposedDpEvent([one(step, 3)])
     for steps, count in ((1, 1), (4, 1), (5, 2), (8, 2), (9, 3)):
-        assert banded().event(steps).events[0].count == count
+        event: Any = banded().event(steps)
+        assert event.events[0].count == count
 
 
 def test_a_cycle_is_charged_with_its_least_noise():

@@ -1,6 +1,7 @@
 """Strategies are optimal, and what a plan says of their noise is what matrices say."""
 
 import functools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ import dp_ilg
 from dp_ilg.accounting.correlated import choice, strategies
 from tests.helpers.models import plan
 
-FACTS = dict(delta=1e-5, num_examples=60_000, batch_size=1024, num_steps=1000)
+FACTS: dict[str, Any] = dict(
+    delta=1e-5, num_examples=60_000, batch_size=1024, num_steps=1000
+)
 
 
 def dense_error(strategy, steps):

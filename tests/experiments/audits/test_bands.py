@@ -1,6 +1,7 @@
 """Audits of correlated noise: sound trainers hold, and faults are found."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,7 +101,7 @@ def test_one_run_holds_and_finds_a_tenth_of_the_noise():
         auditor = theirs.CanaryScoreAuditor(found.inside, found.outside)
         return auditor.epsilon_one_run(0.05, claimed.delta)
 
-    options = dict(engine="vmap", hidden=50)
+    options: Any = dict(engine="vmap", hidden=50)
     quieter = dataclasses.replace(claimed, stages=((6, 0.4),))
     sound, leaky = (trainer(p, "dp_sgd", **options) for p in (claimed, quieter))
     assert bound(sound) <= claimed.epsilon() < bound(leaky)
