@@ -1,5 +1,7 @@
 """Correlated noise: exact in whole numbers, of the law that is charged, bounded."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,7 +32,7 @@ def rounded_sum(strategy, rows, step):
     """round(sum of c_i m_(t-i)) by Python's integers."""
     ages = len(strategy) - 1
     units = [round(c * 2048) for c in strategy]
-    total = sum(units[i] * rows[(step - i) % ages] for i in range(1, ages + 1))
+    total: Any = sum(units[i] * rows[(step - i) % ages] for i in range(1, ages + 1))
     return np.array([(x + 1024) >> 11 for x in total], object)
 
 
