@@ -1,5 +1,6 @@
-"""Principal directions of private data, released once and charged to the plan.
+"""Facts about private data, released once and charged: directions, numbers.
 
 Floor 3: imports `noise` and below.
-Enter by `pca.private_pca` and `factor_pca.private_factor_pca` (feature maps).
+Enter by `pca.private_pca` and `factor_pca.private_factor_pca` (feature maps), and
+`numbers` (moments, counts, quantiles, accuracy).
 """
