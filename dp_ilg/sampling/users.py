@@ -19,6 +19,7 @@ from dp_ilg.sampling.batch import SealedBatch
 from dp_ilg.sampling.gather import PADDING, length, take
 from dp_ilg.sampling.poisson import Chunk
 
+_MISSING = ("", "nan", "none", "null", "<na>", "nat")
 _FEW = b"few of a user"  # separates these words from those that draw users
 
 
@@ -44,22 +45,14 @@ class UserTable:
         """Reads the owner of every example.
 
         Args:
-            ids: one id an example, in the examples' order: integers or strings.
+            ids: one id an example, in the examples' order: all integers, or all words.
 
         Raises:
-            ValueError: for no ids, more than one axis, or ids that are missing (NaN,
-                None, empty strings).
+            ValueError: for no ids, more than one axis, mixed kinds, or ids that are
+                missing (NaN, None, masked, empty words, or words that missing ones turn
+                into, such as "nan").
         """
-        found = np.asarray(ids)
-        if found.ndim != 1 or not found.size:
-            raise ValueError(
-                f"ids has the shape {found.shape}, but must hold one id an example."
-            )
-        if found.dtype.kind not in "iuUS" or (found.dtype.kind in "US" and "" in found):
-            raise ValueError(
-                f"ids has the dtype {found.dtype}, but must hold integers or words, "
-                "none of them missing; give examples without a user one id each."
-            )
+        found = _checked_ids(ids)
         _, owner = np.unique(found, return_inverse=True)
         self._order = np.argsort(owner, kind="stable")
         self._start = np.concatenate([[0], np.cumsum(np.bincount(owner))])
@@ -80,21 +73,25 @@ class UserTable:
         """
         return np.sort(self._order[self._start[user] : self._start[user + 1]])
 
-    def check_plan(self, plan: Any) -> None:
+    def check_plan(self, plan: Any, *, examples_asked: bool = False) -> None:
         """Raises unless a plan protects these users.
 
         Args:
             plan: a `dp_ilg.PrivacyPlan`.
+            examples_asked: True to take a plan that protects single examples although
+                users have several.
 
         Raises:
             ValueError: for a plan at the level of examples where a user has several,
                 and for another number of users.
         """
-        if plan.unit != "user" and self.num_users < self.num_examples:
+        several = self.num_users < self.num_examples and not examples_asked
+        if plan.unit != "user" and several:
             raise ValueError(
                 f"The plan protects single examples, but {self.num_examples:,} "
                 f"examples belong to {self.num_users:,} users, who are protected less; "
-                f'plan with unit="user" and num_examples={self.num_users}.'
+                f'plan with unit="user" and num_examples={self.num_users}, or pass '
+                "examples_asked=True."
             )
         if plan.unit == "user" and plan.num_examples != self.num_users:
             raise ValueError(
@@ -238,11 +235,49 @@ def mean_over_user(loss_fn: Any) -> Any:
 
     def mean(params: Any, user: Any) -> Any:
         views, is_there = user
+        one = jnp.argmax(
+            is_there
+        )  # stands for the absent, whose zeros may have no loss
+        filled = lambda x: jnp.where(_like(is_there, x), x, x[one])  # noqa: E731
+        views = jax.tree.map(filled, views)
         losses = jax.vmap(loss_fn, (None, 0))(params, views)
         kept = jnp.where(is_there, losses, 0)
         return jnp.sum(kept) / jnp.maximum(jnp.sum(is_there), 1)
 
     return mean
+
+
+def _like(mask: Any, x: Any) -> Any:
+    return jnp.reshape(mask, (-1, *[1] * (jnp.ndim(x) - 1)))
+
+
+def _checked_ids(ids: Any) -> np.ndarray:
+    """The ids, before NumPy makes words of what is missing."""
+    missing = bool(np.ma.is_masked(ids))
+    found = np.asarray(ids, object)
+    if found.ndim != 1 or not found.size:
+        raise ValueError(
+            f"ids has the shape {found.shape}, but must hold one id an example."
+        )
+    kinds = {_kind(one) for one in found.tolist()}
+    if missing or len(kinds) != 1 or "" in kinds:
+        raise ValueError(
+            "ids must be all integers or all words, none of them missing (NaN, None, "
+            "empty or masked), but are not; give examples without a user one id each."
+        )
+    return np.array(found.tolist())
+
+
+def _kind(one: Any) -> str:
+    """Whether an id is a number or a word; empty for what stands for none."""
+    if isinstance(one, bool):
+        return ""
+    if isinstance(one, int | np.integer):
+        return "number"
+    if isinstance(one, bytes):
+        one = one.decode("latin-1")
+    is_word = isinstance(one, str) and one.strip().lower() not in _MISSING
+    return "word" if is_word else ""
 
 
 def _folded(tree: Any, shape: tuple[int, int]) -> Any:

@@ -114,6 +114,33 @@ def test_a_user_with_a_thousand_examples_moves_the_sum_by_the_clip_norm():
     assert np.sqrt(sum((x**2).sum() for x in jax.tree.leaves(gap))) <= 1 + 2e-6
 
 
+@pytest.mark.parametrize("engine", ["auto", "vmap"])
+def test_padding_never_makes_a_user_vanish(engine):
+    """A loss without a value at zero: what stands for the absent must not be read."""
+    loss = mean_over_user(lambda p, x: jnp.log(p["p"] * x))
+    params = {"p": jnp.float32(2.0)}
+    users = jnp.array([[3.0, 0.0], [3.0, 5.0], [0.0, 7.0]])
+    there = jnp.array([[True, False], [True, True], [False, True]])
+    grad_fn = dp_ilg.clipped_grad(loss, l2_clip_norm=100.0, engine=engine)
+    geometry = dp_ilg.Geometry.uniform(params)
+    found = jax.jit(lambda b: grad_fn(params, b, geometry=geometry))((users, there))
+    assert float(found.gradients["p"]) == pytest.approx(1.5, rel=1e-4)  # 3 of 1 / 2
+
+
+def test_a_plan_for_examples_is_taken_if_asked_for():
+    TABLE.check_plan(plan(num_examples=70), examples_asked=True)
+    with pytest.raises(ValueError, match="or pass examples_asked=True"):
+        TABLE.check_plan(plan(num_examples=70))
+
+
+def test_words_of_any_kind_are_ids():
+    for ids in (["b", "a", "b"], np.array([b"b", b"a", b"b"]), [2, 1, 2]):
+        table = UserTable(ids)
+        assert table.num_users == 2 and table.examples_of(1).tolist() == [0, 2]
+    assert UserTable(np.array(["b", "a"], object)).num_users == 2
+    assert UserTable(np.array([2**63 + 1, 3, 3], np.uint64)).num_users == 2
+
+
 def test_a_run_through_the_front_door_takes_users(tmp_path):
     import optax
 
@@ -162,6 +189,17 @@ def test_record_level_plans_are_refused_where_ids_repeat():
         (lambda: UserTable([[1, 2]]), "one id an example"),
         (lambda: UserTable([1.0, np.nan]), "none of them missing"),
         (lambda: UserTable(["a", ""]), "none of them missing"),
+        (lambda: UserTable(["a", np.nan, "b", np.nan]), "none of them missing"),
+        (lambda: UserTable(["a", None]), "none of them missing"),
+        (lambda: UserTable(np.array(["a", np.nan])), "none of them missing"),
+        (lambda: UserTable(np.array(["a", "NaN "])), "none of them missing"),
+        (lambda: UserTable([b"a", b""]), "none of them missing"),
+        (lambda: UserTable([1, "1"]), "none of them missing"),
+        (lambda: UserTable([True, False]), "none of them missing"),
+        (
+            lambda: UserTable(np.ma.array([1, 2], mask=[False, True])),
+            "none of them missing",
+        ),
         (lambda: UserTable([1, 2]).views(np.ones(3), per_user=1, key=0), "one id an"),
         (
             lambda: TABLE.rows(everybody()[0], per_user=0, step=0, key=0),
